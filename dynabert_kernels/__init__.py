@@ -1,0 +1,41 @@
+"""Kernels that compute a transformer encoder over the leading heads and neurons of its weights, in place.
+
+Tensors in, tensors out: this package knows no BERT, no text and no files. See ``show_config()`` for what is built.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+from dynabert_kernels.layout import LayerPlan, PackedBatch, Plan, SubnetShape, group_by_shape
+from dynabert_kernels.ops import (
+    NATIVE,
+    SlowerProviderWarning,
+    add_layer_norm,
+    config,
+    elastic_attention,
+    elastic_ffn,
+    elastic_linear,
+    embed_layer_norm,
+    show_config,
+    use_provider,
+    varlen_attention,
+)
+
+__all__ = [
+    "LayerPlan",
+    "PackedBatch",
+    "Plan",
+    "SlowerProviderWarning",
+    "SubnetShape",
+    "add_layer_norm",
+    "config",
+    "elastic_attention",
+    "elastic_ffn",
+    "elastic_linear",
+    "embed_layer_norm",
+    "group_by_shape",
+    "show_config",
+    "use_provider",
+    "varlen_attention",
+]

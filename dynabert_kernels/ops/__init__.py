@@ -1,0 +1,29 @@
+"""The ops: one file each, in the order schema, fake, autograd, public function."""
+
+from dynabert_kernels.ops import native, triton_providers
+from dynabert_kernels.ops.add_layer_norm import add_layer_norm
+from dynabert_kernels.ops.config import config, show_config
+from dynabert_kernels.ops.elastic_attention import elastic_attention
+from dynabert_kernels.ops.elastic_ffn import elastic_ffn
+from dynabert_kernels.ops.elastic_linear import elastic_linear
+from dynabert_kernels.ops.embed_layer_norm import embed_layer_norm
+from dynabert_kernels.ops.providers import SlowerProviderWarning, use_provider
+from dynabert_kernels.ops.varlen_attention import varlen_attention
+
+# The schemas above must be defined before the native library binds to them.
+NATIVE = native.load()
+triton_providers.load()
+
+__all__ = [
+    "NATIVE",
+    "SlowerProviderWarning",
+    "add_layer_norm",
+    "config",
+    "elastic_attention",
+    "elastic_ffn",
+    "elastic_linear",
+    "embed_layer_norm",
+    "show_config",
+    "use_provider",
+    "varlen_attention",
+]

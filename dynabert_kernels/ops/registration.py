@@ -1,0 +1,75 @@
+"""Registers an op with PyTorch: one schema, one fake, every provider, one way to save for the backward.
+
+The schema string is written once, in Python. It defines ``dynabert::name`` (which chooses the provider) and
+``dynabert_cpu::name`` and ``dynabert_cuda::name`` (which the native library fills in). So no provider can drift from
+the signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynabert_kernels.ops import providers
+
+_chooser = torch.library.Library("dynabert", "DEF")
+_native = {name: torch.library.Library(f"dynabert_{name}", "DEF") for name in ("cpu", "cuda")}
+OP_NAMES: list[str] = []
+
+
+def define(name: str, signature: str, *, reference: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Defines ``dynabert::name`` with ``signature`` and returns the callable op.
+
+    ``reference``: the definition, registered as the provider of that name. ``fake``: shapes and dtypes of the result.
+    """
+    for library in (_chooser, *_native.values()):
+        library.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
+    providers.register(name, "reference", reference)
+
+    def chosen(*args: Any) -> Any:
+        return providers.choose(name, args).function(*args)
+
+    for key in ("CPU", "CUDA"):
+        _chooser.impl(name, chosen, key)
+    torch.library.register_fake(f"dynabert::{name}", fake, lib=_chooser)
+    OP_NAMES.append(name)
+    return getattr(torch.ops.dynabert, name).default
+
+
+def differentiate(
+    name: str,
+    *,
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., Any],
+) -> None:
+    """Registers the gradient of ``dynabert::name``."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        # A saved tensor's gradient is never asked for: without this, zeros as large as the activations are made.
+        ctx.set_materialize_grads(False)
+        # The backward may run in another thread, which does not see the caller's context.
+        ctx.forced_provider = providers.forced_provider()
+        setup(ctx, inputs, output)
+
+    def forced_backward(ctx: Any, *gradients: Any) -> Any:
+        if ctx.forced_provider is None:
+            return backward(ctx, *gradients)
+        with providers.use_provider(ctx.forced_provider):
+            return backward(ctx, *gradients)
+
+    torch.library.register_autograd(f"dynabert::{name}", forced_backward, setup_context=setup_context, lib=_chooser)
+
+
+def dense_gradient(gradient: Tensor) -> Tensor:
+    """``gradient`` with a last stride of 1. ``sum().backward()`` delivers stride 0, which no kernel reads."""
+    if gradient.stride(-1) == 1 and all(stride != 0 for stride in gradient.stride()):
+        return gradient
+    return gradient.contiguous()
+
+
+def needs_save(*tensors: Tensor | None) -> bool:
+    """Whether the forward must keep what the backward reads."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -1,0 +1,18 @@
+"""Registers the Triton kernels as providers, where Triton is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from dynabert_kernels.ops import providers
+
+
+def load() -> None:
+    """Registers the Triton provider of each op that has one; says why there is none."""
+    if importlib.util.find_spec("triton") is None:
+        providers.mark_unavailable("triton", "Triton is not installed (pip install triton)")
+        return
+    from dynabert_kernels.triton import add_layer_norm
+
+    for name in ("add_layer_norm_fwd", "add_layer_norm_bwd"):
+        providers.register(name, "triton", getattr(add_layer_norm, name), add_layer_norm.supports)

@@ -1,0 +1,29 @@
+"""The definition of every op, in plain PyTorch.
+
+Every other provider is held to these functions. They take any head size, hidden size and width, in float32, bfloat16,
+float16 and float64. They read the plan's numbers on the host, so on a GPU they synchronise. Each op is a forward, a
+backward written out (not by autograd, so that it is the template of the kernels), and both have exactly the signature
+of the registered op. The tests hold the written backward against autograd of the forward, in float64.
+"""
+
+from dynabert_kernels.reference.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
+from dynabert_kernels.reference.elastic_attention import elastic_attention_bwd, elastic_attention_fwd
+from dynabert_kernels.reference.elastic_ffn import elastic_ffn_bwd, elastic_ffn_fwd
+from dynabert_kernels.reference.elastic_linear import elastic_linear_bwd, elastic_linear_fwd
+from dynabert_kernels.reference.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd
+from dynabert_kernels.reference.varlen_attention import varlen_attention_bwd, varlen_attention_fwd
+
+__all__ = [
+    "add_layer_norm_bwd",
+    "add_layer_norm_fwd",
+    "elastic_attention_bwd",
+    "elastic_attention_fwd",
+    "elastic_ffn_bwd",
+    "elastic_ffn_fwd",
+    "elastic_linear_bwd",
+    "elastic_linear_fwd",
+    "embed_layer_norm_bwd",
+    "embed_layer_norm_fwd",
+    "varlen_attention_bwd",
+    "varlen_attention_fwd",
+]
