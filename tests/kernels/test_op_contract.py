@@ -1,0 +1,168 @@
+"""Every op keeps PyTorch's contract: schema, fake, autograd, no recompiling when only the plan changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernels.cases import DROPOUT_STATE, Network, bias_table, plan_of
+from torch import Tensor
+
+import dynabert_kernels as dk
+
+NETWORK = Network(width=16, heads=4, size=4, neurons=12, dtype=torch.float32)
+STATE = torch.tensor(DROPOUT_STATE)
+
+
+def grad(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+def sample_calls(name: str, save: bool) -> dict[str, tuple]:
+    """Raw arguments of each forward op under the plan ``name``."""
+    torch.manual_seed(0)
+    plan, borders = plan_of(name, row_bucket=4)
+    layer = plan.layer(0)
+    rows = plan.num_rows
+    x = NETWORK.tensor(rows, 16).requires_grad_(save)
+    qkv = NETWORK.tensor(rows, 4, 3, 4).requires_grad_(save)
+    bias = bias_table(NETWORK, plan.max_seqlen).requires_grad_(save)
+    attention, ffn = NETWORK.attention(), NETWORK.ffn()
+    tables = [NETWORK.tensor(9, 16), NETWORK.tensor(20, 16), NETWORK.tensor(2, 16), *ffn[4:]]
+    if save:
+        grad([*attention, *ffn, *tables])
+    ids = torch.randint(0, 9, (rows,))
+    return {
+        "add_layer_norm_fwd": (x, x.detach().clone(), *ffn[4:], 1e-12),
+        "elastic_linear_fwd": (
+            *(x, ffn[0], ffn[1], None, layer.rows, layer.heads, None),
+            *(3, 1, layer.max_heads * 3, 16, 1, save),
+        ),
+        "varlen_attention_fwd": (
+            *(qkv, borders, layer.rows, layer.heads, bias, STATE, layer.max_heads, plan.max_seqlen),
+            *(0.5, 0.25, 3, save),
+        ),
+        "elastic_attention_fwd": (
+            *(x, *attention, borders, layer.rows, layer.heads, bias, STATE, layer.max_heads, plan.max_seqlen),
+            *(0.5, 1e-12, 0.25, 0.25, 3, save),
+        ),
+        "elastic_ffn_fwd": (
+            *(x, *ffn, layer.rows, layer.neurons, STATE, layer.max_neurons),
+            *(1, 1e-12, 0.25, 3, save),
+        ),
+        "embed_layer_norm_fwd": (
+            *(ids, ids.clone(), None, *tables, layer.rows, STATE, 1e-12, 0.25, 0, 0),
+        ),
+    }
+
+
+@pytest.mark.parametrize("op", sorted(sample_calls("one token", save=False)))
+@pytest.mark.parametrize("plan", ["mixed, not sorted", "a group skips the layer"])
+def test_opcheck(op: str, plan: str) -> None:
+    args = sample_calls(plan, save=True)[op]
+    with dk.use_provider("reference"):
+        torch.library.opcheck(getattr(torch.ops.dynabert, op).default, args)
+
+
+def test_backward_ops_keep_the_contract() -> None:
+    """The backward ops are registered with fakes of their own, so that compiled training needs no graph break."""
+    x, w = NETWORK.tensor(5, 16), NETWORK.tensor(16)
+    mean, rstd = torch.zeros(5), torch.ones(5)
+    with dk.use_provider("reference"):
+        torch.library.opcheck(torch.ops.dynabert.add_layer_norm_bwd.default, (x, x.clone(), None, w, mean, rstd))
+
+
+class Layer(torch.nn.Module):
+    """Both sub-layers, as a model calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = torch.nn.ParameterList(NETWORK.attention())
+        self.ffn = torch.nn.ParameterList(NETWORK.ffn())
+
+    def forward(self, x: Tensor, borders: Tensor, plan: dk.Plan) -> Tensor:
+        layer = plan.layer(0)
+        x = dk.elastic_attention(x, *self.attention, borders, layer, max_seqlen=plan.max_seqlen)
+        return dk.elastic_ffn(x, *self.ffn, layer)
+
+
+def test_compiles_whole_and_does_not_recompile_for_a_new_plan() -> None:
+    torch._dynamo.reset()
+    compiles = 0
+
+    def counting_backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        nonlocal compiles
+        compiles += 1
+        return graph.forward
+
+    module = Layer()
+    compiled = torch.compile(module, backend=counting_backend, fullgraph=True, dynamic=True)
+    names = ["mixed, widest first", "mixed, not sorted", "uniform, full", "a group skips the layer"]
+    groups_of_three = [name for name in names if len(plan_of(name)[0].rows) == 4]
+    with dk.use_provider("reference"):
+        for name in [*groups_of_three, *groups_of_three]:
+            plan, borders = plan_of(name, row_bucket=4)
+            x = NETWORK.tensor(plan.num_rows, 16)
+            torch.testing.assert_close(compiled(x, borders, plan), module(x, borders, plan))
+    assert compiles <= 2, f"{compiles} graphs for {len(groups_of_three)} plans"
+    torch._dynamo.reset()
+
+
+def test_compiled_training_gives_the_same_gradients() -> None:
+    torch._dynamo.reset()
+    module = Layer()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    plan, borders = plan_of("a group skips the layer", row_bucket=4)
+    x = NETWORK.tensor(plan.num_rows, 16)
+    with dk.use_provider("reference"):
+        got = torch.autograd.grad(compiled(x, borders, plan).square().sum(), list(module.parameters()))
+        want = torch.autograd.grad(module(x, borders, plan).square().sum(), list(module.parameters()))
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("save", [False, True], ids=["inference", "training"])
+def test_a_dead_row_is_never_read(save: bool) -> None:
+    """NaN in the rows of no group reaches neither the output nor any gradient."""
+    plan, borders = plan_of("mixed, not sorted", row_bucket=32)
+    layer = plan.layer(0)
+    tokens = int(layer.rows[-1])
+    module = Layer()
+    x = NETWORK.tensor(plan.num_rows, 16)
+    x[tokens:] = float("nan")
+    x.requires_grad_(save)
+    y = module(x, borders, plan)
+    assert not y.isnan().any()
+    assert (y[tokens:] == 0).all()
+    if save:
+        y.square().sum().backward()
+        for tensor in [x, *module.parameters()]:
+            assert tensor.grad is not None
+            assert not tensor.grad.isnan().any()
+
+
+def test_a_mixed_batch_gives_each_group_what_it_gets_alone() -> None:
+    """Dropout included: group g alone, with its index added to the offset, has the same mask."""
+    network = Network(width=16, heads=4, size=4, neurons=12, dtype=torch.float64)
+    torch.manual_seed(0)
+    plan, borders = plan_of("mixed, widest first")
+    x, attention, ffn = network.tensor(plan.num_rows, 16), network.attention(), network.ffn()
+    keys = dict(attention_dropout=0.2, hidden_dropout=0.2)
+
+    def run(x: Tensor, borders: Tensor, plan: dk.Plan, state: Tensor) -> Tensor:
+        layer = plan.layer(0)
+        y = dk.elastic_attention(
+            x, *attention, borders, layer, max_seqlen=plan.max_seqlen, dropout_state=state, **keys
+        )
+        return dk.elastic_ffn(y, *ffn, layer, hidden_dropout=0.2, dropout_state=state, dropout_stream=9)
+
+    together = run(x, borders, plan, STATE)
+    rows = plan.layer(0).rows.tolist()
+    lengths = [[5, 2], [7], [3, 1]]
+    for group, heads in enumerate([4, 2, 1]):
+        alone = dk.Plan.uniform(dk.SubnetShape((heads,), (heads * 3,)), lengths[group])
+        begin, end = rows[group], rows[group + 1]
+        own = torch.tensor([0, *lengths[group]]).cumsum(0).to(torch.int32)
+        expected = run(x[begin:end], own, alone, STATE + torch.tensor([0, group]))
+        torch.testing.assert_close(together[begin:end], expected)
