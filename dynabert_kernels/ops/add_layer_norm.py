@@ -62,9 +62,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
 differentiate("add_layer_norm_fwd", setup=_setup, backward=_backward)
 
 
-def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-12
-) -> Tensor:
+def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-12) -> Tensor:
     """LayerNorm of the sum of a branch and its residual.
 
     ``y = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias`` with ``h = x + residual`` and the variance over ``C``

@@ -36,10 +36,12 @@ def same(op: str, first: tuple[str, Tensor], others: Mapping[str, Tensor | None]
                 f"{op}: {other} is {value.dtype}, {name} is {tensor.dtype}; allowed: one dtype; convert one of them"
             )
         if value.device != tensor.device:
-            raise ValueError(f"{op}: {other} is on {value.device}, {name} is on {tensor.device}; put both on one device")
+            raise ValueError(
+                f"{op}: {other} is on {value.device}, {name} is on {tensor.device}; put both on one device"
+            )
 
 
-def indices(op: str, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+def indices(op: str, name: str, tensor: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
     """A one-dimensional integer tensor on ``device``, contiguous."""
     if not isinstance(tensor, Tensor) or tensor.dim() != 1:
         got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__

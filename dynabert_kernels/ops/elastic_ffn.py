@@ -122,8 +122,8 @@ def elastic_ffn(
     of this layer. ``activation``: ``"gelu"`` (exact), ``"gelu_tanh"``, ``"relu"`` or ``"none"``. Dropout as in
     :func:`varlen_attention`.
 
-    Returns (T, C) in x's dtype. Differentiable in x and every weight; a weight's gradient has its full shape and is zero
-    in the inactive part. No weight is copied. Accumulates in float32 (float64 for float64). Deterministic. Does not
+    Returns (T, C) in x's dtype. Differentiable in x and every weight; a weight's gradient has its full shape and is
+    zero in the inactive part. No weight is copied. Accumulates in float32 (float64 for float64). Deterministic. Does not
     synchronise, except with the reference provider on a GPU.
 
     Raises ``ValueError`` on a shape, device or bound that does not fit, ``TypeError`` on a dtype.
@@ -157,8 +157,7 @@ def elastic_ffn(
     checks.indices(op, "layer.neurons", layer.neurons, x.device, torch.int32)
     if layer.neurons.shape[0] != layer.rows.shape[0] - 1:
         raise ValueError(
-            f"{op}: layer.neurons has {layer.neurons.shape[0]} entries; "
-            f"allowed: one a group, {layer.rows.shape[0] - 1}"
+            f"{op}: layer.neurons has {layer.neurons.shape[0]} entries; allowed: one a group, {layer.rows.shape[0] - 1}"
         )
     checks.dropout(op, "hidden_dropout", hidden_dropout, dropout_state, x.device)
     save = needs_save(x, in_weight, in_bias, out_weight, out_bias, ln_weight, ln_bias)

@@ -126,9 +126,10 @@ def embed_layer_norm(
     checks.shape(op, "bias", bias, (width,), "(C,)")
     checks.same(op, ("word", word), {"position": position, "token_type": token_type, "weight": weight, "bias": bias})
     for name, ids in (("input_ids", input_ids), ("position_ids", position_ids), ("token_type_ids", token_type_ids)):
-        if ids is None and name == "token_type_ids":
+        if name == "token_type_ids" and ids is None:
             continue
         checks.indices(op, name, ids, word.device, torch.int64)
+        assert ids is not None  # the check above has refused None
         if ids.shape != input_ids.shape:
             raise ValueError(f"{op}: {name} has {ids.shape[0]} entries; allowed: one a token, {input_ids.shape[0]}")
     if token_type_ids is not None and token_type is None:

@@ -119,9 +119,9 @@ def _forced_choice(op: str, name: str, table: dict[str, Provider], args: tuple[A
     if provider is None:
         reason = _unavailable.get(name, "it does not have this op")
         raise ValueError(f"{op}: provider {name!r} was forced, but {reason}; this op has: {', '.join(table)}")
-    reason = provider.supports(*args) if provider.supports is not None else None
-    if reason is not None:
-        raise ValueError(f"{op}: provider {name!r} was forced, but {reason}")
+    refusal = provider.supports(*args) if provider.supports is not None else None
+    if refusal is not None:
+        raise ValueError(f"{op}: provider {name!r} was forced, but {refusal}")
     return provider
 
 

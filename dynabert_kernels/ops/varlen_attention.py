@@ -120,8 +120,8 @@ def varlen_attention(
     ``cu_seqlens``: (B+1,) int32. ``max_seqlen``: the longest sequence. ``rows``: (G+1,) int32 borders of groups of
     whole sequences (None: one group). ``head_counts``: (G,) int32 (None: ``max_heads``). ``max_heads``: None is all of
     qkv's. ``scale``: None is ``1/sqrt(D)``. ``position_bias``: (at least max_heads, 2R-1) with ``R >= max_seqlen``, of
-    qkv's dtype, differentiable. ``dropout_p`` with ``dropout_state``, an int64 tensor [seed, offset]; ``dropout_stream``
-    tells the ops of one step apart (0 to 1048575).
+    qkv's dtype, differentiable. ``dropout_p`` with ``dropout_state``, an int64 tensor [seed, offset];
+    ``dropout_stream`` tells the ops of one step apart (0 to 1048575).
 
     Returns (T, max_heads, D): zero past a row's heads and past the last border. Softmax in float32 (float64 for
     float64). Deterministic. Does not synchronise, except with the reference provider on a GPU.

@@ -53,8 +53,7 @@ def elastic_attention_fwd(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(y, qkv, context, lse, hidden, mean, rstd)``; all but y are empty unless saved."""
-    tokens, width = x.shape
-    size = qkv_weight.shape[2]
+    tokens, size = x.shape[0], qkv_weight.shape[2]
     spans = row_spans(rows, head_counts, max_heads)
     qkv = x.new_zeros(tokens, max_heads, 3, size)
     for begin, end, heads, _ in spans:
@@ -90,7 +89,15 @@ def elastic_attention_fwd(
         if save:
             hidden[begin:end], mean[begin:end], rstd[begin:end] = total.detach(), mean_rows.detach(), rstd_rows.detach()
     if not save:
-        return y, x.new_empty(0), x.new_empty(0), mean.new_empty(0), x.new_empty(0), mean.new_empty(0), mean.new_empty(0)
+        return (
+            y,
+            x.new_empty(0),
+            x.new_empty(0),
+            mean.new_empty(0),
+            x.new_empty(0),
+            mean.new_empty(0),
+            mean.new_empty(0),
+        )
     return y, qkv, context, lse, hidden, mean, rstd
 
 

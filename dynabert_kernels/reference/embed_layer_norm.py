@@ -77,7 +77,7 @@ def embed_layer_norm_bwd(
     dropout_stream: int,
     padding_idx: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``(dword, dposition, dtoken_type, dw, db)``; the padding token's row of dword is zero; dtoken_type may be empty."""
+    """``(dword, dposition, dtoken_type, dw, db)``; the padding token's row of dword is zero."""
     wide = mean.dtype
     gradient = dy.to(wide)
     if dropout_p > 0.0 and dropout_state is not None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
 
 
 class RowSpan(NamedTuple):
-    """Rows ``begin`` to ``end - 1`` of group ``group``, with ``count`` active features, heads or neurons."""
+    """Rows ``begin`` to ``end - 1`` of group ``group``, with ``active`` leading features, heads or neurons."""
 
     begin: int
     end: int
-    count: int
+    active: int
     group: int
 
 
@@ -34,7 +35,7 @@ def sequence_spans(cu_seqlens: Tensor, rows: Tensor, head_counts: Tensor | None,
     active = [max_heads] * (len(borders) - 1) if head_counts is None else head_counts.tolist()
     starts = cu_seqlens.tolist()
     spans = []
-    for begin, end in zip(starts, starts[1:], strict=False):
+    for begin, end in pairwise(starts):
         group = bisect_right(borders, begin) - 1
         if end > begin and group < len(active):
             spans.append(RowSpan(begin, end, int(active[group]), group))

@@ -18,10 +18,10 @@ def _probabilities(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(probabilities, log-sum-exp, q, k, v)`` of one sequence, heads first; softmax in the statistics dtype."""
     wide = statistics_dtype(qkv.dtype)
-    q, k, v = qkv[span.begin : span.end, : span.count].transpose(0, 1).unbind(2)
+    q, k, v = qkv[span.begin : span.end, : span.active].transpose(0, 1).unbind(2)
     scores = (q @ k.transpose(1, 2)).to(wide) * scale
     if position_bias is not None:
-        scores = scores + position_bias[: span.count, _distances(span, position_bias)].to(wide)
+        scores = scores + position_bias[: span.active, _distances(span, position_bias)].to(wide)
     lse = torch.logsumexp(scores, 2)
     return torch.exp(scores - lse[..., None]), lse, q, k, v
 
@@ -38,7 +38,7 @@ def _dropped(
     length = span.end - span.begin
     rows = range(span.begin - group_begin, span.end - group_begin)
     return dropout_scale(
-        state, p, stream=stream, group=span.group, rows=rows, columns=length, heads=span.count, like=like
+        state, p, stream=stream, group=span.group, rows=rows, columns=length, heads=span.active, like=like
     )
 
 
@@ -62,14 +62,14 @@ def varlen_attention_fwd(
     lse = torch.zeros(max_heads, tokens, dtype=statistics_dtype(qkv.dtype), device=qkv.device)
     borders = rows.tolist()
     for span in sequence_spans(cu_seqlens, rows, head_counts, max_heads):
-        if span.count == 0:
+        if span.active == 0:
             continue
         weights, sums, _, _, v = _probabilities(qkv, position_bias, span, scale)
         factor = _dropped(dropout_state, dropout_p, dropout_stream, span, borders[span.group], weights)
         if factor is not None:
             weights = weights * factor
-        out[span.begin : span.end, : span.count] = (weights.to(v.dtype) @ v).transpose(0, 1)
-        lse[: span.count, span.begin : span.end] = sums.detach()
+        out[span.begin : span.end, : span.active] = (weights.to(v.dtype) @ v).transpose(0, 1)
+        lse[: span.active, span.begin : span.end] = sums.detach()
     return out, lse if save else lse.new_empty(0)
 
 
@@ -97,12 +97,12 @@ def varlen_attention_bwd(
         dbias = torch.zeros(position_bias.shape, dtype=wide, device=qkv.device)
     borders = rows.tolist()
     for span in sequence_spans(cu_seqlens, rows, head_counts, max_heads):
-        if span.count == 0:
+        if span.active == 0:
             continue
         weights, _, q, k, v = _probabilities(qkv, position_bias, span, scale)
         factor = _dropped(dropout_state, dropout_p, dropout_stream, span, borders[span.group], weights)
-        gradient = dout[span.begin : span.end, : span.count].transpose(0, 1)
-        output = out[span.begin : span.end, : span.count].transpose(0, 1)
+        gradient = dout[span.begin : span.end, : span.active].transpose(0, 1)
+        output = out[span.begin : span.end, : span.active].transpose(0, 1)
         dropped = weights if factor is None else weights * factor
         dv = dropped.to(v.dtype).transpose(1, 2) @ gradient
         dweights = (gradient @ v.transpose(1, 2)).to(wide)
@@ -113,9 +113,9 @@ def varlen_attention_bwd(
         dscores = weights * (dweights - delta)
         if position_bias is not None:
             flat = _distances(span, position_bias).reshape(-1)
-            dbias[: span.count].index_add_(1, flat, dscores.reshape(span.count, -1))
+            dbias[: span.active].index_add_(1, flat, dscores.reshape(span.active, -1))
         dscores = (dscores * scale).to(q.dtype)
-        target = dqkv[span.begin : span.end, : span.count]
+        target = dqkv[span.begin : span.end, : span.active]
         target[:, :, 0] = (dscores @ k).transpose(0, 1)
         target[:, :, 1] = (dscores.transpose(1, 2) @ q).transpose(0, 1)
         target[:, :, 2] = dv.transpose(0, 1)

@@ -49,9 +49,7 @@ def sample_calls(name: str, save: bool) -> dict[str, tuple]:
             *(x, *ffn, layer.rows, layer.neurons, STATE, layer.max_neurons),
             *(1, 1e-12, 0.25, 3, save),
         ),
-        "embed_layer_norm_fwd": (
-            *(ids, ids.clone(), None, *tables, layer.rows, STATE, 1e-12, 0.25, 0, 0),
-        ),
+        "embed_layer_norm_fwd": (*(ids, ids.clone(), None, *tables, layer.rows, STATE, 1e-12, 0.25, 0, 0),),
     }
 
 
@@ -148,13 +146,11 @@ def test_a_mixed_batch_gives_each_group_what_it_gets_alone() -> None:
     torch.manual_seed(0)
     plan, borders = plan_of("mixed, widest first")
     x, attention, ffn = network.tensor(plan.num_rows, 16), network.attention(), network.ffn()
-    keys = dict(attention_dropout=0.2, hidden_dropout=0.2)
+    keys = {"attention_dropout": 0.2, "hidden_dropout": 0.2}
 
     def run(x: Tensor, borders: Tensor, plan: dk.Plan, state: Tensor) -> Tensor:
         layer = plan.layer(0)
-        y = dk.elastic_attention(
-            x, *attention, borders, layer, max_seqlen=plan.max_seqlen, dropout_state=state, **keys
-        )
+        y = dk.elastic_attention(x, *attention, borders, layer, max_seqlen=plan.max_seqlen, dropout_state=state, **keys)
         return dk.elastic_ffn(y, *ffn, layer, hidden_dropout=0.2, dropout_state=state, dropout_stream=9)
 
     together = run(x, borders, plan, STATE)

@@ -127,8 +127,9 @@ def test_refuses(call: Callable[[], object], error: type[Exception], message: st
 
 
 def test_an_unknown_provider_is_refused() -> None:
-    with pytest.raises(ValueError, match="'cudnn' is not a provider; allowed: reference, cpu, triton, cuda"), (
-        dk.use_provider("cudnn")
+    with (
+        pytest.raises(ValueError, match="'cudnn' is not a provider; allowed: reference, cpu, triton, cuda"),
+        dk.use_provider("cudnn"),
     ):
         pass
 

@@ -130,9 +130,9 @@ def test_linear(name: str, ragged: str, residual: bool) -> None:
 
     def definition(*tensors: Tensor) -> Tensor:
         full = (*tensors, None) if not residual else tensors
-        return reference.elastic_linear_fwd(
-            *full, layer.rows, out_counts, in_counts, 3, 2, max_out, max_in, 1, False
-        )[0]
+        return reference.elastic_linear_fwd(*full, layer.rows, out_counts, in_counts, 3, 2, max_out, max_in, 1, False)[
+            0
+        ]
 
     through_op_and_autograd(op, definition, inputs)
 
