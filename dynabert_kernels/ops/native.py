@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dynabert_kernels.ops import providers
+from dynabert_kernels.ops import cuda_limits, providers
 from dynabert_kernels.ops.registration import OP_NAMES
 
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
@@ -45,7 +45,8 @@ def load() -> ModuleType | None:
         for name, key in _KEYS.items():
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"dynabert_{name}::{op}", key):
                 function = getattr(getattr(torch.ops, f"dynabert_{name}"), op).default
-                providers.register(op, name, function, _device_check(name))
+                supports = cuda_limits.supports(op) if name == "cuda" else _device_check(name)
+                providers.register(op, name, function, supports)
                 found[name] += 1
     if not found["cuda"]:
         providers.mark_unavailable("cuda", "the native library was built without CUDA")

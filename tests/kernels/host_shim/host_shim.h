@@ -1,11 +1,11 @@
 // Runs CUDA device code on the CPU, so that sanitizers can look at it: one std::thread for each CUDA thread.
 //
-// Include this before an untouched .cuh. A block's threads run at once, its blocks one after another (so `__shared__` can be a
-// static: the block before is done with it). Barriers are real barriers, so the thread sanitizer sees what a missing one would
-// race on, and the address sanitizer sees every access outside an allocation or a shared array.
+// Include this before an untouched .cuh. A block's threads run at once, its blocks one after another (so `__shared__`
+// can be a static: the block before is done with it). Barriers are real barriers, so the thread sanitizer sees what a
+// missing one would race on, and the address sanitizer sees every access outside an allocation or a shared array.
 //
-// Limits: whole-warp shuffles only, no barrier after some threads returned, no grid-wide barrier, no tensor cores, and slow:
-// keep rows in single digits.
+// Limits: whole-warp shuffles only, no barrier after some threads returned, no grid-wide barrier, no tensor cores, and
+// slow: keep rows in single digits.
 #pragma once
 
 #define DYNABERT_HOST_SHIM 1
@@ -58,7 +58,7 @@ struct Block {
 
 inline Block* block = nullptr;
 
-// A barrier of the code under test is known by where it stands. One may be dropped, to see whether a sanitizer misses it.
+// A barrier of the code under test is known by where it stands. One may be dropped: a sanitizer must miss it.
 inline std::string dropped;
 inline bool listing = false;  // only then are places collected: the lock would order the threads and hide races
 inline std::mutex listing_mutex;
@@ -106,7 +106,7 @@ void launch(dim3 grid, int threads, Kernel&& kernel) {
   block = nullptr;
 }
 
-// --drop FILE:LINE leaves out that barrier; --sites prints the places of all barriers at the end; the rest is the caller's.
+// --drop FILE:LINE leaves out that barrier, --sites prints the places of all barriers; the rest is the caller's.
 inline std::vector<std::string> arguments(int argc, char** argv) {
   std::vector<std::string> rest;
   for (int i = 1; i < argc; ++i) {
@@ -136,7 +136,9 @@ inline void __syncthreads(const std::source_location where = std::source_locatio
   if (!shim::dropped.empty() && shim::place_of(where) == shim::dropped) return;
   shim::block->barrier.arrive_and_wait();
 }
-inline void __syncwarp(unsigned = 0xffffffffu) { shim::block->warps[threadIdx.x / shim::kWarp]->barrier.arrive_and_wait(); }
+inline void __syncwarp(unsigned = 0xffffffffu) {
+  shim::block->warps[threadIdx.x / shim::kWarp]->barrier.arrive_and_wait();
+}
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return shim::exchange(value, static_cast<int>(threadIdx.x % shim::kWarp) ^ mask);

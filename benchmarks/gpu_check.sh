@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# One command for a machine with a GPU: builds the native library with CUDA, checks every op of every provider against
+# float64, times the suite, and leaves rows (JSON, CSV), a log and a summary under ${OUT:-out}/gpu_check, in less than
+# ten minutes.
+#
+#   bash benchmarks/gpu_check.sh               on a machine with a GPU
+#   bash benchmarks/gpu_check.sh --rehearse    on any machine: the same parts on the CPU, a few rows only
+#   ... --no-build                             uses the native library that is already in place
+#
+# Needs torch >= 2.11 and, for the build, a C++20 compiler, nvcc, setuptools, pybind11 and ninja; fetches nothing.
+# PYTHON names the interpreter (default: python3). A part that fails does not stop the next one.
+# Exit status: 0 all parts good; 1 a part failed or was stopped, or a check was red; 2 no GPU, or a wrong argument.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+rehearse=0 build=1
+for argument in "$@"; do
+  case "$argument" in
+    --rehearse) rehearse=1 ;;
+    --no-build) build=0 ;;
+    *)
+      echo "gpu_check: unknown argument; got '$argument'; allowed: --rehearse, --no-build" >&2
+      exit 2
+      ;;
+  esac
+done
+
+python=${PYTHON:-python3}
+out=${OUT:-out}/gpu_check
+mkdir -p "$out"
+rm -f "$out"/*.json "$out"/*.csv "$out"/*.png "$out"/summary.txt "$out"/gpu_check.log
+export PYTHONUNBUFFERED=1 TRITON_INTERPRET=0
+
+if ! seen=$("$python" -c 'import torch; print(int(torch.cuda.is_available()), torch.__version__)' 2>&1); then
+  echo "gpu_check: '$python' cannot import torch: $(tail -n 1 <<<"$seen")" >&2
+  echo "gpu_check: install torch >= 2.11, or name another interpreter in PYTHON" >&2
+  exit 2
+fi
+read -r has_gpu torch_version < <(tail -n 1 <<<"$seen")
+device=cuda
+if [ "$has_gpu" != 1 ]; then
+  if [ "$rehearse" = 0 ]; then
+    echo "gpu_check: no GPU: torch $torch_version sees no CUDA device here, so nothing was checked or timed." >&2
+    echo "gpu_check: run it on a machine with a GPU, or pass --rehearse to run its parts on the CPU." >&2
+    exit 2
+  fi
+  device=cpu
+elif [ "$rehearse" = 1 ]; then
+  device=cpu
+fi
+[ "$device" = cpu ] && echo "gpu_check: REHEARSAL on the CPU: says nothing about the CUDA and Triton kernels"
+
+summary=() failed=0
+started=$SECONDS
+
+# part NAME LIMIT_S COMMAND...: runs it with its output on the screen and in the log; remembers how it ended.
+part() {
+  local name=$1 limit=$2 begin=$SECONDS status verdict
+  shift 2
+  echo "== $name (at most $limit s)" | tee -a "$out/gpu_check.log"
+  timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$out/gpu_check.log"
+  status=${PIPESTATUS[0]}
+  case $status in
+    0) verdict=good ;;
+    124 | 137) verdict="STOPPED after $limit s" ;;
+    *) verdict="FAILED ($status)" ;;
+  esac
+  [ "$status" = 0 ] || failed=1
+  summary+=("$(printf '%-10s %-22s %4d s' "$name" "$verdict" $((SECONDS - begin)))")
+}
+
+facts() {
+  date -u +%Y-%m-%dT%H:%M:%SZ
+  uname -srm
+  "$python" --version
+  if command -v nvidia-smi >/dev/null; then nvidia-smi; else echo "nvidia-smi: not there"; fi
+  if command -v nvcc >/dev/null; then nvcc --version | tail -n 2; else echo "nvcc: not on the PATH"; fi
+}
+export -f facts
+export python
+
+# The limits add up to 570 s: 15 + 240 + 45 + 90 + 180.
+part facts 15 bash -c facts
+if [ "$build" = 1 ]; then
+  # On a machine with a GPU a build without CUDA is a failure, not a smaller success.
+  if [ "$device" = cuda ]; then export DYNABERT_CUDA=1; else export DYNABERT_CUDA=${DYNABERT_CUDA:-0}; fi
+  if [ "$device" = cuda ] && [ -z "${DYNABERT_CUDA_ARCHS:-}" ]; then
+    # Only this card's architecture: half the build time.
+    DYNABERT_CUDA_ARCHS=$("$python" -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9))')
+    export DYNABERT_CUDA_ARCHS
+  fi
+  part build 240 "$python" setup.py build_ext --inplace
+else
+  summary+=("build      left out (--no-build)")
+fi
+part config 45 "$python" -c 'import dynabert_kernels as dk; print(dk.show_config())'
+if [ "$device" = cuda ]; then
+  part check 90 "$python" -m benchmarks.check --device cuda --out "$out"
+  # The runner stops by itself before its limit and names what it left out; its rows are written as it goes.
+  part bench 180 "$python" -m benchmarks.run --device cuda --time-limit-s 150 --rounds 20 --out "$out" --plot
+else
+  part check 90 "$python" -m benchmarks.check --device cpu --dtype float32 bfloat16 --out "$out"
+  part bench 180 "$python" -m benchmarks.run --device cpu --quick --time-limit-s 60 --out "$out" --plot
+fi
+
+{
+  echo "gpu_check on $device, torch $torch_version, $((SECONDS - started)) s"
+  printf '%s\n' "${summary[@]}"
+  echo "rows and log: $out"
+  if [ "$failed" = 0 ]; then echo "ALL GOOD"; else echo "NOT GOOD: see the parts above and gpu_check.log"; fi
+} | tee "$out/summary.txt"
+exit "$failed"

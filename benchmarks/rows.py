@@ -1,0 +1,163 @@
+"""The rows of a run: what one measurement says, on what it was made, and the files it is kept in."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dynabert_kernels as dk
+from dynabert_kernels.testing.timing import Ceilings
+
+SCHEMA = 1
+ROOT = Path(__file__).resolve().parent.parent
+
+MEASURED, RED, FAILED, UNAVAILABLE = "measured", "red", "failed", "unavailable"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider on one problem. A number that was not measured is None, never 0.
+
+    ``status``: ``measured``; ``red``: its result is wrong, so it has no times and no ratios; ``failed``: it raised;
+    ``unavailable``: it does not take this problem. ``note`` says why. ``provider`` is ``torch`` for the plain peer.
+    ``ceiling_share``: the floor (measured copy and matrix rates on this problem's bytes and operations) over the
+    median. Ratios are of medians of the same run, above 1 is faster. ``ideal_speedup`` is the ratio of operations.
+    """
+
+    benchmark: str
+    op: str
+    direction: str
+    provider: str
+    shape: str
+    tokens: str
+    num_tokens: int
+    width: float
+    heads: int
+    neurons: int
+    dtype: str
+    cache: str
+    seed: int
+    status: str
+    note: str = ""
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    host_ms: float | None = None
+    rounds: int | None = None
+    calls_per_sample: int | None = None
+    size_bytes: int | None = None
+    operations: int | None = None
+    gb_s: float | None = None
+    gflop_s: float | None = None
+    bound: str | None = None
+    floor_ms: float | None = None
+    ceiling_share: float | None = None
+    speedup_vs_torch: float | None = None
+    speedup_vs_width_1: float | None = None
+    ideal_speedup: float | None = None
+    error: float | None = None
+    torch_error: float | None = None
+    allowed_error: float | None = None
+
+
+ROW_FIELDS = tuple(field.name for field in fields(Row))
+
+
+def environment(device: torch.device, arguments: Sequence[str], *, module: str = "benchmarks.run") -> dict[str, Any]:
+    """What every row carries about the machine, the code and the command."""
+    native = dk.config()["native"]
+    return {
+        "device": device_name(device),
+        "driver": _driver() if device.type == "cuda" else "none",
+        "cuda": torch.version.cuda or "none",
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "dynabert_kernels": dk.__version__,
+        "native": "not built" if native is None else ", ".join(f"{key} {value}" for key, value in native.items()),
+        "threads": torch.get_num_threads(),
+        "float32_products": torch.get_float32_matmul_precision(),
+        "load_average": ", ".join(f"{load:.1f}" for load in os.getloadavg())
+        if hasattr(os, "getloadavg")
+        else "unknown",
+        "commit": commit(),
+        "source_digest": source_digest(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", module, *arguments]),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The marketing name of a GPU or CPU, as the machine gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    description = Path("/proc/cpuinfo")
+    if description.exists():
+        for line in description.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {os.cpu_count()} CPUs"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs"
+
+
+def commit() -> str:
+    """The commit of this tree, with ``-dirty`` where it has uncommitted changes."""
+    head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return "unknown: no git repository here"
+    return head + ("-dirty" if _output("git", "-C", str(ROOT), "status", "--porcelain") else "")
+
+
+def source_digest() -> str:
+    """A digest of the kernels' sources: names the code where there is no repository, or a dirty one."""
+    digest = hashlib.sha256()
+    for folder in ("dynabert_kernels", "csrc"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in {".py", ".cpp", ".cu", ".h", ".cuh"}:
+                digest.update(path.relative_to(ROOT).as_posix().encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _driver() -> str:
+    found = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return found.splitlines()[0] if found else "unknown: nvidia-smi does not answer"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def write(folder: Path, stem: str, rows: Sequence[Row], facts: Mapping[str, Any], ceilings: Ceilings) -> None:
+    """Writes ``stem.json`` and ``stem.csv``; every row repeats the facts, so that it stands alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = [asdict(row) | dict(facts) for row in rows]
+    document = {"schema": SCHEMA, "environment": dict(facts), "ceilings": ceilings.as_dict(), "rows": table}
+    (folder / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    with (folder / f"{stem}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=[*ROW_FIELDS, *facts])
+        writer.writeheader()
+        writer.writerows(table)

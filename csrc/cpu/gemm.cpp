@@ -1,0 +1,67 @@
+#include "cpu/gemm.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "cpu/scratch.h"
+
+namespace dynabert::cpu {
+
+struct GemmKernels {
+  void (*gemm)(const SpanGemm&, int64_t begin, int64_t end);
+  void (*epilogue)(const RowEpilogue&, int64_t begin, int64_t end);
+  int64_t panel;
+};
+
+}  // namespace dynabert::cpu
+
+#define DYNABERT_KERNELS "dynabert/simd/gemm.h"
+#include "dynabert/simd/foreach_isa.h"
+
+namespace dynabert::cpu {
+namespace {
+
+constexpr PerIsa<GemmKernels> kernels = DYNABERT_PER_ISA(kGemm);
+
+}  // namespace
+
+bool has_gemm(DType dtype) {
+  if (active_isa() == Isa::kGeneric || dtype == DType::kFloat64) return false;
+  return true;
+}
+
+int64_t plan_gemm(SpanGemm& gemm, int64_t threads) {
+  int64_t n = 0, k = 1, first = gemm.spans[0].begin, last = first;
+  for (int64_t s = 0; s < gemm.num_spans; ++s) {
+    n = std::max(n, gemm.spans[s].n);
+    k = std::max(k, gemm.spans[s].k);
+    first = std::min(first, gemm.spans[s].begin);
+    last = std::max(last, gemm.spans[s].end);
+  }
+  const int64_t panel = kernels.chosen().panel;
+  gemm.panels = (n + panel - 1) / panel;
+  gemm.first_row = first;
+  const int64_t rows = last - first;
+  // The packed rows of a block stay in the second-level cache; each block turns its panels anew, so not below 112 rows
+  // unless there are more threads than panels.
+  const int64_t cached = std::max<int64_t>(112, 640 * 1024 / (4 * k));
+  const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (2 * threads));
+  const int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
+  gemm.row_block = (rows + blocks - 1) / blocks;
+  gemm.row_blocks = blocks;
+  return blocks * gemm.panels;
+}
+
+void run_gemm(const SpanGemm& gemm, int64_t begin, int64_t end) { kernels.chosen().gemm(gemm, begin, end); }
+
+void run_epilogue(const RowEpilogue& epilogue, int64_t begin, int64_t end) {
+  kernels.chosen().epilogue(epilogue, begin, end);
+}
+
+}  // namespace dynabert::cpu

@@ -1,0 +1,54 @@
+// Matrix products over row spans of different widths, one launch for all of them.
+//
+// Row r of a span gives c[r, :n] = act(a[r, :k] . b[:n, :k]^T + bias[:n]) + residual[r, :n]. Weights (b) are read where
+// they lie, through a strip of 16 or 32 rows that is turned in cache; nothing larger is ever copied.
+#pragma once
+
+#include "dynabert/element.h"
+
+namespace dynabert::cpu {
+
+struct GemmSpan {
+  int64_t begin, end;  // rows
+  int64_t n, k;        // active outputs and inputs; n >= 1, k >= 1
+};
+
+// Pointers with strides in elements from row to row; columns lie side by side.
+struct SpanGemm {
+  DType dtype;
+  const void* a;
+  const void* b;
+  const void* bias;      // or null
+  const void* residual;  // or null
+  void* c;
+  void* pre;  // value before the activation, or null
+  int64_t a_stride, b_stride, residual_stride, c_stride, pre_stride;
+  Activation activation;
+  const GemmSpan* spans;
+  int64_t num_spans;
+  // Set by plan_gemm.
+  int64_t row_block, row_blocks, panels, first_row;
+};
+
+// Whether the kernels of the instruction set in use compute this dtype, and do so faster than PyTorch's library.
+bool has_gemm(DType dtype);
+
+// Cuts the work for this many threads and returns the number of tasks. The result does not depend on the cut.
+int64_t plan_gemm(SpanGemm& gemm, int64_t threads);
+
+void run_gemm(const SpanGemm& gemm, int64_t begin, int64_t end);
+
+// What follows a product that PyTorch's library computed into c: bias, activation, residual, over rows begin to end - 1.
+struct RowEpilogue {
+  DType dtype;
+  void* c;
+  const void* bias;
+  const void* residual;
+  void* pre;
+  int64_t c_stride, residual_stride, pre_stride;
+  int64_t columns;
+  Activation activation;
+};
+void run_epilogue(const RowEpilogue& epilogue, int64_t begin, int64_t end);
+
+}  // namespace dynabert::cpu

@@ -1,0 +1,105 @@
+#include "cpu/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace dynabert::cpu {
+namespace {
+
+constexpr int kUnset = -1;
+std::atomic<int> chosen{kUnset};
+
+#if defined(__x86_64__)
+bool has(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return has(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    default:
+      return true;
+  }
+}
+bool has_bfloat16_dot() { return __builtin_cpu_supports("avx512bf16"); }
+#else
+bool has(Isa isa) { return isa == Isa::kGeneric; }
+bool has_bfloat16_dot() { return false; }
+#endif
+
+Isa best() {
+  for (Isa isa : {Isa::kAvx512, Isa::kAvx2}) {
+    if (has(isa)) return isa;
+  }
+  return Isa::kGeneric;
+}
+
+Isa parse(const std::string& source, const std::string& name) {
+  if (name == "auto") return best();
+  std::string allowed = "auto";
+  for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
+    if (name == isa_name(isa)) {
+      if (has(isa)) return isa;
+      throw std::invalid_argument(source + ": this processor has no " + name + "; leave it at auto");
+    }
+    if (has(isa)) allowed += std::string(", ") + isa_name(isa);
+  }
+  throw std::invalid_argument(source + ": '" + name + "' is no instruction set; allowed: " + allowed);
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    default:
+      return "generic";
+  }
+}
+
+Isa active_isa() {
+  int isa = chosen.load(std::memory_order_relaxed);
+  if (isa == kUnset) {
+    const char* forced = std::getenv("DYNABERT_CPU_ISA");
+    isa = static_cast<int>(forced != nullptr && *forced != '\0' ? parse("DYNABERT_CPU_ISA", forced) : best());
+    chosen.store(isa, std::memory_order_relaxed);
+  }
+  return static_cast<Isa>(isa);
+}
+
+void set_isa(const std::string& name) { chosen.store(static_cast<int>(parse("set_cpu_isa", name))); }
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
+    if (has(isa)) names.emplace_back(isa_name(isa));
+  }
+  return names;
+}
+
+std::vector<std::pair<std::string, bool>> processor_features() {
+#if defined(__x86_64__)
+#define DYNABERT_FEATURE(name, gcc_name) {name, static_cast<bool>(__builtin_cpu_supports(gcc_name))}
+  return {DYNABERT_FEATURE("avx2", "avx2"),
+          DYNABERT_FEATURE("fma", "fma"),
+          DYNABERT_FEATURE("f16c", "f16c"),
+          DYNABERT_FEATURE("avx512f", "avx512f"),
+          DYNABERT_FEATURE("avx512bw", "avx512bw"),
+          DYNABERT_FEATURE("avx512vl", "avx512vl"),
+          DYNABERT_FEATURE("avx512dq", "avx512dq"),
+          DYNABERT_FEATURE("avx512_bf16", "avx512bf16"),
+          DYNABERT_FEATURE("avx512_vnni", "avx512vnni")};
+#undef DYNABERT_FEATURE
+#else
+  return {{"avx2", false},     {"fma", false},      {"f16c", false},        {"avx512f", false},    {"avx512bw", false},
+          {"avx512vl", false}, {"avx512dq", false}, {"avx512_bf16", false}, {"avx512_vnni", false}};
+#endif
+}
+
+bool use_bfloat16_dot() { return active_isa() == Isa::kAvx512 && has_bfloat16_dot(); }
+
+}  // namespace dynabert::cpu

@@ -1,0 +1,28 @@
+#include "cuda/kernel_attributes.h"
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+
+#include "cuda/layer_norm.h"
+
+namespace dynabert::cuda {
+
+std::vector<KernelAttributes> kernel_attributes() {
+  std::vector<KernelAttributes> found;
+  for (const KernelHandle& kernel : layer_norm_kernels()) {
+    cudaFuncAttributes attributes;
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel.function);
+    if (status != cudaSuccess) {
+      cudaGetLastError();  // a failed question must not look like a failed launch later
+      throw std::runtime_error("kernel_attributes: the driver does not answer; asked for " + kernel.name + ", got \"" +
+                               cudaGetErrorString(status) + "\"; a CUDA device and its driver are needed");
+    }
+    found.push_back({kernel.name, attributes.numRegs, static_cast<int>(attributes.localSizeBytes),
+                     static_cast<int>(attributes.sharedSizeBytes), attributes.maxThreadsPerBlock,
+                     attributes.binaryVersion});
+  }
+  return found;
+}
+
+}  // namespace dynabert::cuda

@@ -1,0 +1,77 @@
+// The Python module `dynabert_kernels._C`: what is not an op. Ops register themselves when the library is loaded.
+#include <dynabert_build_facts.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <utility>
+
+#include "cpu/isa.h"
+#include "host/pack.h"
+#ifdef USE_CUDA
+#include "cuda/kernel_attributes.h"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict facts;
+  const std::pair<const char*, const char*> built[] = {DYNABERT_BUILD_FACTS};
+  for (const auto& [key, value] : built) facts[key] = value;
+#ifdef USE_CUDA
+  facts["with_cuda"] = true;
+#else
+  facts["with_cuda"] = false;
+#endif
+  return facts;
+}
+
+py::dict cpu_features() {
+  py::dict facts;
+  for (const auto& [name, found] : dynabert::cpu::processor_features()) facts[name.c_str()] = found;
+  facts["isa"] = dynabert::cpu::isa_name(dynabert::cpu::active_isa());
+  py::list names;
+  for (const std::string& name : dynabert::cpu::available_isas()) names.append(name);
+  facts["available"] = py::tuple(names);
+  return facts;
+}
+
+#ifdef USE_CUDA
+py::list kernel_attributes() {
+  py::list found;
+  for (const dynabert::cuda::KernelAttributes& kernel : dynabert::cuda::kernel_attributes()) {
+    py::dict entry;
+    entry["name"] = kernel.name;
+    entry["registers"] = kernel.registers;
+    entry["local_bytes"] = kernel.local_bytes;
+    entry["shared_bytes"] = kernel.shared_bytes;
+    entry["max_threads"] = kernel.max_threads;
+    entry["architecture"] = kernel.architecture;
+    found.append(entry);
+  }
+  return found;
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  // A wrong DYNABERT_CPU_ISA ends the import with its message, and not the first op in the middle of a run.
+  dynabert::cpu::active_isa();
+  m.doc() = "Native part of dynabert_kernels.";
+  m.def("build_info", &build_info,
+        "Facts of this build: compiler, flags, torch, torch_target, cuda, cuda_archs, commit, with_cuda.");
+  m.def("cpu_features", &cpu_features,
+        "What the processor has, the instruction set that the CPU kernels use (isa) and those they could (available).");
+  m.def("set_cpu_isa", &dynabert::cpu::set_isa, py::arg("name"),
+        "Forces the instruction set of the CPU kernels: generic, avx2, avx512, or auto for the best. For tests. "
+        "ValueError on a name that is unknown or not available here.");
+  m.def("pack_sequences", &dynabert::host::pack_sequences, py::arg("sequences"), py::arg("position_offset") = 0,
+        "Lays sequences of token ids end to end: (ids int64 (T,), positions int64 (T,), cu_seqlens int32 (B+1,), "
+        "longest length), as numpy arrays.");
+#ifdef USE_CUDA
+  m.def("kernel_attributes", &kernel_attributes,
+        "What the driver says of each CUDA kernel; RuntimeError without a driver or device.");
+#endif
+}

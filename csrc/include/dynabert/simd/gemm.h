@@ -1,0 +1,199 @@
+// Matrix products over row spans. Compiled once for each instruction set: no include guard.
+//
+// A task is a block of rows times one panel of outputs (two registers wide). The panel of weights is turned once into
+// [k][panel] in the thread's scratch memory, the rows once for each block into strips of [k][rows of a strip]; then a
+// strip times a panel is a register tile that sums over k with one load of two registers and one broadcast per row.
+// Every output is one sum over k in order: it depends neither on the cut into tasks nor on the number of threads.
+// Reads a panel's weights once per block of rows, 2 n k operations per row.
+
+#include "dynabert/simd/vector.h"
+#include "dynabert/simd/math.h"
+#include "dynabert/simd/tile.h"
+#include "dynabert/simd/transpose.h"
+
+namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kPanel = 2 * kLanes<float>;
+
+// ---- epilogue: one row of sums to bias, activation, residual
+
+template <class T>
+DYNABERT_INLINE void finish_row(const float* sums, int64_t n, const T* bias, const T* residual, T* pre, T* c,
+                                Activation activation) {
+  constexpr int64_t kStep = kLanes<float>;
+  for (int64_t j = 0; j < n; j += kStep) {
+    const int here = n - j < kStep ? static_cast<int>(n - j) : static_cast<int>(kStep);
+    if (here == kStep) {
+      Float v = load(sums + j);
+      if (bias) v = v + load(bias + j);
+      if (pre) store(pre + j, v);
+      v = activate(v, activation);
+      if (residual) v = v + load(residual + j);
+      store(c + j, v);
+    } else {
+      Float v = load_part(sums + j, here);
+      if (bias) v = v + load_part(bias + j, here);
+      if (pre) store_part(pre + j, v, here);
+      v = activate(v, activation);
+      if (residual) v = v + load_part(residual + j, here);
+      store_part(c + j, v, here);
+    }
+  }
+}
+
+#if DYNABERT_ISA != DYNABERT_ISA_GENERIC
+
+// ---- tasks
+
+struct Strip {
+  int64_t row, rows, n, k;
+  const float* packed;
+};
+
+// The strips of rows first to last - 1, packed into this thread's scratch memory; returns how many.
+template <class Units>
+int64_t pack_strips(const SpanGemm& g, int64_t first, int64_t last, const Strip** strips_out) {
+  using Element = typename Units::Element;
+  int64_t count = 0, floats = 0;
+  for (int64_t s = 0; s < g.num_spans; ++s) {
+    const GemmSpan& span = g.spans[s];
+    const int64_t begin = span.begin > first ? span.begin : first, end = span.end < last ? span.end : last;
+    if (begin >= end) continue;
+    count += (end - begin + kStrip - 1) / kStrip;
+    floats += (end - begin) * units_of<Units>(span.k);
+  }
+  Strip* strips = scratch_of<Strip>(kScratchC, static_cast<size_t>(count));
+  float* packed = scratch_of<float>(kScratchA, static_cast<size_t>(floats + kLanes<float>));
+  int64_t at = 0;
+  for (int64_t s = 0; s < g.num_spans; ++s) {
+    const GemmSpan& span = g.spans[s];
+    const int64_t begin = span.begin > first ? span.begin : first, end = span.end < last ? span.end : last;
+    if (begin >= end) continue;
+    // Strips of nearly equal height: 128 rows are 8 of 13 and 2 of 12, not 9 of 14 and one of 2.
+    const int64_t pieces = (end - begin + kStrip - 1) / kStrip;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t row = begin + (end - begin) * piece / pieces;
+      const int64_t rows = begin + (end - begin) * (piece + 1) / pieces - row;
+      pack_rows<Units>(packed, rows, static_cast<const Element*>(g.a) + row * g.a_stride, g.a_stride, rows, span.k);
+      strips[at++] = {row, rows, span.n, span.k, packed};
+      packed += rows * units_of<Units>(span.k);
+    }
+  }
+  *strips_out = strips;
+  return count;
+}
+
+template <class T, class Units, class Multiply>
+void run_tasks(const SpanGemm& g, int64_t begin, int64_t end) {
+  const T* weights = static_cast<const T*>(g.b);
+  const T* bias = static_cast<const T*>(g.bias);
+  const T* residual = static_cast<const T*>(g.residual);
+  T* pre = static_cast<T*>(g.pre);
+  T* c = static_cast<T*>(g.c);
+  alignas(64) float sums[kStrip * kPanel];
+  const Strip* strips = nullptr;
+  int64_t count = 0, packed_block = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t block = task / g.panels, column = task % g.panels * kPanel;
+    if (block != packed_block) {
+      const int64_t first = g.first_row + block * g.row_block;
+      count = pack_strips<Units>(g, first, first + g.row_block, &strips);
+      packed_block = block;
+    }
+    int64_t n = 0, k = 0;  // the most that any strip needs of this panel
+    for (int64_t s = 0; s < count; ++s) {
+      if (strips[s].n <= column) continue;
+      n = strips[s].n > n ? strips[s].n : n;
+      k = strips[s].k > k ? strips[s].k : k;
+    }
+    if (n == 0) continue;
+    const int64_t columns = n - column < kPanel ? n - column : kPanel;
+    const int64_t units = units_of<Units>(k);
+    float* panel = scratch_of<float>(kScratchB, static_cast<size_t>(units * kPanel));
+    pack_rows<Units>(panel, kPanel, weights + column * g.b_stride, g.b_stride, columns, k);
+    for (int64_t s = 0; s < count; ++s) {
+      const Strip& strip = strips[s];
+      if (strip.n <= column) continue;
+      multiply<Multiply, 2>(strip.rows, strip.packed, panel, units_of<Units>(strip.k), sums, kPanel);
+      const int64_t width = strip.n - column < kPanel ? strip.n - column : kPanel;
+      for (int64_t i = 0; i < strip.rows; ++i) {
+        const int64_t row = strip.row + i;
+        finish_row<T>(sums + i * kPanel, width, bias ? bias + column : nullptr,
+                      residual ? residual + row * g.residual_stride + column : nullptr,
+                      pre ? pre + row * g.pre_stride + column : nullptr, c + row * g.c_stride + column, g.activation);
+      }
+    }
+  }
+}
+
+// An odd k ends in a pair of one number and 0. Next to a span with a larger k the panel's pair holds a weight that the
+// narrow span does not use, and 0 times an infinite weight would be NaN.
+[[maybe_unused]] bool pairs_fit(const SpanGemm& g) {
+  for (int64_t s = 0; s < g.num_spans; ++s) {
+    if (g.spans[s].k % 2 != 0 && g.spans[s].k != g.spans[0].k) return false;
+    if (g.spans[s].k != g.spans[0].k && g.spans[0].k % 2 != 0) return false;
+  }
+  return true;
+}
+
+void gemm(const SpanGemm& g, int64_t begin, int64_t end) {
+  switch (g.dtype) {
+    case DType::kFloat32:
+      return run_tasks<float, FloatUnits<float>, MultiplyNumbers<float>>(g, begin, end);
+    case DType::kFloat16:
+      return run_tasks<Half, FloatUnits<Half>, MultiplyNumbers<float>>(g, begin, end);
+    case DType::kBFloat16:
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+      if (use_bfloat16_dot() && pairs_fit(g)) return run_tasks<BFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
+#endif
+      return run_tasks<BFloat16, FloatUnits<BFloat16>, MultiplyNumbers<float>>(g, begin, end);
+    default:
+      return;
+  }
+}
+
+#else
+void gemm(const SpanGemm&, int64_t, int64_t) {}
+#endif
+
+template <class T>
+void epilogue_rows(const RowEpilogue& e, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    T* c = static_cast<T*>(e.c) + row * e.c_stride;
+    const T* residual = e.residual ? static_cast<const T*>(e.residual) + row * e.residual_stride : nullptr;
+    T* pre = e.pre ? static_cast<T*>(e.pre) + row * e.pre_stride : nullptr;
+    const T* bias = static_cast<const T*>(e.bias);
+    using S = Wide<T>;
+    constexpr int64_t kStep = kLanes<S>;
+    for (int64_t j = 0; j < e.columns; j += kStep) {
+      const int here = e.columns - j < kStep ? static_cast<int>(e.columns - j) : static_cast<int>(kStep);
+      const bool whole = here == kStep;
+      Vector<S> v = whole ? load(c + j) : load_part(c + j, here);
+      if (bias) v = v + (whole ? load(bias + j) : load_part(bias + j, here));
+      if (pre) whole ? store(pre + j, v) : store_part(pre + j, v, here);
+      v = activate(v, e.activation);
+      if (residual) v = v + (whole ? load(residual + j) : load_part(residual + j, here));
+      whole ? store(c + j, v) : store_part(c + j, v, here);
+    }
+  }
+}
+
+void epilogue(const RowEpilogue& e, int64_t begin, int64_t end) {
+  switch (e.dtype) {
+    case DType::kFloat32:
+      return epilogue_rows<float>(e, begin, end);
+    case DType::kBFloat16:
+      return epilogue_rows<BFloat16>(e, begin, end);
+    case DType::kFloat16:
+      return epilogue_rows<Half>(e, begin, end);
+    case DType::kFloat64:
+      return epilogue_rows<double>(e, begin, end);
+  }
+}
+
+}  // namespace
+
+constexpr GemmKernels kGemm = {gemm, epilogue, kPanel};
+
+}  // namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE

@@ -1,0 +1,237 @@
+// LayerNorm of rows, with what comes before it: bias, dropout and residual. Compiled once for each instruction set.
+//
+// A row is read once, its sum is kept in a scratch row in the wide type, and mean and variance are taken from there in
+// two passes (no E[x^2] - mean^2, which cancels). 2 reads and 1 write of a row for each row of h.
+
+#include "dynabert/simd/vector.h"
+#include "dynabert/simd/philox.h"
+
+namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
+namespace {
+
+// Four sums at a time hide the latency of the addition.
+template <class S>
+struct RowSum {
+  Vector<S> part[4] = {};
+  DYNABERT_INLINE S total() const { return sum((part[0] + part[1]) + (part[2] + part[3])); }
+};
+
+// One row of h = residual + factor * (x + x_bias), register by register. Pointers that are null take no part.
+template <class T>
+struct InputRow {
+  using S = Wide<T>;
+  const T *x, *x_bias, *residual;
+  const S* factors;
+  T* hidden;
+  S* h;
+
+  DYNABERT_INLINE Vector<S> at(int64_t c) const {
+    Vector<S> v = load(x + c);
+    if (x_bias) v = v + load(x_bias + c);
+    if (factors) v = v * load(factors + c);
+    if (residual) v = v + load(residual + c);
+    store(h + c, v);
+    if (hidden) store(hidden + c, v);
+    return v;
+  }
+  DYNABERT_INLINE Vector<S> part(int64_t c, int n) const {
+    Vector<S> v = load_part(x + c, n);
+    if (x_bias) v = v + load_part(x_bias + c, n);
+    if (factors) v = v * load_part(factors + c, n);
+    if (residual) v = v + load_part(residual + c, n);
+    v = keep_part(v, n);
+    store(h + c, v);
+    if (hidden) store_part(hidden + c, v, n);
+    return v;
+  }
+};
+
+template <class T>
+void layer_norm_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
+  using S = Wide<T>;
+  constexpr int64_t kStep = kLanes<S>;
+  const int64_t columns = a.columns, whole = columns / kStep * kStep, by_four = columns / (4 * kStep) * (4 * kStep);
+  const int rest = static_cast<int>(columns - whole);
+  const T* weight = static_cast<const T*>(a.weight);
+  const T* bias = static_cast<const T*>(a.bias);
+  S* h = scratch_of<S>(kScratchA, static_cast<size_t>(columns + kStep));
+  S* factors = a.dropout.threshold != 0 ? scratch_of<S>(kScratchB, static_cast<size_t>(columns + kStep)) : nullptr;
+  InputRow<T> in = {nullptr, static_cast<const T*>(a.x_bias), nullptr, factors, nullptr, h};
+  for (int64_t row = begin; row < end; ++row) {
+    in.x = static_cast<const T*>(a.x) + row * a.x_stride;
+    in.residual = a.residual ? static_cast<const T*>(a.residual) + row * a.residual_stride : nullptr;
+    in.hidden = a.hidden ? static_cast<T*>(a.hidden) + row * a.hidden_stride : nullptr;
+    T* y = static_cast<T*>(a.y) + row * a.y_stride;
+    if (factors) {
+      dropout_factors(factors, 0, columns, a.dropout, static_cast<uint32_t>(a.first_row_in_group + row), 0);
+    }
+    RowSum<S> sums;
+    for (int64_t c = 0; c < by_four; c += 4 * kStep) {
+      for (int u = 0; u < 4; ++u) sums.part[u] += in.at(c + u * kStep);
+    }
+    for (int64_t c = by_four; c < whole; c += kStep) sums.part[0] += in.at(c);
+    if (rest) sums.part[1] += in.part(whole, rest);
+    const S mean = sums.total() / static_cast<S>(columns);
+    const Vector<S> centre = broadcast(mean);
+    RowSum<S> squares;
+    for (int64_t c = 0; c < by_four; c += 4 * kStep) {
+      for (int u = 0; u < 4; ++u) {
+        const Vector<S> d = load(h + c + u * kStep) - centre;
+        squares.part[u] = fma(d, d, squares.part[u]);
+      }
+    }
+    for (int64_t c = by_four; c < whole; c += kStep) {
+      const Vector<S> d = load(h + c) - centre;
+      squares.part[0] = fma(d, d, squares.part[0]);
+    }
+    if (rest) {
+      const Vector<S> d = keep_part(load(h + whole) - centre, rest);
+      squares.part[1] = fma(d, d, squares.part[1]);
+    }
+    const S variance = squares.total() / static_cast<S>(columns);
+    const S rstd = S(1) / static_cast<S>(__builtin_sqrt(variance + static_cast<S>(a.eps)));
+    const Vector<S> spread = broadcast(rstd);
+    for (int64_t c = 0; c < whole; c += kStep) {
+      store(y + c, fma((load(h + c) - centre) * spread, load(weight + c), load(bias + c)));
+    }
+    if (rest) {
+      const Vector<S> normal = (load(h + whole) - centre) * spread;
+      store_part(y + whole, fma(normal, load_part(weight + whole, rest), load_part(bias + whole, rest)), rest);
+    }
+    if (a.mean) {
+      static_cast<S*>(a.mean)[row] = mean;
+      static_cast<S*>(a.rstd)[row] = rstd;
+    }
+  }
+}
+
+// One register of the row: dx needs two sums over the row first, so everything is computed twice rather than stored.
+template <class T>
+struct BackwardRow {
+  using S = Wide<T>;
+  const T *dy, *x, *residual, *weight;
+  Vector<S> centre, spread;
+
+  DYNABERT_INLINE void at(int64_t c, Vector<S>& gradient, Vector<S>& normal, Vector<S>& scaled) const {
+    gradient = load(dy + c);
+    Vector<S> h = load(x + c);
+    if (residual) h = h + load(residual + c);
+    normal = (h - centre) * spread;
+    scaled = gradient * load(weight + c);
+  }
+  DYNABERT_INLINE void part(int64_t c, int n, Vector<S>& gradient, Vector<S>& normal, Vector<S>& scaled) const {
+    gradient = load_part(dy + c, n);
+    Vector<S> h = load_part(x + c, n);
+    if (residual) h = h + load_part(residual + c, n);
+    normal = keep_part((h - centre) * spread, n);
+    scaled = gradient * load_part(weight + c, n);
+  }
+};
+
+template <class T>
+void layer_norm_backward_chunks(const LayerNormBackward& a, int64_t begin, int64_t end) {
+  using S = Wide<T>;
+  constexpr int64_t kStep = kLanes<S>;
+  const int64_t columns = a.columns, whole = columns / kStep * kStep;
+  const int rest = static_cast<int>(columns - whole);
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    S* dw = static_cast<S*>(a.partials) + chunk * 2 * columns;
+    S* db = dw + columns;
+    for (int64_t c = 0; c < 2 * columns; ++c) dw[c] = S(0);
+    const int64_t last = (chunk + 1) * a.rows_per_chunk < a.rows ? (chunk + 1) * a.rows_per_chunk : a.rows;
+    for (int64_t row = chunk * a.rows_per_chunk; row < last; ++row) {
+      BackwardRow<T> in;
+      in.dy = static_cast<const T*>(a.dy) + row * a.dy_stride;
+      in.x = static_cast<const T*>(a.x) + row * a.x_stride;
+      in.residual = a.residual ? static_cast<const T*>(a.residual) + row * a.residual_stride : nullptr;
+      in.weight = static_cast<const T*>(a.weight);
+      in.centre = broadcast(static_cast<const S*>(a.mean)[row]);
+      in.spread = broadcast(static_cast<const S*>(a.rstd)[row]);
+      T* dx = static_cast<T*>(a.dx) + row * a.dx_stride;
+      Vector<S> gradient, normal, scaled, total = {}, projected = {};
+      for (int64_t c = 0; c < whole; c += kStep) {
+        in.at(c, gradient, normal, scaled);
+        total += scaled;
+        projected = fma(scaled, normal, projected);
+        store(dw + c, fma(gradient, normal, load(dw + c)));
+        store(db + c, load(db + c) + gradient);
+      }
+      if (rest) {
+        in.part(whole, rest, gradient, normal, scaled);
+        total += scaled;
+        projected = fma(scaled, normal, projected);
+        store_part(dw + whole, fma(gradient, normal, load_part(dw + whole, rest)), rest);
+        store_part(db + whole, load_part(db + whole, rest) + gradient, rest);
+      }
+      const Vector<S> mean_scaled = broadcast(sum(total) / static_cast<S>(columns));
+      const Vector<S> mean_projected = broadcast(sum(projected) / static_cast<S>(columns));
+      for (int64_t c = 0; c < whole; c += kStep) {
+        in.at(c, gradient, normal, scaled);
+        store(dx + c, (scaled - mean_scaled - normal * mean_projected) * in.spread);
+      }
+      if (rest) {
+        in.part(whole, rest, gradient, normal, scaled);
+        store_part(dx + whole, (scaled - mean_scaled - normal * mean_projected) * in.spread, rest);
+      }
+    }
+  }
+}
+
+template <class T>
+void sum_partials(const void* partials, int64_t chunks, int64_t columns, void* dw, void* db) {
+  using S = Wide<T>;
+  constexpr int64_t kStep = kLanes<S>;
+  for (int which = 0; which < 2; ++which) {
+    const S* first = static_cast<const S*>(partials) + which * columns;
+    T* out = static_cast<T*>(which == 0 ? dw : db);
+    for (int64_t c = 0; c < columns; c += kStep) {
+      const int n = columns - c < kStep ? static_cast<int>(columns - c) : static_cast<int>(kStep);
+      Vector<S> total = {};
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += load_part(first + chunk * 2 * columns + c, n);
+      store_part(out + c, total, n);
+    }
+  }
+}
+
+void layer_norm_forward(const LayerNormForward& a, int64_t begin, int64_t end) {
+  switch (a.dtype) {
+    case DType::kFloat32:
+      return layer_norm_rows<float>(a, begin, end);
+    case DType::kBFloat16:
+      return layer_norm_rows<BFloat16>(a, begin, end);
+    case DType::kFloat16:
+      return layer_norm_rows<Half>(a, begin, end);
+    case DType::kFloat64:
+      return layer_norm_rows<double>(a, begin, end);
+  }
+}
+void layer_norm_backward(const LayerNormBackward& a, int64_t begin, int64_t end) {
+  switch (a.dtype) {
+    case DType::kFloat32:
+      return layer_norm_backward_chunks<float>(a, begin, end);
+    case DType::kBFloat16:
+      return layer_norm_backward_chunks<BFloat16>(a, begin, end);
+    case DType::kFloat16:
+      return layer_norm_backward_chunks<Half>(a, begin, end);
+    case DType::kFloat64:
+      return layer_norm_backward_chunks<double>(a, begin, end);
+  }
+}
+void layer_norm_sum_partials(DType dtype, const void* partials, int64_t chunks, int64_t columns, void* dw, void* db) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return sum_partials<float>(partials, chunks, columns, dw, db);
+    case DType::kBFloat16:
+      return sum_partials<BFloat16>(partials, chunks, columns, dw, db);
+    case DType::kFloat16:
+      return sum_partials<Half>(partials, chunks, columns, dw, db);
+    case DType::kFloat64:
+      return sum_partials<double>(partials, chunks, columns, dw, db);
+  }
+}
+
+}  // namespace
+
+constexpr LayerNormKernels kLayerNorm = {layer_norm_forward, layer_norm_backward, layer_norm_sum_partials};
+
+}  // namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE

@@ -1,0 +1,26 @@
+// Attention over the packed sequences of a plan, for varlen_attention and for the attention sub-layer.
+#pragma once
+
+#include <vector>
+
+#include "cpu/attention.h"
+#include "torch/arguments.h"
+
+namespace dynabert::binding {
+
+struct Sequences {
+  std::vector<cpu::AttentionSequence> active;  // not empty, with at least one active head
+  int64_t covered;                             // rows from here on belong to no sequence
+};
+
+// Throws when borders go backwards, when a sequence is longer than max_seqlen, or when one crosses the border of a group.
+Sequences read_sequences(const char* op, const Tensor& cu_seqlens, const std::vector<Span>& spans, int64_t max_seqlen);
+
+// Checks the table and sets the pointers. `heads`: how many rows of it are used.
+void set_position_bias(const char* op, const std::optional<Tensor>& position_bias, ScalarType dtype, int64_t heads,
+                       int64_t max_seqlen, cpu::AttentionForward& attention);
+
+// Runs the attention on all threads, and writes zeros to the active heads of rows that belong to no sequence.
+void attend(cpu::AttentionForward& attention, Sequences& sequences, const std::vector<Span>& spans);
+
+}  // namespace dynabert::binding

@@ -1,0 +1,135 @@
+"""Compiles every GPU kernel without a GPU and looks at the machine code.
+
+    python -m dynabert_kernels.testing.codegen --out out/codegen.json
+
+Triton kernels for sm_80 and sm_90, CUDA C++ kernels (where nvcc is found) for sm_80 and sm_90a. Exit code 1 when a
+kernel spills registers, asks for more shared memory than the chip has, or multiplies matrices without tensor cores:
+silent failures, each of which compiles. 2 when nothing could be compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dynabert_kernels.testing import offline_nvcc, offline_triton
+from dynabert_kernels.testing.gpu_code import KernelBuild
+from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED
+
+CASES = "dynabert_kernels.testing.codegen_cases"
+
+
+def _triton_job(module: str, index: int, arch: str) -> list[KernelBuild]:
+    return offline_triton.builds_of(importlib.import_module(module).triton_cases()[index], arch)
+
+
+def _cuda_job(source: Path, arch: str, nvcc: str) -> list[KernelBuild]:
+    return offline_nvcc.builds_of(source, arch, nvcc)
+
+
+def say(message: str) -> None:
+    print(f"codegen: {message}", file=sys.stderr, flush=True)
+
+
+def collect(module: str, only: str, archs: Sequence[str], providers: Sequence[str], jobs: int) -> list[KernelBuild]:
+    """All builds that were asked for."""
+    work: list[tuple[Any, ...]] = []
+    if "triton" in providers and IMPORT_ERROR is not None:
+        say(f"Triton kernels are left out: {IMPORT_ERROR}")
+    elif "triton" in providers:
+        for index, case in enumerate(importlib.import_module(module).triton_cases()):
+            work += [
+                (_triton_job, module, index, arch)
+                for arch in offline_triton.ARCHS
+                if arch in archs and only in case.name
+            ]
+    if "cuda" in providers:
+        nvcc = offline_nvcc.find_nvcc()
+        if nvcc is None:
+            say("CUDA C++ kernels are left out: nvcc is not on the PATH and neither CUDA_HOME nor CUDA_PATH holds one")
+        elif not offline_nvcc.sources():
+            say(f"CUDA C++ kernels are left out: no sources under {offline_nvcc.SOURCES.name}/cuda")
+        else:
+            for source in offline_nvcc.sources():
+                work += [(_cuda_job, source, arch, nvcc) for arch in offline_nvcc.ARCHS if arch.rstrip("a") in archs]
+    if jobs == 1 or len(work) < 4:
+        results = [job(*arguments) for job, *arguments in work]
+    else:
+        # spawn: a forked child would share Triton's compiler threads in whatever state they are.
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            results = [future.result() for future in [pool.submit(*item) for item in work]]
+    builds = [build for group in results for build in group]
+    return [build for build in builds if build.provider == "triton" or only in build.kernel]
+
+
+def show(builds: Sequence[KernelBuild]) -> None:
+    """A table of what was compiled."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("kernel", "by", "arch", "dtype", "built for"):
+        table.add_column(title, no_wrap=True)
+    for title in ("warps", "registers", "spill", "shared", "occupancy", "16-byte loads", "cp.async", "tensor core"):
+        table.add_column(title, justify="right")
+    table.add_column("verdict")
+    for build in builds:
+        table.add_row(
+            *(build.kernel, build.provider, build.arch, build.dtype, build.shape),
+            *(str(build.warps), str(build.registers), str(build.spill_bytes), str(build.shared_bytes)),
+            *(f"{build.occupancy:.0%}", str(build.vector_loads), str(build.cp_async + build.tma)),
+            str(build.tensor_core_instructions),
+            "[red]" + "; ".join(build.faults) + "[/red]" if build.faults else "[green]ok[/green]",
+        )
+    # A table that is cut at 80 columns in a log says nothing.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="dynabert_kernels.testing.codegen", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/codegen.json"), help="where the list of builds is written"
+    )
+    parser.add_argument("--only", default="", help="compile only the launches and kernels whose name holds this text")
+    parser.add_argument("--arch", choices=tuple(offline_triton.ARCHS), action="append", help="default: all of them")
+    parser.add_argument("--provider", choices=("triton", "cuda"), action="append", help="default: both")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at once")
+    parser.add_argument("--cases", default=CASES, help="module whose triton_cases() lists the launches")
+    options = parser.parse_args(argv)
+    providers = options.provider or ("triton", "cuda")
+    if INTERPRETED and "triton" in providers:
+        say("TRITON_INTERPRET is set, so kernels are interpreted and not compiled; unset it and run again")
+        return 2
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = (
+            cache  # a cached build of another Triton or of an edited kernel must not answer
+        )
+        builds = collect(
+            options.cases, options.only, options.arch or tuple(offline_triton.ARCHS), providers, options.jobs
+        )
+    if not builds:
+        say("nothing was compiled")
+        return 2
+    show(builds)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps([build.as_dict() for build in builds], indent=1) + "\n")
+    faulty = [build for build in builds if build.faults]
+    say(f"{len(builds)} builds, {len(faulty)} unfit; written to {options.out}")
+    for build in faulty:
+        say(f"{build.kernel} ({build.provider}, {build.arch}, {build.dtype}, {build.shape}): {'; '.join(build.faults)}")
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""What a compiled GPU kernel needs and holds, read from its machine code: no driver and no GPU are asked.
+
+The tools (`cuobjdump`, `ptxas`) come with Triton, or with a CUDA toolkit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Limits of one architecture, from NVIDIA's table of compute capabilities."""
+
+    shared_bytes_per_block: int  # the most a launch can ask for
+    shared_bytes: int  # of one multiprocessor
+    max_warps: int = 64
+    max_blocks: int = 32
+    registers: int = 65536
+
+
+# A build does not check the shared memory limit: a kernel over it compiles and can never be launched.
+CHIPS = {"sm_80": Chip(166_912, 167_936), "sm_90": Chip(232_448, 233_472)}
+
+
+def chip_of(arch: str) -> Chip:
+    """The limits of `sm_90` and of `sm_90a` alike."""
+    return CHIPS[arch.rstrip("af")]
+
+
+def occupancy(arch: str, registers: int, shared_bytes: int, warps: int) -> float:
+    """Estimated share of a multiprocessor's warps that can be resident at once."""
+    chip = chip_of(arch)
+    # Registers are given out by 256 to a warp, and each of the four partitions serves its own warps; a block also takes
+    # 1 KB of shared memory for the system.
+    registers_per_warp = -(-max(registers, 1) * 32 // 256) * 256
+    by_registers = chip.registers // 4 // registers_per_warp * 4 // warps
+    by_shared = chip.shared_bytes // (shared_bytes + 1024)
+    blocks = min(by_registers, by_shared, chip.max_warps // warps, chip.max_blocks)
+    return round(blocks * warps / chip.max_warps, 3)
+
+
+@dataclass
+class KernelBuild:
+    """One kernel, compiled for one architecture.
+
+    `shape`: the sizes it was specialised for. `matrix`: it must use tensor cores. `aligned`: it must load 16 bytes at a
+    time.
+    """
+
+    kernel: str
+    provider: str
+    arch: str
+    dtype: str
+    shape: str
+    warps: int
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    shared_bytes: int
+    tensor_core: bool
+    tensor_core_instructions: int
+    cp_async: int
+    tma: int
+    vector_loads: int
+    specialised: bool
+    occupancy: float
+    compiler: str
+    matrix: bool = False
+    aligned: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    def judge(self) -> None:
+        """Fills `faults` with what makes this build unfit, in words."""
+        limit = chip_of(self.arch).shared_bytes_per_block
+        self.faults = []
+        if self.spill_bytes or self.stack_bytes:
+            self.faults.append(f"spills: {self.spill_bytes} bytes, stack {self.stack_bytes}")
+        if self.shared_bytes > limit:
+            self.faults.append(f"shared memory: {self.shared_bytes} bytes, {self.arch} has {limit}")
+        if self.matrix and not self.tensor_core:
+            self.faults.append("multiplies matrices without tensor cores")
+        if self.aligned and not (self.vector_loads or self.tma):
+            self.faults.append("loads aligned rows piece by piece")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def toolkit_homes() -> list[Path]:
+    """CUDA toolkits that the environment names."""
+    return [Path(home) for key in ("CUDA_HOME", "CUDA_PATH") if (home := os.environ.get(key))]
+
+
+def find_tool(name: str) -> str | None:
+    """Path of a tool in Triton's package, in a CUDA toolkit or on the PATH; None if there is none."""
+    candidates = [home / "bin" / name for home in toolkit_homes()]
+    package = importlib.util.find_spec("triton")
+    if package is not None and package.origin is not None:
+        candidates.insert(0, Path(package.origin).parent / "backends" / "nvidia" / "bin" / name)
+    return next((str(path) for path in candidates if path.is_file()), None) or shutil.which(name)
+
+
+def run(command: list[str]) -> str:
+    """stdout and stderr of a tool that must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+@contextmanager
+def cubin_file(cubin: bytes) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        yield file.name
+
+
+def resource_usage(path: str, cuobjdump: str) -> dict[str, dict[str, int]]:
+    """For each kernel of a cubin: REG, STACK, LOCAL, SHARED as `cuobjdump` names them."""
+    found: dict[str, dict[str, int]] = {}
+    for name, line in re.findall(r"Function (\S+):\s*\n(.*)", run([cuobjdump, "-res-usage", path])):
+        found[name] = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", line)}
+    return found
+
+
+def instructions(path: str, cuobjdump: str) -> dict[str, str]:
+    """For each kernel of a cubin: its machine code as text."""
+    parts = re.split(r"^\s*Function : (\S+)\s*$", run([cuobjdump, "-sass", path]), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+_WIDTH = {"": 4, ".64": 8, ".128": 16, ".U8": 1, ".S8": 1, ".U16": 2, ".S16": 2}
+
+
+def local_memory_bytes(sass: str) -> int:
+    """Bytes moved by the instructions that store to and load from local memory: spills, as `ptxas -v` counts them."""
+    return sum(_WIDTH.get(suffix, 4) for suffix in re.findall(r"\b(?:STL|LDL)(\.64|\.128|\.[US]8|\.[US]16)?", sass))
+
+
+def instruction_facts(sass: str) -> dict[str, Any]:
+    """Counts of the instructions that tell whether a kernel became what it was written to be."""
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, sass))
+
+    tensor_core = count(r"\b(?:HGMMA|HMMA|IMMA|IGMMA|QGMMA|DMMA)\b")
+    return {
+        "tensor_core": tensor_core > 0,
+        "tensor_core_instructions": tensor_core,
+        "cp_async": count(r"\bLDGSTS\b"),
+        "tma": count(r"\b(?:UTMALDG|UTMASTG|UBLKCP)\b"),
+        "vector_loads": count(r"\bLD(?:G|GSTS)\S*\.128\b"),
+        "specialised": count(r"\bUSETMAXREG\b") > 0,
+    }

@@ -1,0 +1,87 @@
+"""Whether Triton is there, how it runs here, and what a launch must know of its device.
+
+Kernel modules take `jit` and `tl` from here instead of importing Triton, so that the package imports where Triton is
+not installed. Triton decides at decoration whether a kernel is compiled or interpreted: `INTERPRETED` is read at the
+same moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    triton = tl = None
+    IMPORT_ERROR: str | None = f"triton cannot be imported ({error}); install it with: pip install 'triton>=3.6'"
+    INTERPRETED = False
+else:
+    IMPORT_ERROR = None
+    INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+# A handful, so that a test of ten rows still meets programs with several steps, one step and none.
+INTERPRETER_MULTIPROCESSORS = 3
+
+FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class _MissingKernel:
+    """Stands for a kernel where Triton is not installed: it exists, and says so when launched."""
+
+    def __getitem__(self, grid: object) -> Any:
+        raise RuntimeError(f"triton provider: {IMPORT_ERROR}")
+
+
+def jit(function: Any) -> Any:
+    """`triton.jit`, or a stand-in that refuses to be launched where Triton is missing."""
+    return _MissingKernel() if triton is None else triton.jit(function)
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """The type of sums and statistics: float64 for float64 input, float32 for all others."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """`accumulator`, as PyTorch names it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def why_unavailable(tensor: torch.Tensor) -> str | None:
+    """The reason why no Triton kernel takes this tensor, in plain words; None where one may."""
+    if IMPORT_ERROR is not None:
+        return IMPORT_ERROR
+    if INTERPRETED:
+        allowed: tuple[torch.dtype, ...] = (*FLOATING_DTYPES, torch.float64)
+    elif tensor.device.type != "cuda":
+        return (
+            f"tensors are on {tensor.device}; Triton kernels need a CUDA device, "
+            "or TRITON_INTERPRET=1 set before dynabert_kernels is imported"
+        )
+    else:
+        allowed = FLOATING_DTYPES
+    if tensor.dtype not in allowed:
+        return f"dtype is {tensor.dtype}; allowed: {', '.join(str(dtype) for dtype in allowed)}"
+    return None
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETER_MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def multiprocessors(tensor: torch.Tensor) -> int:
+    """Streaming multiprocessors of the tensor's device; a small fixed number in the interpreter."""
+    return _multiprocessors(tensor.device)
+
+
+def launch_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Makes the tensor's device the current one: Triton launches on the current device, not on its arguments'."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()

@@ -1,0 +1,54 @@
+"""DynaBERT on elastic kernels: one BERT, RoBERTa or MPNet checkpoint at any width and depth.
+
+Importing this package costs nothing; each public name imports what it needs when it is first used. The elastic model
+type is registered with transformers' Auto classes when the first model name is used (or by ``import
+dynabert.modeling``).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynabert.configuration import ElasticBertConfig, SubnetConfig
+    from dynabert.engine import InferenceEngine
+    from dynabert.importance import Importance, compute_importance
+    from dynabert.modeling import ElasticBertForSequenceClassification, ElasticBertModel
+    from dynabert.rewiring import rewire, undo_rewiring
+
+_HOME = {
+    "ElasticBertConfig": "dynabert.modeling",  # with the models, so that the Auto classes know both
+    "ElasticBertForSequenceClassification": "dynabert.modeling",
+    "ElasticBertModel": "dynabert.modeling",
+    "Importance": "dynabert.importance",
+    "InferenceEngine": "dynabert.engine",
+    "SubnetConfig": "dynabert.configuration",
+    "compute_importance": "dynabert.importance",
+    "rewire": "dynabert.rewiring",
+    "undo_rewiring": "dynabert.rewiring",
+}
+
+__all__ = [
+    "ElasticBertConfig",
+    "ElasticBertForSequenceClassification",
+    "ElasticBertModel",
+    "Importance",
+    "InferenceEngine",
+    "SubnetConfig",
+    "compute_importance",
+    "rewire",
+    "undo_rewiring",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,65 @@
+"""The command ``dynabert``: one module for each subcommand, imported light; torch is only imported when a command runs.
+
+Exit codes: 0 done; 1 refused or failed, with one line that says why (``--traceback`` shows where); 2 wrong usage; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dynabert.cli import demo, env, evaluate, predict, rewire
+from dynabert.cli.options import UsageError
+
+COMMANDS = (predict, evaluate, rewire, demo, env)
+
+# What a user's data, files or machine can bring about. Anything else is a fault of ours and keeps its traceback.
+_REFUSALS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="dynabert",
+        description="One BERT checkpoint at any width and depth: predict, evaluate, rewire.",
+        epilog="A sub-network is written w0.5-d0.75: half the heads and neurons, three quarters of the layers.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add_parser(commands)
+    for command in commands.choices.values():
+        command.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: the arguments without the program's name; None takes those of the process.
+    """
+    parser = build_parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse printed help (0) or what is wrong (2)
+        return int(stop.code or 0)
+    try:
+        args.run(args)
+    except UsageError as error:
+        print(f"dynabert {args.command}: {error}; see dynabert {args.command} --help", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has seen enough (`| head`)
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print(f"dynabert {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except _REFUSALS as error:
+        if args.traceback:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"dynabert {args.command}: {text}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,125 @@
+"""Options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dynabert.data import Encoded, Examples
+    from dynabert.modeling import ElasticBertForSequenceClassification
+
+
+class UsageError(Exception):
+    """Options that contradict each other: exit code 2."""
+
+
+def add_command(commands: Any, name: str, run: Any, help_text: str, description: str) -> argparse.ArgumentParser:
+    """A subcommand's parser; ``run(args)`` does its work."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_text, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, where and in what it runs, and how long a text may be."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model_name_or_path", required=True, help="folder or hub id of a fine-tuned checkpoint")
+    group.add_argument("--device", default="cpu", help="where to run, such as cpu or cuda")
+    group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="weights' dtype")
+    group.add_argument("--max_seq_length", type=int, help="most tokens of a text; default: the model's positions")
+    group.add_argument("--truncate", action="store_true", help="cut texts that are too long, else refuse them")
+    group.add_argument("--max_batch_tokens", type=int, default=4096, help="most tokens of a batch")
+
+
+def add_column_options(parser: argparse.ArgumentParser, *, label: bool) -> None:
+    """Names of the columns in the user's own file."""
+    parser.add_argument("--text_column", help="name of the text's column; default: found by its usual names")
+    parser.add_argument("--second_text_column", help="name of the second text's column, for pairs")
+    if label:
+        parser.add_argument("--label_column", help="name of the label's column")
+
+
+def add_data_options(parser: argparse.ArgumentParser, *, split: str) -> None:
+    """Where labelled text comes from."""
+    group = parser.add_argument_group("data: a named task, or a file of your own")
+    group.add_argument("--task_name", help="sst2, cola, mrpc, rte, stsb, qnli, qqp, wnli, mnli or drugreview")
+    group.add_argument("--data_dir", help="folder of GLUE .tsv files; without it GLUE is read from the hub")
+    group.add_argument("--split", default=split, help="split of the task")
+    group.add_argument("--file", help="your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet")
+    add_column_options(group, label=True)  # type: ignore[arg-type]  # a group adds arguments as a parser does
+    group.add_argument(
+        "--bad_rows", default="error", choices=("error", "skip"), help="what to do with rows that do not fit"
+    )
+    group.add_argument("--max_samples", type=int, help="use only the first so many examples")
+
+
+def read_data(args: argparse.Namespace) -> Examples:
+    """The labelled examples that the options name."""
+    from dynabert.data import load_task, read_examples
+
+    if (args.task_name is None) == (args.file is None):
+        raise UsageError("give either --task_name or --file")
+    if args.file is not None:
+        if args.data_dir is not None:
+            raise UsageError("--data_dir belongs to --task_name; with --file leave it out")
+        examples = read_examples(
+            args.file,
+            text_column=args.text_column,
+            second_text_column=args.second_text_column,
+            label_column=args.label_column,
+            bad_rows=args.bad_rows,
+        )
+    else:
+        if args.text_column or args.second_text_column or args.label_column:
+            raise UsageError("column names belong to --file; a task knows its own")
+        examples = load_task(args.task_name, args.split, data_dir=args.data_dir, bad_rows=args.bad_rows)
+    return examples if args.max_samples is None else examples.head(args.max_samples)
+
+
+def open_model(args: argparse.Namespace) -> tuple[ElasticBertForSequenceClassification, PreTrainedTokenizerBase]:
+    """The model and tokenizer that the options name."""
+    from dynabert.engine import load_model, load_tokenizer, torch_dtype
+
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    return load_model(args.model_name_or_path, device=args.device, dtype=torch_dtype(args.dtype)), tokenizer
+
+
+def encode(
+    examples: Examples,
+    model: ElasticBertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_length: int | None,
+    truncate: bool,
+) -> Encoded:
+    """Token ids of examples for a model, labels turned into indices of its outputs."""
+    from dynabert.data import align_labels, model_labels, model_problem, tokenise
+
+    config = model.config
+    positions = config.max_sequence_length
+    if max_seq_length is not None and max_seq_length > positions:
+        raise ValueError(f"--max_seq_length is {max_seq_length}; allowed: up to the model's {positions} positions")
+    aligned = align_labels(examples, model_labels(config), model_problem(config))
+    return tokenise(
+        aligned,
+        tokenizer,
+        positions if max_seq_length is None else max_seq_length,
+        truncate,
+        token_types=None if config.type_vocab_size > 1 else False,
+    )
+
+
+def check_output_dir(path: str, overwrite: bool) -> Path:
+    """The folder to write to; refused when it holds something and overwriting was not asked for."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {path} is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"--output_dir {path} is not empty; give another folder, or --overwrite")
+    return folder

@@ -1,0 +1,43 @@
+"""Printing: tables for people, JSON for programs, nothing else on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+PLAIN_WIDTH = 140  # where the output is no terminal, rich would cut tables at 80 columns
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None, left: int = 1
+) -> None:
+    """A table; the first ``left`` columns are aligned left, the others right."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(escape(column), justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+
+
+def say(text: str) -> None:
+    """A line for people on standard error, so that standard output holds results alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def percent(score: float) -> str:
+    """0.8312 as 83.1."""
+    return f"{100 * score:.1f}"

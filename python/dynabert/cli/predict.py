@@ -1,0 +1,156 @@
+"""``dynabert predict``: texts in, labels out, at one sub-network or several side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dynabert.cli.options import UsageError, add_column_options, add_command, add_model_options
+from dynabert.cli.output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from dynabert.engine import InferenceEngine, Prediction
+
+SHOWN_CHARACTERS = 60
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = add_command(
+        commands,
+        "predict",
+        run,
+        "label texts",
+        "Label texts given as arguments, on standard input, or in a file, at one or more sub-networks.",
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="a text; - reads standard input, one text in each line"
+    )
+    parser.add_argument(
+        "--pairs", action="store_true", help="texts are pairs: two arguments each, or a tab in each line"
+    )
+    parser.add_argument("--file", help="read texts from a .txt, .tsv, .csv, .jsonl (each also .gz) or .parquet file")
+    add_column_options(parser, label=False)
+    parser.add_argument(
+        "--subnet",
+        action="append",
+        metavar="SUBNET",
+        help="such as w0.5-d0.75; may be given several times; default: the whole network",
+    )
+    parser.add_argument("--out", help="with --file: write rows and answers to this .tsv, .csv or .jsonl file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the --out file if it is there")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the options say."""
+    if bool(args.texts) == (args.file is not None):
+        raise UsageError("give texts, - for standard input, or --file; one of the three")
+    if args.out is not None and args.file is None:
+        raise UsageError("--out belongs to --file")
+    if args.file is None and (args.text_column or args.second_text_column):
+        raise UsageError("column names belong to --file")
+    if args.pairs and args.file is not None:
+        raise UsageError("--pairs is for texts given directly; name the columns of a file")
+    texts = None if args.file is not None else _texts(args)
+
+    from dynabert.configuration import SubnetConfig
+    from dynabert.configuration.grid import subnet_text
+    from dynabert.engine import InferenceEngine
+
+    subnets = [SubnetConfig.parse(text) for text in args.subnet or ["w1-d1"]]
+    engine = InferenceEngine.from_pretrained(
+        args.model_name_or_path,
+        device=args.device,
+        dtype=args.dtype,
+        max_length=args.max_seq_length,
+        max_batch_tokens=args.max_batch_tokens,
+    )
+    if args.out is not None:
+        _to_file(args, engine, subnets)
+        return
+    if texts is None:
+        texts = _file_texts(args)
+    names = [subnet_text(subnet) for subnet in subnets]
+    many: list[Any] = texts * len(subnets)
+    found = engine.predict(many, subnet=[s for s in subnets for _ in texts], truncate=args.truncate)
+    answers = [found[i * len(texts) : (i + 1) * len(texts)] for i in range(len(subnets))]
+    if args.json:
+        print_json(
+            [
+                {
+                    "text": text if isinstance(text, str) else list(text),
+                    "predictions": [a[i].to_dict() for a in answers],
+                }
+                for i, text in enumerate(texts)
+            ]
+        )
+        return
+    rows = [[_short(text), *(_cell(a[i]) for a in answers)] for i, text in enumerate(texts)]
+    print_table(["text", *names], rows, left=1 + len(names))
+
+
+def _texts(args: argparse.Namespace) -> list[Any]:
+    """Texts or pairs from the arguments or standard input."""
+    if args.texts == ["-"]:
+        lines = [line.rstrip("\r\n") for line in sys.stdin]
+        if not lines:
+            raise ValueError("standard input holds no text; give one text in each line")
+        if not args.pairs:
+            return list(lines)
+        split = [tuple(line.split("\t")) for line in lines]
+        for number, pair in enumerate(split, start=1):
+            if len(pair) != 2:
+                raise ValueError(
+                    f"standard input, line {number}: a pair is two texts and one tab; found {len(pair) - 1} tabs"
+                )
+        return list(split)
+    if "-" in args.texts:
+        raise UsageError("- reads all texts from standard input; give it alone")
+    if not args.pairs:
+        return list(args.texts)
+    if len(args.texts) % 2:
+        raise UsageError(f"--pairs needs an even number of texts; got {len(args.texts)}")
+    return list(zip(args.texts[::2], args.texts[1::2], strict=True))
+
+
+def _file_texts(args: argparse.Namespace) -> list[Any]:
+    from dynabert.data import read_examples
+
+    examples = read_examples(
+        args.file, text_column=args.text_column, second_text_column=args.second_text_column, need_labels=False
+    )
+    if examples.seconds is None:
+        return list(examples.texts)
+    return list(zip(examples.texts, examples.seconds, strict=True))
+
+
+def _to_file(args: argparse.Namespace, engine: InferenceEngine, subnets: list[Any]) -> None:
+    summary = engine.predict_file(
+        args.file,
+        args.out,
+        subnets=subnets,
+        text_column=args.text_column,
+        second_text_column=args.second_text_column,
+        truncate=args.truncate,
+        overwrite=args.overwrite,
+    )
+    if args.json:
+        print_json(
+            {"rows": summary.rows, "subnets": list(summary.subnets), "out": summary.path, "seconds": summary.seconds}
+        )
+    else:
+        say(f"{summary.rows} rows at {', '.join(summary.subnets)} in {summary.seconds:.1f} s: {summary.path}")
+
+
+def _short(text: Any) -> str:
+    joined = text if isinstance(text, str) else " | ".join(text)
+    return joined if len(joined) <= SHOWN_CHARACTERS else joined[: SHOWN_CHARACTERS - 1] + "…"
+
+
+def _cell(answer: Prediction) -> str:
+    if answer.label is None:
+        return f"{answer.score:.4f}"
+    return f"{', '.join(answer.labels) or 'none'} {answer.score:.3f}"

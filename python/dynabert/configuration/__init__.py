@@ -1,0 +1,21 @@
+"""What a network is (:class:`ElasticBertConfig`) and which part of it to run (:class:`SubnetConfig`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dynabert.configuration.subnet import DEPTH_RULES, Subnet, SubnetConfig, kept_layers, subnet_shape
+
+if TYPE_CHECKING:
+    from dynabert.configuration.elastic import ElasticBertConfig
+
+__all__ = ["DEPTH_RULES", "ElasticBertConfig", "Subnet", "SubnetConfig", "kept_layers", "subnet_shape"]
+
+
+def __getattr__(name: str) -> Any:
+    # ElasticBertConfig imports transformers (seconds); naming a sub-network must not.
+    if name == "ElasticBertConfig":
+        from dynabert.configuration.elastic import ElasticBertConfig
+
+        return ElasticBertConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

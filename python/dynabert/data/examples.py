@@ -1,0 +1,119 @@
+"""A labelled set of texts as one frozen table: what every reader returns and every consumer takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts (or pairs of texts) with or without labels, in the order of their source.
+
+    Invariant: every column has the same length; no text is blank; a class label is an index into ``label_names``; a
+    regression label is a finite float and then ``label_names`` is empty.
+
+    Attributes:
+        texts: first (or only) text of each example.
+        seconds: second text of each example, or None for single texts.
+        labels: class indices, or floats for regression, or None for unlabelled text.
+        label_names: names of the classes, index by index; empty for regression and for unlabelled text.
+        source: where the examples came from, for messages.
+        columns: names of the columns that were read, text first, label last.
+        skipped: number of bad rows left out because the caller asked for that.
+    """
+
+    texts: tuple[str, ...]
+    seconds: tuple[str, ...] | None = None
+    labels: tuple[int, ...] | tuple[float, ...] | None = None
+    label_names: tuple[str, ...] = ()
+    source: str = "examples"
+    columns: tuple[str, ...] = ()
+    skipped: int = 0
+
+    def __post_init__(self) -> None:
+        count = len(self.texts)
+        if self.seconds is not None and len(self.seconds) != count:
+            raise ValueError(
+                f"Examples: one second text is needed per text; got {len(self.seconds)} for {count}; allowed: "
+                f"{count} or None"
+            )
+        if self.labels is not None and len(self.labels) != count:
+            raise ValueError(
+                f"Examples: one label is needed per text; got {len(self.labels)} for {count}; allowed: {count} or None"
+            )
+        for index in range(count):
+            check_text(self.texts[index], f"Examples: text {index} of {self.source}")
+            if self.seconds is not None:
+                check_text(self.seconds[index], f"Examples: second text {index} of {self.source}")
+        if self.labels is None:
+            return
+        for index, label in enumerate(self.labels):
+            if self.label_names:
+                if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(self.label_names):
+                    raise ValueError(
+                        f"Examples: label {index} of {self.source} is no class index; got {label!r}; "
+                        f"allowed: 0 to {len(self.label_names) - 1} ({', '.join(self.label_names)})"
+                    )
+            elif isinstance(label, bool) or not isinstance(label, float) or not math.isfinite(label):
+                raise ValueError(
+                    f"Examples: label {index} of {self.source} is no finite float; got {label!r}; allowed: a float, "
+                    "or class indices with label_names"
+                )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def problem_type(self) -> str | None:
+        """``single_label_classification``, ``regression``, or None when there are no labels."""
+        if self.labels is None:
+            return None
+        return SINGLE_LABEL if self.label_names else REGRESSION
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs that a model of this set needs: the number of classes, 1 for regression, 0 without labels."""
+        if self.labels is None:
+            return 0
+        return len(self.label_names) or 1
+
+    def select(self, indices: Sequence[int]) -> Examples:
+        """The examples with these indices, in the order given."""
+        return replace(
+            self,
+            texts=tuple(self.texts[i] for i in indices),
+            seconds=None if self.seconds is None else tuple(self.seconds[i] for i in indices),
+            labels=None if self.labels is None else tuple(self.labels[i] for i in indices),  # type: ignore[arg-type]
+        )
+
+    def head(self, count: int) -> Examples:
+        """The first ``count`` examples, or all of them when there are fewer."""
+        if count < 1:
+            raise ValueError(f"head: count must be at least 1; got {count}")
+        return self.select(range(min(count, len(self))))
+
+    def label_counts(self) -> dict[str, int]:
+        """Number of examples of each class name; empty for regression and for unlabelled text."""
+        if self.labels is None or not self.label_names:
+            return {}
+        counts = np.bincount(np.asarray(self.labels, dtype=np.int64), minlength=len(self.label_names))
+        return {name: int(count) for name, count in zip(self.label_names, counts, strict=True)}
+
+
+def check_text(text: object, what: str) -> str:
+    """Return ``text`` when it is a str with something in it; else TypeError or ValueError that begins with ``what``."""
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is no str; got {type(text).__name__}; allowed: str")
+    if not text.strip():
+        raise ValueError(
+            f"{what} is empty; got {text!r}; allowed: a text with at least one character that is not white space"
+        )
+    return text

@@ -1,0 +1,67 @@
+"""Matching the labels of a data set with the outputs of a model: by name where both have names, else by number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dynabert.data.examples import REGRESSION, SINGLE_LABEL, Examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_GENERIC = re.compile(r"LABEL_\d+")
+
+
+def model_problem(config: PreTrainedConfig) -> str:
+    """What a model answers: its ``problem_type``, else regression for one output and one label for several."""
+    if config.problem_type is not None:
+        return str(config.problem_type)
+    return REGRESSION if config.num_labels == 1 else SINGLE_LABEL
+
+
+def model_labels(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Names of a model's outputs, in order."""
+    names: Any = config.id2label  # transformers allows None and str keys here; a loaded configuration has neither
+    return tuple(str(names[index]) for index in range(len(names)))
+
+
+def align_labels(examples: Examples, model_names: Sequence[str], problem_type: str) -> Examples:
+    """The examples with class indices of the model's outputs.
+
+    Every class name of the data must be a name of the model (case does not matter), then indices follow the names. A
+    model without names of its own (``LABEL_0``, ...), or data whose classes are plain numbers, is matched by number.
+
+    Args:
+        examples: labelled examples.
+        model_names: the model's outputs in order, ``id2label``.
+        problem_type: the model's; multi-label models cannot be matched with one label per text.
+
+    Raises:
+        ValueError: no labels; a regression set for a classifier or the other way round; names that do not match.
+    """
+    if examples.labels is None:
+        raise ValueError(f"{examples.source}: the examples have no labels; name the label column")
+    if examples.problem_type != problem_type:
+        raise ValueError(
+            f"{examples.source}: the labels are for {examples.problem_type}, the model is for {problem_type}; "
+            "use data of the model's kind, or say the kind of the labels"
+        )
+    if problem_type == REGRESSION:
+        return examples
+    names, outputs = examples.label_names, tuple(model_names)
+    folded = {name.lower(): index for index, name in enumerate(outputs)}
+    if all(name.lower() in folded for name in names) and len(folded) == len(outputs):
+        places = [folded[name.lower()] for name in names]
+    elif all(re.fullmatch(r"\d+", name) for name in names) and max(map(int, names)) < len(outputs):
+        places = [int(name) for name in names]
+    elif all(_GENERIC.fullmatch(name) for name in outputs) and len(names) == len(outputs):
+        places = list(range(len(names)))
+    else:
+        raise ValueError(
+            f"{examples.source}: the classes of the data are not those of the model; the data has {', '.join(names)}; "
+            f"the model has {', '.join(outputs)}; use the model's names or the numbers 0 to {len(outputs) - 1}"
+        )
+    return replace(examples, labels=tuple(places[int(label)] for label in examples.labels), label_names=outputs)

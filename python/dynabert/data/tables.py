@@ -1,0 +1,313 @@
+"""The user's own table of texts: which columns hold what, and what kind of labels they are.
+
+Columns. A name given by the caller is taken as it is. Otherwise the header is compared, ignoring case, with
+`PAIR_COLUMNS` (both names present: a pair of texts), then with `TEXT_COLUMNS`, and with `LABEL_COLUMNS`. Two candidates
+for one place are refused, never guessed.
+
+Labels. All whole numbers: classes, named by the numbers, in numeric order. All numbers, at least one with a point or an
+exponent: regression. Otherwise: classes, in alphabetical order. ``label_names`` fixes names and order (use the training
+set's for the evaluation set); ``problem`` overrides the kind.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from dynabert.data.examples import Examples
+from dynabert.data.rows import Row, RowReader
+
+PAIR_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("text", "text_pair"),
+    ("#1 string", "#2 string"),
+)
+TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "comment", "document", "tweet", "message", "question")
+LABEL_COLUMNS = (
+    "label",
+    "labels",
+    "gold_label",
+    "class",
+    "category",
+    "target",
+    "score",
+    "rating",
+    "stars",
+    "sentiment",
+    "quality",
+    "is_duplicate",
+)
+
+Problem = Literal["auto", "classification", "regression"]
+BadRows = Literal["error", "skip"]
+_WHOLE = re.compile(r"[+-]?\d+")
+
+
+class Columns(NamedTuple):
+    """Names of the columns to read: text, second text or None, label or None."""
+
+    text: str
+    second: str | None
+    label: str | None
+
+    def names(self) -> tuple[str, ...]:
+        """The names that are set, text first, label last."""
+        return tuple(name for name in self if name is not None)
+
+
+class SkippedRows:
+    """Counts the bad rows that a reader leaves out, and remembers the first, so that nothing is dropped in silence."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: ValueError | None = None
+
+    def __call__(self, error: ValueError) -> None:
+        self.count += 1
+        self.first = self.first or error
+
+    def warn(self, source: str) -> None:
+        """One warning with the number of rows left out and the first reason; nothing when there were none."""
+        if self.count:
+            warnings.warn(f"{source}: {self.count} bad rows were left out; the first: {self.first}", stacklevel=3)
+
+
+def find_columns(
+    columns: Sequence[str],
+    *,
+    text_column: str | None = None,
+    second_text_column: str | None = None,
+    label_column: str | None = None,
+    source: str = "table",
+) -> Columns:
+    """Choose the columns by the rule of this module; the label is None when no column has a known name.
+
+    Args:
+        columns: the table's column names.
+        text_column, second_text_column, label_column: names that override the rule. With ``text_column`` given and
+            ``second_text_column`` not, the texts are single.
+        source: name of the table, for messages.
+
+    Raises:
+        ValueError: a given name is not there; no text column is known; two candidates for one place.
+    """
+    for flag, name in (
+        ("text_column", text_column),
+        ("second_text_column", second_text_column),
+        ("label_column", label_column),
+    ):
+        if name is not None and name not in columns:
+            raise ValueError(f"{source}: {flag} {name!r} is not in the table; its columns are {_listed(columns)}")
+    if second_text_column is not None and text_column is None:
+        raise ValueError(
+            f"{source}: second_text_column {second_text_column!r} was given without text_column; name both"
+        )
+    lowered = {name.lower(): name for name in reversed(columns)}
+    second = second_text_column
+    if text_column is not None:
+        text = text_column
+    else:
+        pairs = [(lowered[a], lowered[b]) for a, b in PAIR_COLUMNS if a in lowered and b in lowered]
+        taken = {name for pair in pairs for name in pair}
+        singles = [lowered[name] for name in TEXT_COLUMNS if name in lowered and lowered[name] not in taken]
+        candidates: list[tuple[str, ...]] = [*pairs, *((name,) for name in singles)]
+        if not candidates:
+            raise ValueError(
+                f"{source}: no column has a known name for the text; its columns are {_listed(columns)}; known names "
+                "are "
+                f"{_listed(TEXT_COLUMNS)}; name it with text_column"
+            )
+        if len(candidates) > 1:
+            raise ValueError(
+                f"{source}: more than one column could be the text "
+                f"({' or '.join(' + '.join(map(repr, c)) for c in candidates)}); name it with text_column"
+            )
+        text = candidates[0][0]
+        second = candidates[0][1] if len(candidates[0]) == 2 else None
+    label = label_column
+    if label is None:
+        found = [lowered[name] for name in LABEL_COLUMNS if name in lowered and lowered[name] not in (text, second)]
+        if len(found) > 1:
+            raise ValueError(
+                f"{source}: more than one column could be the label ({' or '.join(map(repr, found))}); name it with "
+                "label_column"
+            )
+        label = found[0] if found else None
+    chosen = Columns(text, second, label)
+    if len(set(chosen.names())) != len(chosen.names()):
+        raise ValueError(
+            f"{source}: one column was given two uses; got text {text!r}, second text {second!r}, label {label!r}; "
+            "use each column once"
+        )
+    return chosen
+
+
+def read_examples(
+    path: str | Path,
+    *,
+    text_column: str | None = None,
+    second_text_column: str | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    problem: Problem = "auto",
+    bad_rows: BadRows = "error",
+    need_labels: bool = True,
+) -> Examples:
+    """Read the user's own .tsv, .csv, .jsonl (each also .gz), .parquet or .txt file.
+
+    Args:
+        path: the file; its name says the format.
+        text_column, second_text_column, label_column: see `find_columns`.
+        label_names: the classes in the order of the model's outputs; a label outside them is a bad row.
+        problem: ``"auto"`` follows the rule of this module; ``"classification"`` or ``"regression"`` force the kind.
+        bad_rows: ``"error"`` raises at the first row that does not fit; ``"skip"`` leaves such rows out, counts them in
+            ``Examples.skipped`` and warns once.
+        need_labels: False reads texts only, whatever other columns there are.
+
+    Returns:
+        The examples in file order.
+
+    Raises:
+        ValueError, naming file, line and what was found: a row that does not fit; no examples; labels of two kinds.
+        FileNotFoundError, ImportError: see `RowReader`.
+    """
+    skipped = SkippedRows() if bad_rows == "skip" else None
+    with RowReader(path, on_bad_row=skipped) as reader:
+        columns = find_columns(
+            reader.columns,
+            text_column=text_column,
+            second_text_column=second_text_column,
+            label_column=label_column,
+            source=reader.name,
+        )
+        if not need_labels:
+            columns = columns._replace(label=None)
+        elif columns.label is None:
+            raise ValueError(
+                f"{reader.name}: no column has a known name for the label; its columns are "
+                f"{_listed(reader.columns)}; known names are "
+                f"{_listed(LABEL_COLUMNS)}; name it with label_column"
+            )
+        found = build_examples(reader, reader, columns, label_names=label_names, problem=problem, skipped=skipped)
+    if skipped is not None:
+        skipped.warn(found.source)
+    return found
+
+
+def build_examples(
+    reader: RowReader,
+    rows: Iterable[Row],
+    columns: Columns,
+    *,
+    label_names: Sequence[str] | None = None,
+    problem: Problem = "auto",
+    skipped: SkippedRows | None = None,
+    source: str | None = None,
+) -> Examples:
+    """Turn rows into `Examples`: texts checked, labels typed. The reader names file and line in errors."""
+    texts: list[str] = []
+    seconds: list[str] = []
+    labels: list[tuple[int, str]] = []
+    for row in rows:
+        try:
+            text = row_text(reader, row, columns.text)
+            second = row_text(reader, row, columns.second) if columns.second is not None else ""
+            label = _row_label(reader, row, columns.label) if columns.label is not None else ""
+            if label_names is not None and columns.label is not None and label not in label_names:
+                raise reader.bad(
+                    row.line, f"label {label!r} in column {columns.label!r}; allowed: {_listed(label_names)}"
+                )
+        except ValueError as error:
+            if skipped is None:
+                raise
+            skipped(error)
+            continue
+        texts.append(text)
+        seconds.append(second)
+        labels.append((row.line, label))
+    if not texts:
+        raise ValueError(f"{reader.name}: no examples in it; at least one row below the header is needed")
+    values: tuple[int, ...] | tuple[float, ...] | None = None
+    names: tuple[str, ...] = ()
+    if columns.label is not None:
+        values, names = _type_labels(reader, labels, label_names, problem, columns.label)
+    return Examples(
+        texts=tuple(texts),
+        seconds=tuple(seconds) if columns.second is not None else None,
+        labels=values,
+        label_names=names,
+        source=source or reader.name,
+        columns=columns.names(),
+        skipped=0 if skipped is None else skipped.count,
+    )
+
+
+def row_text(reader: RowReader, row: Row, column: str) -> str:
+    """The text in a column of a row; ValueError naming file and line when it is missing, no text, or blank."""
+    if column not in row.values:
+        raise reader.bad(row.line, f"column {column!r} is missing; found {_listed(tuple(row.values))}")
+    value = row.values[column]
+    if not isinstance(value, str):
+        raise reader.bad(row.line, f"column {column!r} holds {type(value).__name__} {value!r}, not a text")
+    if not value.strip():
+        raise reader.bad(row.line, f"the text in column {column!r} is empty; found {value!r}")
+    return value
+
+
+def _row_label(reader: RowReader, row: Row, column: str) -> str:
+    value = row.values.get(column)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise reader.bad(row.line, f"no label in column {column!r}; found {value!r}; allowed: a text or a number")
+    # repr of a float keeps its point, so that 1.0 stays a regression target and 1 a class.
+    text = value.strip() if isinstance(value, str) else repr(value)
+    if not text:
+        raise reader.bad(row.line, f"the label in column {column!r} is empty; found {value!r}")
+    return text
+
+
+def _type_labels(
+    reader: RowReader, labels: list[tuple[int, str]], label_names: Sequence[str] | None, problem: Problem, column: str
+) -> tuple[tuple[int, ...] | tuple[float, ...], tuple[str, ...]]:
+    if label_names is not None:
+        if problem == "regression":
+            raise ValueError(f"{reader.name}: label_names were given for a regression; leave one of the two out")
+        names = tuple(label_names)
+        return tuple(names.index(label) for _, label in labels), names
+    numbers = [_as_number(label) for _, label in labels]
+    whole = all(_WHOLE.fullmatch(label) for _, label in labels)
+    if problem == "regression" or (problem == "auto" and not whole and all(n is not None for n in numbers)):
+        for (line, label), number in zip(labels, numbers, strict=True):
+            if number is None:
+                raise reader.bad(
+                    line, f"label {label!r} in column {column!r} is no finite number, as a regression needs"
+                )
+        return tuple(float(n) for n in numbers if n is not None), ()
+    # The same class written 1 and 01 would be two classes in silence; numbers are compared as numbers.
+    names = (
+        tuple(str(n) for n in sorted({int(label) for _, label in labels}))
+        if whole
+        else tuple(sorted({label for _, label in labels}))
+    )
+    place = {name: index for index, name in enumerate(names)}
+    return tuple(place[str(int(label)) if whole else label] for _, label in labels), names
+
+
+def _as_number(label: str) -> float | None:
+    try:
+        number = float(label)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))

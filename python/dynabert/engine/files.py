@@ -1,0 +1,200 @@
+"""Answering for every row of a file, window by window, so that a file of any length fits in memory."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from tqdm.auto import tqdm
+
+from dynabert.configuration.grid import subnet_text
+from dynabert.data.rows import Row, RowReader, table_format
+from dynabert.data.tables import find_columns, row_text
+from dynabert.engine.prediction import Prediction
+
+if TYPE_CHECKING:
+    from dynabert.configuration import Subnet
+    from dynabert.engine.inference import InferenceEngine
+
+WRITABLE = ("tsv", "csv", "jsonl")
+ANSWER_COLUMNS = ("predicted_label", "predicted_score")
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """What `predict_file` did: rows answered, sub-networks used, where the answers are, and the time it took."""
+
+    rows: int
+    subnets: tuple[str, ...]
+    path: str
+    seconds: float
+
+
+def predict_file(
+    engine: InferenceEngine,
+    path_in: str | Path,
+    path_out: str | Path,
+    *,
+    subnets: Subnet | Sequence[Subnet] = None,
+    text_column: str | None = None,
+    second_text_column: str | None = None,
+    truncate: bool = False,
+    overwrite: bool = False,
+    lookahead: int = 1024,
+    progress: bool | None = None,
+) -> FileSummary:
+    """Answer for every row of a table and write the rows, in order, with their answers beside them.
+
+    The output has the input's columns, then ``predicted_label`` and ``predicted_score`` (for ``.jsonl`` also
+    ``predicted_scores``). With several sub-networks each answers every row, and the columns end in ``@w0.5-d0.75``. The
+    file appears under its name when it is complete; after an error it is not there.
+
+    Args:
+        engine: the engine that answers.
+        path_in: .txt (a text in each line), .tsv, .csv, .jsonl (each also .gz) or .parquet.
+        path_out: .tsv, .csv or .jsonl, each also .gz.
+        subnets: one sub-network, or a list of them; None is the whole network.
+        text_column, second_text_column: see `dynabert.data.find_columns`.
+        truncate: cut texts that are too long, else refuse them.
+        overwrite: False refuses an output file that exists.
+        lookahead: rows held at a time.
+        progress: see `InferenceEngine.predict`.
+
+    Raises:
+        ValueError: a bad row (file, line, what was found); a text that is too long; a column that would be written
+            twice; a value that a .tsv cannot hold.
+        FileExistsError, FileNotFoundError: the output is there, the input is not.
+    """
+    started = time.perf_counter()
+    target = Path(path_out)
+    if table_format(target) not in WRITABLE:
+        raise ValueError(
+            f"predict_file: cannot write {target.name!r}; allowed: .tsv, .csv or .jsonl, each also with .gz"
+        )
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"predict_file: {target} exists; give another name or ask for overwriting")
+    if lookahead < 1:
+        raise ValueError(f"predict_file: lookahead is {lookahead}; allowed: 1 or more")
+    many = cast("list[Subnet]", list(subnets) if isinstance(subnets, (list, tuple)) else [subnets])
+    if not many:
+        raise ValueError(
+            "predict_file: the list of sub-networks is empty; give at least one, or None for the whole network"
+        )
+    names = [subnet_text(subnet) for subnet in many]
+    if len(set(names)) < len(names):
+        raise ValueError(f"predict_file: a sub-network is named twice in {', '.join(names)}; name each once")
+    endings = [f"@{name}" for name in names] if len(names) > 1 else [""]
+    part = target.with_name(target.name + ".part")
+    count = 0
+    with RowReader(path_in) as reader:
+        columns = find_columns(
+            reader.columns, text_column=text_column, second_text_column=second_text_column, source=reader.name
+        )
+        writer = _Writer(
+            part, table_format(target), reader.columns, endings, reader.name, compressed=target.name.endswith(".gz")
+        )
+        try:
+            with writer, tqdm(unit=" rows", disable=None if progress is None else not progress) as bar:
+                for rows in _windows(iter(reader), lookahead):
+                    texts: list[Any] = [row_text(reader, row, columns.text) for row in rows]
+                    if columns.second is not None:
+                        texts = [
+                            (text, row_text(reader, row, columns.second)) for text, row in zip(texts, rows, strict=True)
+                        ]
+                    answers = _answer(engine, texts, many, truncate, reader, rows)
+                    for index, row in enumerate(rows):
+                        writer.write(row, [found[index] for found in answers])
+                    count += len(rows)
+                    bar.update(len(rows))
+            if count == 0:
+                raise ValueError(f"{reader.name}: no rows in it; at least one is needed")
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+    return FileSummary(count, tuple(names), str(target), time.perf_counter() - started)
+
+
+def _windows(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    while window := list(itertools.islice(rows, size)):
+        yield window
+
+
+def _answer(
+    engine: InferenceEngine, texts: list[Any], subnets: list[Subnet], truncate: bool, reader: RowReader, rows: list[Row]
+) -> list[list[Prediction]]:
+    """Answers of each sub-network, all of them in one run so that they share batches."""
+    repeated: list[Subnet] = [subnet for subnet in subnets for _ in texts]
+    try:
+        found = engine.predict(texts * len(subnets), subnet=repeated, truncate=truncate, progress=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{reader.name}, lines {rows[0].line} to {rows[-1].line} (text 0 is line {rows[0].line}): {error}"
+        ) from error
+    return [found[i * len(texts) : (i + 1) * len(texts)] for i in range(len(subnets))]
+
+
+class _Writer:
+    """Writes rows with their answers to a .tsv, .csv or .jsonl file."""
+
+    def __init__(
+        self, path: Path, kind: str, columns: tuple[str, ...], endings: list[str], source: str, *, compressed: bool
+    ) -> None:
+        self._kind = kind
+        self._columns = columns
+        self._endings = endings
+        self._source = source
+        added = [column + ending for ending in endings for column in ANSWER_COLUMNS]
+        if kind == "jsonl":
+            added += [f"predicted_scores{ending}" for ending in endings]
+        clash = [column for column in added if column in columns]
+        if clash:
+            raise ValueError(f"predict_file: {source} already has a column {clash[0]!r}; rename it")
+        raw: Any = gzip.open(path, "wb") if compressed else path.open("wb")  # noqa: SIM115  (closed by __exit__)
+        self._stream: IO[str] = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+        self._csv = csv.writer(self._stream) if kind == "csv" else None
+        if kind != "jsonl":
+            self._put([*columns, *added], 0)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def write(self, row: Row, answers: list[Prediction]) -> None:
+        """One row: its own values, then the answer of each sub-network."""
+        if self._kind == "jsonl":
+            record = dict(row.values)
+            for ending, answer in zip(self._endings, answers, strict=True):
+                record[f"predicted_label{ending}"] = (
+                    answer.label if len(answer.labels) == 1 or answer.label is None else list(answer.labels)
+                )
+                record[f"predicted_score{ending}"] = answer.score
+                record[f"predicted_scores{ending}"] = answer.scores
+            self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            return
+        fields = [row.values.get(column) for column in self._columns]
+        for answer in answers:
+            fields += ["|".join(answer.labels), format(answer.score, ".6g")]
+        self._put(["" if field is None else str(field) for field in fields], row.line)
+
+    def _put(self, fields: list[str], line: int) -> None:
+        if self._csv is not None:
+            self._csv.writerow(fields)
+            return
+        for field in fields:
+            if "\t" in field or "\n" in field or "\r" in field:
+                raise ValueError(
+                    f"{self._source}, line {line}: a .tsv cannot hold the tab or line end in {field[:60]!r}; write "
+                    ".csv or .jsonl"
+                )
+        self._stream.write("\t".join(fields) + "\n")

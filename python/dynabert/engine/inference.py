@@ -1,0 +1,387 @@
+"""Texts in, predictions out: one set of weights, any sub-network for each text.
+
+A call tokenises, sorts by sub-network and length, cuts the run into batches by a token budget, lays each batch end to
+end without padding, and gives it a plan that says for every text how wide and deep the network is. Nothing is
+remembered between calls.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
+
+from dynabert.configuration import Subnet, SubnetConfig
+from dynabert.configuration.grid import subnet_text
+from dynabert.data.batching import token_batches
+from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, check_text
+from dynabert.data.labels import model_labels, model_problem
+from dynabert.data.tokenisation import Encoded, TextEncoder
+from dynabert.engine.prediction import Prediction, interpret
+from dynabert_kernels import SubnetShape, group_by_shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dynabert.engine.files import FileSummary
+    from dynabert.modeling import ElasticBertForSequenceClassification
+
+Text: TypeAlias = str | tuple[str, str]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU_BATCH_TOKENS = 4096
+DEVICE_BATCH_TOKENS = 32768
+LOOKAHEAD = 1024
+QUIET_TEXTS = 256  # up to this many texts no progress bar is shown unless asked for
+
+
+class _Resolved(NamedTuple):
+    shape: SubnetShape
+    text: str
+
+
+class InferenceEngine:
+    """A fine-tuned network ready to answer, at any of its widths and depths.
+
+    The engine holds no state of a call: several threads may use one engine, each with its own sub-network. It uses the
+    model's own weights (no second copy) and puts the model in eval mode. Do not train the model while the engine is in
+    use.
+
+    Args:
+        model: an `ElasticBertForSequenceClassification`, on the device and in the dtype it is to run in.
+        tokenizer: its fast tokenizer; it is not changed.
+        max_length: most tokens of a text, special tokens included; by default (and at most) the model's positions.
+        max_batch_tokens: most tokens of a batch; by default 4096 on the CPU and 32768 elsewhere. A longer text is a
+            batch of its own.
+        threshold: least probability at which a multi-label model assigns a label.
+
+    Raises:
+        TypeError: a tokenizer without a fast half.
+        ValueError: a bound that is out of range; a tokenizer with more tokens than the model has; an unknown
+            ``problem_type``.
+    """
+
+    def __init__(
+        self,
+        model: ElasticBertForSequenceClassification,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        max_batch_tokens: int | None = None,
+        threshold: float = 0.5,
+    ) -> None:
+        config = model.config
+        positions = config.max_sequence_length
+        if max_length is not None and max_length > positions:
+            raise ValueError(
+                f"InferenceEngine: max_length is {max_length}; allowed: up to the model's {positions} positions"
+            )
+        if max_batch_tokens is not None and max_batch_tokens < 1:
+            raise ValueError(f"InferenceEngine: max_batch_tokens is {max_batch_tokens}; allowed: 1 or more")
+        if not 0.0 < threshold < 1.0:
+            raise ValueError(f"InferenceEngine: threshold is {threshold}; allowed: above 0 and below 1")
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"InferenceEngine: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; use the "
+                "model's own tokenizer"
+            )
+        self._encoder = TextEncoder(
+            tokenizer, positions if max_length is None else max_length, token_types=_token_types(model, tokenizer)
+        )
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.labels = model_labels(config)
+        self.problem_type = model_problem(config)
+        if self.problem_type not in (SINGLE_LABEL, MULTI_LABEL, REGRESSION):
+            raise ValueError(
+                f"InferenceEngine: problem_type is {self.problem_type!r}; allowed: {SINGLE_LABEL}, {MULTI_LABEL}, "
+                f"{REGRESSION}"
+            )
+        self.threshold = threshold
+        default_tokens = CPU_BATCH_TOKENS if self.device.type == "cpu" else DEVICE_BATCH_TOKENS
+        self.max_batch_tokens = default_tokens if max_batch_tokens is None else max_batch_tokens
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+        max_length: int | None = None,
+        max_batch_tokens: int | None = None,
+        threshold: float = 0.5,
+    ) -> InferenceEngine:
+        """Load a model and its tokenizer from a folder or a hub id.
+
+        Args:
+            path: folder (or hub id) of a fine-tuned BERT, RoBERTa, MPNet or elastic checkpoint, with its tokenizer.
+            device: where to run.
+            dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; the weights are converted to it once, while loading,
+                whatever the file holds.
+            max_length, max_batch_tokens, threshold: see the class.
+
+        Raises:
+            ValueError: unknown dtype; no tokenizer in the folder; a checkpoint without a classification head.
+            OSError: no such model.
+        """
+        from dynabert.engine.loading import load_model, load_tokenizer
+
+        model = load_model(path, device=device, dtype=torch_dtype(dtype))
+        return cls(
+            model, load_tokenizer(path), max_length=max_length, max_batch_tokens=max_batch_tokens, threshold=threshold
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype; all activations have it too."""
+        return self.model.dtype
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a text."""
+        return self._encoder.max_length
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is also an iterable of str; the first overload decides
+        self,
+        texts: Text,
+        subnet: Subnet | Sequence[Subnet] = None,
+        *,
+        truncate: bool = False,
+        progress: bool | None = None,
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        texts: Iterable[Text],
+        subnet: Subnet | Sequence[Subnet] = None,
+        *,
+        truncate: bool = False,
+        progress: bool | None = None,
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        texts: Text | Iterable[Text],
+        subnet: Subnet | Sequence[Subnet] = None,
+        *,
+        truncate: bool = False,
+        progress: bool | None = None,
+    ) -> Prediction | list[Prediction]:
+        """Answer for one text or many.
+
+        Args:
+            texts: a str, or a pair ``(first, second)`` as a tuple: one prediction comes back. A list (or other
+                iterable) of them: a list of predictions in the same order; ``[]`` gives ``[]``. A tuple at the top is
+                always one pair.
+            subnet: the sub-network for all texts (`SubnetConfig`, text form ``"w0.5-d0.75"``, `SubnetShape`; None is
+                the whole network), or a list with one per text. Texts with different sub-networks share batches; each
+                answer equals that of its sub-network alone.
+            truncate: True cuts texts that are too long; False refuses them.
+            progress: True shows a bar, False none; None shows one for more than 256 texts when stderr is a terminal.
+
+        Raises:
+            TypeError: a text that is no str, a pair that is not two.
+            ValueError, naming the text's index: an empty text, or one that is too long. Also: a list of sub-networks of
+            another length,
+                a sub-network that does not fit the model, single texts mixed with pairs.
+            RuntimeError: the model was put in training mode.
+        """
+        if isinstance(texts, (str, tuple)):
+            return self._predict_list([texts], subnet, truncate, progress, first_index=0)[0]
+        if not isinstance(texts, Iterable) or isinstance(texts, (bytes, dict)):
+            raise TypeError(
+                f"predict: texts are no texts; got {type(texts).__name__}; allowed: a str, a pair (str, str), or a "
+                "list of them"
+            )
+        return self._predict_list(list(texts), subnet, truncate, progress, first_index=0)
+
+    def predict_iter(
+        self,
+        texts: Iterable[Text],
+        subnet: Subnet | Iterable[Subnet] = None,
+        *,
+        truncate: bool = False,
+        lookahead: int = LOOKAHEAD,
+    ) -> Iterator[Prediction]:
+        """Answer for a stream of texts, in order, holding at most ``lookahead`` texts at a time.
+
+        Texts are read ``lookahead`` at a time, sorted and packed among themselves, and answered before more are read.
+        An error in a
+        text is raised when its window is read: answers of earlier windows have been yielded by then.
+
+        Args:
+            texts: any iterable, also an endless generator, of texts or pairs.
+            subnet: one for all, or an iterable that gives one per text, read in step.
+            truncate: see `predict`.
+            lookahead: texts held at a time; more of them pack better.
+
+        Raises:
+            ValueError: ``lookahead`` below 1; sub-networks that end before the texts do; what `predict` raises, with
+                the index in the stream.
+        """
+        if isinstance(texts, (str, bytes, tuple, dict)) or not isinstance(texts, Iterable):
+            raise TypeError(
+                f"predict_iter: an iterable of texts is needed; got {type(texts).__name__}; for one text use predict"
+            )
+        if lookahead < 1:
+            raise ValueError(f"predict_iter: lookahead is {lookahead}; allowed: 1 or more")
+        return self._stream(iter(texts), subnet, truncate, lookahead)
+
+    def predict_file(self, path_in: str | Path, path_out: str | Path, **options: Any) -> FileSummary:
+        """Answer for every row of a file and write rows and answers; see `dynabert.engine.files.predict_file`."""
+        from dynabert.engine.files import predict_file
+
+        return predict_file(self, path_in, path_out, **options)
+
+    def logits(
+        self, encoded: Encoded, subnets: Sequence[Subnet], *, progress: bool = False
+    ) -> npt.NDArray[np.floating]:
+        """Raw outputs for texts that are already token ids.
+
+        Args:
+            encoded: what `dynabert.data.tokenise` returns.
+            subnets: the sub-network of each text.
+            progress: whether to show a bar.
+
+        Returns:
+            (N, labels), float32 (float64 for a float64 model), in the order of ``encoded``.
+        """
+        return self._run(encoded, [self.model.shape(subnet) for subnet in subnets], progress)
+
+    def _stream(
+        self, texts: Iterator[Text], subnet: Subnet | Iterable[Subnet], truncate: bool, lookahead: int
+    ) -> Iterator[Prediction]:
+        subnets = iter(cast("Iterable[Subnet]", subnet)) if _is_many(subnet) else None
+        start = 0
+        while window := list(itertools.islice(texts, lookahead)):
+            chosen: Any = subnet
+            if subnets is not None:
+                chosen = list(itertools.islice(subnets, len(window)))
+                if len(chosen) < len(window):
+                    raise ValueError(
+                        f"predict_iter: the sub-networks ended at {start + len(chosen)} and the texts go on; give "
+                        "one per text"
+                    )
+            yield from self._predict_list(window, chosen, truncate, False, first_index=start)
+            start += len(window)
+
+    def _predict_list(
+        self, texts: list[Text], subnet: Any, truncate: bool, progress: bool | None, first_index: int
+    ) -> list[Prediction]:
+        if self.model.training:
+            raise RuntimeError(
+                "predict: the model was put in training mode, so its answers would be random; call model.eval()"
+            )
+        resolved = self._resolve(subnet, len(texts))
+        if not texts:
+            return []
+        firsts, seconds = _split_pairs(texts, first_index)
+        encoded = self._encoder.encode(firsts, seconds, truncate=truncate, first_index=first_index)
+        show = len(texts) > QUIET_TEXTS if progress is None else progress
+        # tqdm's own rule for disable=None: no bar unless stderr is a terminal.
+        logits = self._run(encoded, [r.shape for r in resolved], None if progress is None and show else show)
+        return interpret(logits, self.problem_type, self.labels, [r.text for r in resolved], self.threshold)
+
+    def _resolve(self, subnet: Any, count: int) -> list[_Resolved]:
+        if not _is_many(subnet):
+            return [_Resolved(self.model.shape(subnet), subnet_text(subnet))] * count
+        many = list(subnet)
+        if len(many) != count:
+            raise ValueError(
+                f"predict: one sub-network is needed per text; got {len(many)} for {count} texts; give {count}, or "
+                "one for all"
+            )
+        known: dict[Any, _Resolved] = {}
+        for index, one in enumerate(many):
+            if _is_many(one):
+                raise TypeError(f"predict: sub-network {index} is no sub-network; got {type(one).__name__}")
+            if one not in known:
+                try:
+                    known[one] = _Resolved(self.model.shape(one), subnet_text(one))
+                except ValueError as error:
+                    raise ValueError(f"predict: sub-network {index}: {error}") from error
+        return [known[one] for one in many]
+
+    def _run(self, encoded: Encoded, shapes: list[SubnetShape], progress: bool | None) -> npt.NDArray[np.floating]:
+        if not shapes:
+            return np.zeros((0, len(self.labels)), dtype=np.float32)
+        lengths = encoded.lengths
+        grouped, _, _ = group_by_shape(shapes)
+        rank: dict[SubnetShape, int] = {}
+        for index in grouped:
+            rank.setdefault(shapes[index], len(rank))
+        # Equal sub-networks side by side: batches have few groups, and texts of like length stand together.
+        order = sorted(grouped, key=lambda i: (rank[shapes[i]], -lengths[i]))
+        found: list[torch.Tensor] = []
+        places: list[int] = []
+        with (
+            torch.inference_mode(),
+            tqdm(total=len(shapes), unit=" texts", disable=None if progress is None else not progress) as bar,
+        ):
+            for run in token_batches(lengths, self.max_batch_tokens, order=order):
+                batch, plan = self.model.pack(*encoded.rows(run), subnet=[shapes[i] for i in run])
+                found.append(self.model(batch=batch, plan=plan).logits)  # in the order of run: the batch knows it
+                places += run
+                bar.update(len(run))
+            logits = torch.cat(found)
+            # The one wait for the device: after every batch was issued.
+            values = (logits if logits.dtype == torch.float64 else logits.float()).cpu().numpy()
+        result = np.empty_like(values)
+        result[np.asarray(places)] = values
+        return result
+
+
+def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of this name; ValueError for one that the engine does not run in."""
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ValueError(f"dtype: not one the engine runs in; got {dtype!r}; allowed: {', '.join(DTYPES)}")
+    assert isinstance(chosen, torch.dtype)
+    return chosen
+
+
+def _token_types(model: ElasticBertForSequenceClassification, tokenizer: PreTrainedTokenizerBase) -> bool:
+    # A table of one row holds no information beyond row 0, which None means too (RoBERTa).
+    return model.config.type_vocab_size > 1 and "token_type_ids" in tokenizer.model_input_names
+
+
+def _is_many(subnet: object) -> bool:
+    return isinstance(subnet, Iterable) and not isinstance(subnet, (str, SubnetConfig, SubnetShape))
+
+
+def _split_pairs(texts: list[Text], first_index: int) -> tuple[list[str], list[str] | None]:
+    """First texts and second texts (None for single texts), with every type checked."""
+    paired = isinstance(texts[0], tuple)
+    firsts: list[str] = []
+    seconds: list[str] = []
+    for index, text in enumerate(texts, start=first_index):
+        if isinstance(text, tuple) != paired and isinstance(text, (tuple, str)):
+            raise ValueError(
+                f"predict: text {index} is {'a pair' if not paired else 'a single text'}, text {first_index} is not; "
+                "do not mix them"
+            )
+        if not paired:
+            firsts.append(check_text(text, f"predict: text {index}"))
+            continue
+        if not isinstance(text, tuple) or len(text) != 2:
+            raise TypeError(
+                f"predict: text {index} is no pair; got {text!r}; allowed: a tuple of two str (for many texts give a "
+                "list)"
+            )
+        firsts.append(check_text(text[0], f"predict: first text of pair {index}"))
+        seconds.append(check_text(text[1], f"predict: second text of pair {index}"))
+    return firsts, seconds if paired else None

@@ -1,0 +1,77 @@
+"""Opening a model and its tokenizer, refusing what would answer nonsense: fresh heads and empty tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dynabert.modeling import ElasticBertForSequenceClassification
+
+# Any of these holds a vocabulary.
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+
+
+def load_model(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    fresh_head: bool = False,
+    **options: Any,
+) -> ElasticBertForSequenceClassification:
+    """Open a sequence classifier, in eval mode, on a device and in a dtype.
+
+    Args:
+        path: folder or hub id.
+        device, dtype: where and in what to run; the weights are converted once, here.
+        fresh_head: False refuses a checkpoint that lacks a classification head, whose answers would be random; True
+            draws the head anew from torch's default generator (for fine-tuning).
+        options: passed to ``from_pretrained`` (``num_labels``, ``id2label``, ...).
+
+    Raises:
+        ValueError: no classification head in the checkpoint.
+        OSError: no such model.
+    """
+    from dynabert.modeling import ElasticBertForSequenceClassification
+
+    loaded: Any = ElasticBertForSequenceClassification.from_pretrained(
+        str(path), dtype=dtype, output_loading_info=True, **options
+    )
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing and not fresh_head:
+        raise ValueError(
+            f"from_pretrained: {path} has no trained classification head (missing: {', '.join(missing)}), so its "
+            "answers would be random; "
+            "fine-tune it first, or give a fine-tuned checkpoint"
+        )
+    placed: ElasticBertForSequenceClassification = model.to(device).eval()
+    return placed
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of a model.
+
+    Raises:
+        ValueError: the folder (or hub id) holds no vocabulary; transformers would make an empty tokenizer that knows no
+            word.
+        OSError: no such folder or hub id.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    import dynabert.modeling  # noqa: F401  (registers the elastic model type, by which AutoTokenizer looks)
+
+    source = str(path)
+    if not any(cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in _VOCABULARIES):
+        raise ValueError(
+            f"from_pretrained: {source} has no tokenizer; looked for {', '.join(_VOCABULARIES)}; save it there with "
+            "tokenizer.save_pretrained"
+        )
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    return tokenizer

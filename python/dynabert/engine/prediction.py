@@ -1,0 +1,85 @@
+"""What a prediction is, and how logits become one for each kind of problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text.
+
+    Attributes:
+        label: the likeliest label; None for regression.
+        score: its probability; for regression the (first) predicted value.
+        scores: probability of every label by name (softmax for one label, sigmoid for several); for regression the
+            values.
+        labels: all labels at or above the threshold for a multi-label model; ``(label,)`` for a single-label one; empty
+            for regression.
+        logits: the network's raw outputs.
+        subnet: the sub-network that answered, as text.
+    """
+
+    label: str | None
+    score: float
+    scores: dict[str, float]
+    labels: tuple[str, ...]
+    logits: tuple[float, ...]
+    subnet: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "label": self.label,
+            "score": self.score,
+            "scores": dict(self.scores),
+            "labels": list(self.labels),
+            "logits": list(self.logits),
+            "subnet": self.subnet,
+        }
+
+
+def interpret(
+    logits: npt.NDArray[np.floating], problem: str, names: tuple[str, ...], subnets: list[str], threshold: float = 0.5
+) -> list[Prediction]:
+    """Turn logits (N, labels) into predictions, in float64 so that probabilities sum to one.
+
+    Args:
+        logits: raw outputs, one row a text.
+        problem: ``single_label_classification``, ``multi_label_classification`` or ``regression``.
+        names: names of the outputs.
+        subnets: text form of the sub-network of each row.
+        threshold: least probability of a label that a multi-label model assigns.
+    """
+    values = logits.astype(np.float64)
+    if problem == SINGLE_LABEL:
+        exponentials = np.exp(values - values.max(axis=1, keepdims=True))
+        scores = exponentials / exponentials.sum(axis=1, keepdims=True)
+    elif problem == MULTI_LABEL:
+        scores = 0.5 * (1.0 + np.tanh(0.5 * values))  # the sigmoid, without overflow
+    elif problem == REGRESSION:
+        scores = values
+    else:
+        raise ValueError(
+            f"interpret: unknown problem_type {problem!r}; allowed: {SINGLE_LABEL}, {MULTI_LABEL}, {REGRESSION}"
+        )
+    found = []
+    for row, raw, subnet in zip(scores.tolist(), values.tolist(), subnets, strict=True):
+        named = dict(zip(names, row, strict=True))
+        if problem == REGRESSION:
+            found.append(Prediction(None, row[0], named, (), tuple(raw), subnet))
+            continue
+        best = int(np.argmax(row))
+        labels = (
+            (names[best],)
+            if problem == SINGLE_LABEL
+            else tuple(n for n, p in zip(names, row, strict=True) if p >= threshold)
+        )
+        found.append(Prediction(names[best], row[best], named, labels, tuple(raw), subnet))
+    return found

@@ -1,0 +1,173 @@
+"""Scores of many sub-networks on one labelled set: every batch is packed once and run at every width and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
+
+from dynabert.configuration import Subnet
+from dynabert.configuration.grid import subnet_text
+from dynabert.data.batching import token_batches
+from dynabert.data.examples import MULTI_LABEL, REGRESSION
+from dynabert.data.labels import model_labels, model_problem
+from dynabert.data.metrics import METRICS, REGRESSION_METRICS, compute_metric, default_metrics, majority_score
+from dynabert.data.tokenisation import Encoded
+from dynabert_kernels import Plan
+
+if TYPE_CHECKING:
+    from dynabert.modeling import ElasticBertForSequenceClassification
+
+MAX_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """The score of one sub-network.
+
+    Attributes:
+        subnet: its text form.
+        score: the chosen metric, a fraction (0.83, not 83).
+        metric: name of that metric.
+        metrics: this and the other metrics of the problem.
+        examples: number of examples.
+        majority: what the best constant prediction scores in the same metric.
+    """
+
+    subnet: str
+    score: float
+    metric: str
+    metrics: dict[str, float]
+    examples: int
+    majority: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def compute_logits(
+    model: ElasticBertForSequenceClassification,
+    encoded: Encoded,
+    subnets: Sequence[Subnet],
+    *,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_size: int | None = None,
+    progress: bool | None = False,
+) -> dict[str, npt.NDArray[np.floating]]:
+    """Logits of every sub-network for every example, in eval mode (the model's mode is put back afterwards).
+
+    Args:
+        model: the network.
+        encoded: token ids, as `dynabert.data.tokenise` returns them.
+        subnets: the sub-networks, each once.
+        max_batch_tokens: most tokens of a batch; a longer example is a batch of its own.
+        max_batch_size: most examples of a batch; None for no bound.
+        progress: True shows a bar, False none, None one where stderr is a terminal.
+
+    Returns:
+        For each sub-network, by its text form, (N, labels) float32 (float64 for a float64 model), in the order of
+        ``encoded``.
+
+    Raises:
+        ValueError: no examples; no sub-network, one named twice, or one that does not fit.
+    """
+    if not len(encoded):
+        raise ValueError("evaluate: no examples; at least one is needed")
+    names = [subnet_text(subnet) for subnet in subnets]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"evaluate: each sub-network is needed once; got {', '.join(names) or 'none'}")
+    shapes = [model.shape(subnet) for subnet in subnets]
+    lengths = encoded.lengths
+    places: list[int] = []
+    found: list[list[torch.Tensor]] = [[] for _ in shapes]
+    training = model.training
+    model.eval()
+    try:
+        total = len(lengths) * len(shapes)
+        with (
+            torch.inference_mode(),
+            tqdm(
+                total=total, unit=" texts", desc="evaluate", disable=None if progress is None else not progress
+            ) as bar,
+        ):
+            for run in token_batches(lengths, max_batch_tokens, max_sequences=max_batch_size):
+                batch, _ = model.pack(*encoded.rows(run))
+                seqlens = [lengths[i] for i in run]
+                for shape, logits in zip(shapes, found, strict=True):
+                    plan = Plan.uniform(shape, seqlens, device=model.device)
+                    logits.append(model(batch=batch, plan=plan).logits)
+                    bar.update(len(run))
+                places += run
+    finally:
+        model.train(training)
+    results: dict[str, npt.NDArray[np.floating]] = {}
+    for name, logits in zip(names, found, strict=True):
+        joined = torch.cat(logits)
+        values = (joined if joined.dtype == torch.float64 else joined.float()).cpu().numpy()
+        results[name] = np.empty_like(values)
+        results[name][np.asarray(places)] = values
+    return results
+
+
+def evaluate(
+    model: ElasticBertForSequenceClassification,
+    encoded: Encoded,
+    subnets: Sequence[Subnet],
+    *,
+    metric: str | None = None,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_size: int | None = None,
+    progress: bool | None = False,
+) -> list[EvaluationRow]:
+    """Score every sub-network on a labelled set.
+
+    Args:
+        model, encoded, subnets, max_batch_tokens, max_batch_size, progress: see `compute_logits`; ``encoded`` has
+            labels that are indices of the model's outputs (`dynabert.data.align_labels`).
+        metric: the score; by default accuracy, and Spearman's correlation for regression.
+
+    Returns:
+        One row for each sub-network, in the given order.
+
+    Raises:
+        ValueError: no labels; a label that the model has no output for; a metric of another kind of problem; a
+            multi-label model; what `compute_logits` raises.
+    """
+    problem = model_problem(model.config)
+    if problem == MULTI_LABEL:
+        raise ValueError("evaluate: a multi-label model cannot be scored on one label per text")
+    regression = problem == REGRESSION
+    if encoded.labels is None:
+        raise ValueError(f"evaluate: {encoded.source} has no labels; name the label column")
+    outputs = len(model_labels(model.config))
+    if not regression and max(encoded.labels, default=0) >= outputs:
+        raise ValueError(
+            f"evaluate: {encoded.source} has label {max(encoded.labels)}, the model has {outputs} "
+            "outputs; "
+            "use data of the model's task"
+        )
+    names = default_metrics(regression)
+    chosen = names[0] if metric is None else metric
+    if chosen not in METRICS or (chosen in REGRESSION_METRICS) != regression:
+        raise ValueError(f"evaluate: metric {chosen!r} does not fit {problem}; allowed: {', '.join(names)}")
+    logits = compute_logits(
+        model,
+        encoded,
+        subnets,
+        max_batch_tokens=max_batch_tokens,
+        max_batch_size=max_batch_size,
+        progress=progress,
+    )
+    majority = majority_score(encoded.labels, chosen)
+    rows = []
+    for name, values in logits.items():
+        predictions = values[:, 0] if regression else values.argmax(axis=1)
+        scores = {other: compute_metric(other, predictions, encoded.labels) for other in names}
+        rows.append(EvaluationRow(name, scores[chosen], chosen, scores, len(encoded), majority))
+    return rows

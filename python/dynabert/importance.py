@@ -1,0 +1,177 @@
+"""How much each head and neuron matters to the loss of a fine-tuned network: first-order Taylor scores.
+
+DynaBERT, arXiv 2004.04037, section 2.1; for heads also Michel et al. 2019, for the criterion Molchanov et al. 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dynabert.configuration.elastic import ElasticBertConfig
+from dynabert.modeling import ElasticBertForSequenceClassification
+
+MODES = ("per_batch", "accumulated", "reference")
+
+
+@dataclass
+class Importance:
+    """Scores of heads, (L, H), and neurons, (L, F): float tensors on the CPU, free to edit before rewiring.
+
+    Higher is kept longer. Where layers differ in size, ``H`` and ``F`` are the largest; what lies past a layer's own
+    count is 0 and not read.
+    """
+
+    heads: Tensor
+    neurons: Tensor
+
+    def check(self, config: ElasticBertConfig) -> None:
+        """Raises ``TypeError`` or ``ValueError`` when the scores are not those of a network of ``config``, or NaN."""
+        layers = config.num_hidden_layers
+        for name, widest in (("heads", config.num_attention_heads), ("neurons", config.intermediate_size)):
+            scores = getattr(self, name)
+            if not isinstance(scores, Tensor) or not scores.dtype.is_floating_point:
+                kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
+                raise TypeError(f"Importance: {name} must be a floating point tensor; got {kind}")
+            if tuple(scores.shape) != (layers, widest):
+                raise ValueError(
+                    f"Importance: {name} has shape {tuple(scores.shape)}; the network has {layers} layers of {widest}"
+                )
+            if scores.isnan().any():
+                layer = int(scores.isnan().any(1).nonzero()[0])
+                raise ValueError(f"Importance: {name} of layer {layer} hold NaN; give each a number")
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes both tensors to one safetensors file."""
+        save_file({"heads": self.heads.contiguous(), "neurons": self.neurons.contiguous()}, Path(path))
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Importance:
+        """Reads what :meth:`save` wrote. Raises ``ValueError`` when the file is not that."""
+        try:
+            tensors = load_file(Path(path))
+        except SafetensorError as error:
+            raise ValueError(f"Importance.load: cannot read {path}: {error}; compute the scores again") from error
+        if set(tensors) != {"heads", "neurons"}:
+            raise ValueError(f"Importance.load: {path} holds {sorted(tensors)}; allowed: heads, neurons")
+        return cls(tensors["heads"], tensors["neurons"])
+
+
+def compute_importance(
+    model: ElasticBertForSequenceClassification,
+    batches: Iterable[Mapping[str, Any]],
+    mode: str = "per_batch",
+    *,
+    progress: bool = False,
+) -> Importance:
+    """Scores every head and neuron of ``model`` by how much the task loss would change, to first order, without it.
+
+    * head ``h`` of a layer: ``|dLoss/d mask[h]|``, ``mask`` being ones that multiply its attention probabilities;
+    * neuron ``i``: ``|<w1_i, g1_i> + b1_i * gb1_i| + |<w2_i, g2_i>|``, with row i of FFN in, its bias, column i of FFN
+      out, and their gradients.
+
+    No mask is needed for the heads. A mask scales the head's output, so ``dLoss/d mask[h] = sum_t <dctx_th, ctx_th>``
+    over tokens t, with ``ctx_th`` the head's output. It enters the layer as ``o_t = sum_h Wo_h ctx_th + b``, so
+    ``dctx_th = Wo_h' do_t`` and ``dWo_h = sum_t do_t ctx_th'``, hence
+    ``<Wo_h, dWo_h> = sum_t do_t' Wo_h ctx_th = sum_t <dctx_th, ctx_th>``: the inner product of the head's columns of
+    the attention output weight with their gradient, exactly.
+
+    ``model``: runs at full width in eval mode on its own device; its training flags, ``requires_grad`` flags and
+    gradients are left as they were.
+    ``batches``: mappings of tensors with ``labels``, as the model takes them; moved to its device.
+    ``mode``: ``"per_batch"``: absolute values per batch, added. ``"accumulated"``: gradients of all batches added, then
+    scored once (the paper's Algorithm 1). ``"reference"``: after each batch the score of the running sum is added (its
+    released code).
+    ``progress``: shows a bar.
+
+    Returns float32 scores; the inner products are taken in float64. Raises ``ValueError`` for an unknown mode, no
+    batch, a batch without labels, and a loss or score that is not finite; ``TypeError`` for another model or batch
+    type.
+    """
+    if not isinstance(model, ElasticBertForSequenceClassification):
+        raise TypeError(
+            f"compute_importance: model must be an ElasticBertForSequenceClassification; got {type(model).__name__}"
+        )
+    if mode not in MODES:
+        raise ValueError(f"compute_importance: mode is {mode!r}; allowed: {', '.join(map(repr, MODES))}")
+    if isinstance(batches, Mapping):
+        raise TypeError("compute_importance: batches is one mapping; give an iterable of batches: [batch]")
+    total: list[Tensor] | None = None
+    running: list[Tensor] | None = None
+    count = 0
+    with _evaluating(model):
+        for count, batch in enumerate(tqdm(batches, desc="importance", disable=not progress), 1):
+            signed = _signed_scores(model, batch, count - 1)
+            # Weights stand still, so scores are linear in the gradient: sums of scores are scores of sums.
+            running = signed if running is None else [a + b for a, b in zip(running, signed, strict=True)]
+            if mode == "accumulated":
+                total = running
+                continue
+            new = [score.abs() for score in (signed if mode == "per_batch" else running)]
+            total = new if total is None else [a + b for a, b in zip(total, new, strict=True)]
+    if total is None:
+        raise ValueError("compute_importance: no batch given; give at least one, with labels")
+    heads, inward, outward = (score.abs() for score in total)
+    return Importance(heads.float().cpu(), (inward + outward).float().cpu())
+
+
+def _signed_scores(model: ElasticBertForSequenceClassification, batch: Mapping[str, Any], number: int) -> list[Tensor]:
+    """Of one batch, before the absolute value: heads (L, H), FFN in (L, F), FFN out (L, F), float64."""
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"compute_importance: batch {number} must be a mapping of tensors; got {type(batch).__name__}")
+    if batch.get("labels") is None:
+        raise ValueError(f"compute_importance: batch {number} has no labels; the score is a gradient of the task loss")
+    inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    layers = model.encoder.elastic_layers
+    weights = [
+        weight
+        for layer in layers
+        for weight in (layer.attention_weight, layer.ffn_in_weight, layer.ffn_in_bias, layer.ffn_out_weight)
+    ]
+    with torch.enable_grad():
+        loss = model(**inputs, return_dict=True).loss
+        if not bool(loss.isfinite()):
+            raise ValueError(f"compute_importance: batch {number} has a loss of {float(loss)}; check its labels")
+        gradients = torch.autograd.grad(loss, weights)
+    config = model.config
+    shape = (config.num_hidden_layers, config.intermediate_size)
+    heads = torch.zeros(shape[0], config.num_attention_heads, dtype=torch.float64, device=model.device)
+    inward, outward = (torch.zeros(shape, dtype=torch.float64, device=model.device) for _ in range(2))
+    for index in range(len(layers)):
+        pairs = zip(weights[4 * index : 4 * index + 4], gradients[4 * index : 4 * index + 4], strict=True)
+        attention, in_weight, in_bias, out_weight = (w.detach().double() * g.double() for w, g in pairs)
+        by_head = attention.unflatten(1, (-1, config.head_dim)).sum((0, 2))
+        heads[index, : by_head.shape[0]] = by_head
+        inward[index, : in_bias.shape[0]] = in_weight.sum(1) + in_bias
+        outward[index, : in_bias.shape[0]] = out_weight.sum(0)
+    for score in (heads, inward, outward):
+        if not bool(score.isfinite().all()):
+            raise ValueError(f"compute_importance: the gradients of batch {number} are not finite; check the weights")
+    return [heads, inward, outward]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode with gradients for all parameters; every flag is put back."""
+    training = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _ in wanted:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)

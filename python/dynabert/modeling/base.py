@@ -1,0 +1,306 @@
+"""What the elastic models share: loading, saving, sub-networks, packing, cutting out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from dynabert.configuration import Subnet
+from dynabert.configuration.elastic import ElasticBertConfig
+from dynabert.modeling import checkpoint
+from dynabert.modeling.encoder import ElasticLayer
+from dynabert.modeling.inputs import is_listed, shapes_for
+from dynabert.modeling.names import Parts, encoder_prefix
+from dynabert_kernels import PackedBatch, Plan, SubnetShape, group_by_shape
+
+if TYPE_CHECKING:
+    from dynabert.modeling.model import ElasticBertModel
+
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# transformers' Auto classes pass these along; they decide nothing here.
+_AUTO_ARGUMENTS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code", "code_revision")
+
+
+class ElasticBertPreTrainedModel(PreTrainedModel):
+    """What both elastic models share: loading, saving, sub-networks, packing, extraction.
+
+    ``scores``: the importance that the network was rewired by, (L, H) and (L, F) on the CPU, or None. Saved with it.
+    """
+
+    config_class = ElasticBertConfig
+    config: ElasticBertConfig
+    base_model_prefix = "encoder"
+    scores: tuple[Tensor, Tensor] | None
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        if not isinstance(config, ElasticBertConfig):
+            if not isinstance(config, PreTrainedConfig):
+                raise TypeError(f"{type(self).__name__}: config must be a configuration; got {type(config).__name__}")
+            config = ElasticBertConfig.from_plain(config)
+        super().__init__(config)
+        self.scores = None
+
+    @property
+    def parts(self) -> Parts:
+        """Which parts the model has besides the encoder."""
+        raise NotImplementedError
+
+    @property
+    def elastic_encoder(self) -> ElasticBertModel:
+        """The encoder: the model itself, or the one inside the classifier."""
+        raise NotImplementedError
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, ElasticLayer):
+            module.reset(std)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.elastic_encoder.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings."""
+        self.elastic_encoder.embeddings.word_embeddings = value  # type: ignore[assignment]
+
+    # Sub-networks ----------------------------------------------------------------------------------------------------
+
+    def shape(self, subnet: Subnet = None) -> SubnetShape:
+        """Heads and neurons of every layer (0: skipped) that ``subnet`` means in this model.
+
+        ``subnet``: a ``SubnetConfig``, its text form, a ``SubnetShape`` or None. Reads ``config.depth_rule``. Raises
+        ``ValueError`` when it does not fit the model, ``TypeError`` for another type.
+        """
+        return self.config.shape(subnet)
+
+    def pack(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        token_type_ids: Sequence[Sequence[int]] | None = None,
+        *,
+        subnet: Subnet | Sequence[Subnet] = None,
+        row_bucket: int = 1,
+    ) -> tuple[PackedBatch, Plan]:
+        """Batch and plan for the second door, from lists of token ids without padding, on the model's device.
+
+        ``subnet``: one for all, or a list with one for each sequence; sequences are then packed widest first and
+        ``batch.order`` says where they came from. ``row_bucket``: token counts are rounded up to a multiple of it.
+        Raises ``ValueError`` for an empty batch or sequence, one that is too long, an id outside the vocabulary, or a
+        sub-network that does not fit.
+        """
+        shapes = shapes_for(self.config, subnet, len(input_ids))
+        longest = self.config.max_sequence_length
+        for index, sequence in enumerate(input_ids):
+            if len(sequence) > longest:
+                raise ValueError(
+                    f"sequence {index} of {len(sequence)} tokens is longer than the {longest} positions of this model; "
+                    "truncate it"
+                )
+            if len(sequence) and (min(sequence) < 0 or max(sequence) >= self.config.vocab_size):
+                raise ValueError(
+                    f"sequence {index} holds an id outside the vocabulary; allowed: 0 to {self.config.vocab_size - 1}"
+                )
+        order, groups, sizes = group_by_shape(shapes)
+        batch = PackedBatch.from_lists(
+            input_ids,
+            token_type_ids=token_type_ids,
+            position_offset=self.config.position_offset,
+            order=order if is_listed(subnet) else None,
+            row_bucket=row_bucket,
+            pad_id=max(self.config.padding_idx, 0),
+            device=self.device,
+        )
+        lengths, start = [], 0
+        for size in sizes:
+            lengths.append([len(input_ids[index]) for index in order[start : start + size]])
+            start += size
+        return batch, Plan.build(groups, lengths, row_bucket=row_bucket, device=self.device)
+
+    def extract(self, subnet: Subnet) -> Self:
+        """A smaller model of its own: copies of the leading parts of the kept layers that ``subnet`` uses.
+
+        It computes what this one computes at ``subnet``. Same dtype, device and training mode; errors as in
+        :meth:`shape`.
+        """
+        shape = self.shape(subnet)
+        kept = shape.kept_layers
+        values = self.config.to_dict()
+        for name in ("model_type", "transformers_version"):
+            values.pop(name, None)
+        values |= {
+            "num_hidden_layers": len(kept),
+            "layer_heads": [shape.heads[layer] for layer in kept],
+            "layer_neurons": [shape.neurons[layer] for layer in kept],
+            "layer_index": [self.config.layer_index[layer] for layer in kept],
+        }
+        config = type(self.config)(**values)
+        with torch.device("meta"):
+            small = type(self)(config)
+        state = self.state_dict()
+        prefix = encoder_prefix(self.parts) + "layers."
+        cut: dict[str, Tensor] = {}
+        for name, tensor in small.state_dict().items():
+            source = name
+            if name.startswith(prefix):
+                place, _, rest = name.removeprefix(prefix).partition(".")
+                source = f"{prefix}{kept[int(place)]}.{rest}"
+            # Every active part is a leading block, so the smaller tensor's shape says where to cut.
+            cut[name] = state[source][tuple(slice(size) for size in tensor.shape)].clone()
+        small.load_state_dict(cut, strict=True, assign=True)
+        nn.Module.to(small, self.device)
+        if self.scores is not None:
+            heads, neurons = self.scores
+            rows = torch.tensor(kept)
+            small.scores = (
+                heads[rows][:, : config.num_attention_heads].clone(),
+                neurons[rows][:, : config.intermediate_size].clone(),
+            )
+        return small.train(self.training)
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: PreTrainedConfig | None = None,
+        dtype: torch.dtype | str | None = torch.float32,
+        device: torch.device | str | None = None,
+        use_safetensors: bool | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Opens a checkpoint: plain BERT, RoBERTa or MPNet (any file kind, with or without prefix) or an elastic one.
+
+        ``pretrained_model_name_or_path``: a folder or a hub id; ``cache_dir``, ``revision``, ``token``, ``subfolder``,
+        ``local_files_only``, ``force_download``, ``proxies`` as in transformers.
+        ``dtype``: the weights' type, a ``torch.dtype`` or its name; ``"auto"``: the configuration's, else the file's.
+        By default float32, unlike in transformers, so that a network stored in half precision is not trained in it.
+        ``device``: where the model goes; the CPU by default. ``use_safetensors``: True or False refuses the other kind.
+        ``ignore_mismatched_sizes``: a classification head of another size is replaced by a fresh one.
+        Other arguments change the configuration (``num_labels=3``, ``depth_rule="reference"``).
+
+        A classification head or pooler that the checkpoint lacks is drawn from torch's default generator
+        (``torch.manual_seed``) and named in a warning. The model is in eval mode.
+
+        Raises ``OSError`` when there is no such checkpoint, ``ValueError`` when a file is broken, a tensor is missing,
+        unknown or of another shape than the configuration says, or the network is of a kind that cannot be run;
+        ``TypeError`` for an unknown argument.
+        """
+        source = os.fspath(pretrained_model_name_or_path)
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        for name in _AUTO_ARGUMENTS:
+            kwargs.pop(name, None)
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        if config is None:
+            elastic, unknown = ElasticBertConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **kwargs)
+            if unknown:
+                raise TypeError(f"from_pretrained: unknown arguments: {', '.join(sorted(unknown))}")
+        elif kwargs:
+            raise TypeError(f"from_pretrained: config given, so not also: {', '.join(sorted(kwargs))}")
+        else:
+            elastic = ElasticBertConfig.from_plain(config)
+        with torch.device("meta"):
+            model = cls(elastic)
+        loaded = checkpoint.load(
+            source,
+            elastic,
+            model.parts,
+            dtype=_dtype(dtype, elastic),
+            hub=hub,
+            use_safetensors=use_safetensors,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            model_name=cls.__name__,
+        )
+        nn.Module.load_state_dict(model, loaded.state, strict=True, assign=True)
+        model.scores = loaded.scores
+        elastic.dtype = model.dtype
+        elastic.name_or_path = source
+        model.name_or_path = source
+        if device is not None:
+            nn.Module.to(model, device)
+        model.eval()
+        if output_loading_info:
+            info = {"missing_keys": loaded.fresh, "unexpected_keys": loaded.ignored, "mismatched_keys": []}
+            return model, info  # type: ignore[return-value]
+        return model
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in ``nn.Module``; takes a state dict of this class, or a plain one (what :meth:`save_pretrained` wrote).
+
+        A plain one says nothing of the order of heads and neurons: the model's own is kept, which is right for a
+        checkpoint of this very model (how transformers' ``Trainer`` resumes) and for a network never rewired.
+        """
+        state = checkpoint.state_from_plain(state_dict, self.config, self.parts)
+        if state.keys() != state_dict.keys():
+            own = self.state_dict()
+            state |= {name: own[name] for name in own if name.endswith("_order") and name not in state}
+        return super().load_state_dict(state, strict=strict, assign=assign)
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        max_shard_size: int | str = "50GB",
+    ) -> None:
+        """Writes a folder that :meth:`from_pretrained` opens, under plain Hugging Face names.
+
+        ``model_type`` stays bert, roberta or mpnet while transformers' own class can hold the network; it then opens
+        the folder and computes the same. A network with fewer heads, with layers of different sizes, or an MPNet with
+        permuted heads is saved as ``elastic_bert``. Orders and importance scores lie in ``elastic.safetensors``.
+        ``state_dict``: this model's state dict, where a trainer has gathered it; ``is_main_process``: False writes
+        nothing. To upload, use ``push_to_hub``.
+        """
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise ValueError(f"save_pretrained: {folder} is a file; give a folder")
+        checkpoint.save(
+            folder,
+            self.config,
+            self.parts,
+            self.state_dict() if state_dict is None else state_dict,
+            self.scores,
+            class_name=type(self).__name__,
+            dtype=self.dtype,
+            max_shard_size=max_shard_size,
+        )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Does nothing: the class comes from an installed package, so its source must not be copied beside weights."""
+
+
+def _dtype(dtype: torch.dtype | str | None, config: ElasticBertConfig) -> torch.dtype | None:
+    """The type to load in; None for the file's."""
+    if dtype is None or dtype == "auto":
+        dtype = getattr(config, "dtype", None)
+        if dtype is None:
+            return None
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, dtype)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(
+            f"from_pretrained: dtype is {dtype!r}; allowed: 'auto', a floating point torch.dtype or its name"
+        )
+    return dtype

@@ -1,0 +1,224 @@
+"""The modules of an elastic network. They hold weights; which part of them runs is the plan's business.
+
+``H``, ``F`` differ between layers in general. Query, key and value are stored head by head, ``[H, 3, D, C]``, so that
+the leading heads are one contiguous block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+import dynabert_kernels as dk
+from dynabert.configuration.elastic import ElasticBertConfig
+from dynabert_kernels import LayerPlan, PackedBatch, Plan
+
+BIAS_ROUNDING = 64  # the relative bias table covers max_seqlen rounded up to this
+MAX_DISTANCE = 128  # farther apart than this, all distances share a bucket
+
+# Dropout streams: 0 for the embeddings, then three a layer (attention takes its own and the next for its output).
+STREAMS_PER_LAYER = 3
+
+
+def attention_stream(layer: int) -> int:
+    """Dropout stream of a layer's attention probabilities; its output takes the next one."""
+    return STREAMS_PER_LAYER * layer + 1
+
+
+def ffn_stream(layer: int) -> int:
+    """Dropout stream of a layer's FFN output."""
+    return STREAMS_PER_LAYER * layer + 3
+
+
+def relative_position_buckets(longest: int, buckets: int, max_distance: int = MAX_DISTANCE) -> Tensor:
+    """(2*longest - 1,) int64: the bucket of every distance ``j - i`` from ``-(longest - 1)`` to ``longest - 1``.
+
+    Half of the buckets serve keys that stand after the query. In each half, distances below half of it have a bucket
+    of their own; farther ones share buckets of logarithmic width up to ``max_distance``, and the last takes the rest
+    (T5, Raffel et al., arXiv 1910.10683, section 2.1; MPNet uses the same). In float32, as transformers computes it:
+    a distance on a bucket's border must fall on the same side.
+    """
+    distance = torch.arange(1 - longest, longest, device="cpu")
+    half = buckets // 2
+    exact = half // 2
+    steps = distance.abs()
+    logarithmic = torch.log(steps.clamp(min=exact).float() / exact) / math.log(max_distance / exact) * (half - exact)
+    far = (exact + logarithmic.to(torch.int64)).clamp(max=half - 1)
+    return torch.where(steps < exact, steps, far) + half * (distance > 0)
+
+
+class ElasticEmbeddings(nn.Module):
+    """The embedding tables and their LayerNorm. ``token_type_embeddings`` is None where there are no token types."""
+
+    def __init__(self, config: ElasticBertConfig) -> None:
+        super().__init__()
+        self.config = config
+        padding = config.padding_idx if config.padding_idx >= 0 else None
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=padding)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        types = config.type_vocab_size
+        self.token_type_embeddings = nn.Embedding(types, config.hidden_size) if types > 0 else None
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, batch: PackedBatch, plan: Plan, dropout_state: Tensor | None) -> Tensor:
+        """(T, C) for packed tokens."""
+        types = self.token_type_embeddings
+        return dk.embed_layer_norm(
+            batch.input_ids,
+            batch.position_ids,
+            batch.token_type_ids,
+            self.word_embeddings.weight,
+            self.position_embeddings.weight,
+            None if types is None else types.weight,
+            self.norm.weight,
+            self.norm.bias,
+            eps=self.norm.eps,
+            padding_idx=self.config.padding_idx,
+            rows=plan.rows,
+            dropout_p=0.0 if dropout_state is None else self.config.hidden_dropout_prob,
+            dropout_state=dropout_state,
+        )
+
+
+class ElasticLayer(nn.Module):
+    """One layer's weights: attention and FFN with their LayerNorms.
+
+    ``head_order``, ``neuron_order``: the place that each head and neuron had before any rewiring. They travel with the
+    weights: MPNet's shared relative bias is looked up through ``head_order``.
+    """
+
+    head_order: Tensor
+    neuron_order: Tensor
+
+    def __init__(self, config: ElasticBertConfig, index: int) -> None:
+        super().__init__()
+        self.config = config
+        self.index = index
+        heads, neurons = config.layer_heads[index], config.layer_neurons[index]
+        size, width = config.head_dim, config.hidden_size
+        self.qkv_weight = nn.Parameter(torch.empty(heads, 3, size, width))
+        self.qkv_bias = nn.Parameter(torch.empty(heads, 3, size))
+        self.attention_weight = nn.Parameter(torch.empty(width, heads * size))
+        self.attention_bias = nn.Parameter(torch.empty(width))
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.ffn_in_weight = nn.Parameter(torch.empty(neurons, width))
+        self.ffn_in_bias = nn.Parameter(torch.empty(neurons))
+        self.ffn_out_weight = nn.Parameter(torch.empty(width, neurons))
+        self.ffn_out_bias = nn.Parameter(torch.empty(width))
+        self.ffn_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        # On the CPU also where the model is built on the meta device: these are facts, not weights to be loaded.
+        self.register_buffer("head_order", torch.arange(heads, device="cpu"))
+        self.register_buffer("neuron_order", torch.arange(neurons, device="cpu"))
+
+    def reset(self, std: float) -> None:
+        """Fresh weights: normal with deviation ``std``, biases 0, LayerNorms 1 and 0."""
+        for weight in (self.qkv_weight, self.attention_weight, self.ffn_in_weight, self.ffn_out_weight):
+            nn.init.normal_(weight, mean=0.0, std=std)
+        for bias in (self.qkv_bias, self.attention_bias, self.ffn_in_bias, self.ffn_out_bias):
+            nn.init.zeros_(bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        layer: LayerPlan,
+        max_seqlen: int,
+        position_bias: Tensor | None,
+        dropout_state: Tensor | None,
+    ) -> Tensor:
+        """(T, C) to (T, C). ``position_bias``: (2R-1, relative_attention_heads), the table in the original order."""
+        config = self.config
+        dropping = dropout_state is not None
+        if position_bias is not None:
+            position_bias = position_bias.t().index_select(0, self.head_order)
+        x = dk.elastic_attention(
+            x,
+            self.qkv_weight,
+            self.qkv_bias,
+            self.attention_weight,
+            self.attention_bias,
+            self.attention_norm.weight,
+            self.attention_norm.bias,
+            cu_seqlens,
+            layer,
+            max_seqlen=max_seqlen,
+            eps=self.attention_norm.eps,
+            position_bias=position_bias,
+            attention_dropout=config.attention_probs_dropout_prob if dropping else 0.0,
+            hidden_dropout=config.hidden_dropout_prob if dropping else 0.0,
+            dropout_state=dropout_state,
+            dropout_stream=attention_stream(self.index),
+        )
+        return dk.elastic_ffn(
+            x,
+            self.ffn_in_weight,
+            self.ffn_in_bias,
+            self.ffn_out_weight,
+            self.ffn_out_bias,
+            self.ffn_norm.weight,
+            self.ffn_norm.bias,
+            layer,
+            activation=config.activation,
+            eps=self.ffn_norm.eps,
+            hidden_dropout=config.hidden_dropout_prob if dropping else 0.0,
+            dropout_state=dropout_state,
+            dropout_stream=ffn_stream(self.index),
+        )
+
+
+class RelativePositionBias(nn.Module):
+    """MPNet's bias on the scores: one number for each head and bucket of distances, shared by all layers."""
+
+    buckets: Tensor
+
+    def __init__(self, config: ElasticBertConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config.relative_attention_num_buckets, config.relative_attention_heads)
+        self.longest = config.max_sequence_length
+        table = relative_position_buckets(self.longest, config.relative_attention_num_buckets)
+        self.register_buffer("buckets", table, persistent=False)
+
+    def forward(self, max_seqlen: int) -> Tensor:
+        """(2R-1, heads): row ``j - i + R - 1`` is the bias of distance ``j - i``.
+
+        R is ``max_seqlen`` rounded up to a multiple of 64, so that few table sizes occur, but not past the longest
+        sequence.
+        """
+        reach = min(self.longest, -(-max_seqlen // BIAS_ROUNDING) * BIAS_ROUNDING)
+        return self.embedding.weight[self.buckets[self.longest - reach : self.longest + reach - 1]]
+
+
+class ElasticPooler(nn.Module):
+    """BERT's pooler: dense and tanh on the first token."""
+
+    def __init__(self, config: ElasticBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """(B, C) to (B, C)."""
+        return torch.tanh(self.dense(first))
+
+
+class ElasticClassificationHead(nn.Module):
+    """From the first token, (B, C), to logits, (B, labels).
+
+    BERT: dropout and a linear map of the pooled token. RoBERTa, MPNet: dropout, dense, tanh, dropout, linear.
+    """
+
+    def __init__(self, config: ElasticBertConfig) -> None:
+        super().__init__()
+        p = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if p is None else p)
+        pooled = config.architecture == "bert"
+        self.dense = None if pooled else nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels or 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) to (B, labels)."""
+        x = self.dropout(x)
+        if self.dense is not None:
+            x = self.dropout(torch.tanh(self.dense(x)))
+        return self.out_proj(x)

@@ -1,0 +1,291 @@
+"""The elastic models: one implementation of BERT, RoBERTa and MPNet, run at any width and depth in place.
+
+The sub-network is an argument of the call. No module remembers one, so two threads may ask for two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+
+from dynabert.configuration import Subnet
+from dynabert.configuration.elastic import ElasticBertConfig
+from dynabert.modeling.base import ElasticBertPreTrainedModel
+from dynabert.modeling.encoder import (
+    ElasticClassificationHead,
+    ElasticEmbeddings,
+    ElasticLayer,
+    ElasticPooler,
+    RelativePositionBias,
+)
+from dynabert.modeling.inputs import PackedInputs, is_listed, pack_padded
+from dynabert.modeling.loss import check_labels, classification_loss
+from dynabert.modeling.names import Parts
+from dynabert_kernels import PackedBatch, Plan
+
+
+class ElasticBertModel(ElasticBertPreTrainedModel):
+    """The encoder, with BERT's pooler or without.
+
+    First door: ``model(input_ids, attention_mask, ...)``, padded tensors. Second door:
+    ``model(batch=PackedBatch, plan=Plan)``, which never synchronises.
+    """
+
+    def __init__(self, config: PreTrainedConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        config = self.config
+        self.embeddings = ElasticEmbeddings(config)
+        self.layers = nn.ModuleList(ElasticLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.relative_position_bias = RelativePositionBias(config) if config.has_relative_bias else None
+        self.pooler = ElasticPooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    @property
+    def parts(self) -> Parts:
+        """Which parts the model has besides the encoder."""
+        return Parts(pooler=self.pooler is not None, head=False)
+
+    @property
+    def elastic_encoder(self) -> ElasticBertModel:
+        """The model itself."""
+        return self
+
+    @property
+    def elastic_layers(self) -> list[ElasticLayer]:
+        """The layers, first to last."""
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def draw_dropout_state(self) -> Tensor | None:
+        """(2,) int64, seed and offset of this forward's dropout, from torch's default generator; None in eval mode."""
+        config = self.config
+        if not self.training or (config.hidden_dropout_prob == 0.0 and config.attention_probs_dropout_prob == 0.0):
+            return None
+        return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=self.device)
+
+    def encode(
+        self, batch: PackedBatch, plan: Plan, dropout_state: Tensor | None = None, keep_states: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """The last hidden state of packed tokens, (T, C), and with ``keep_states`` the embedding output and the state
+        after each layer that some group keeps. Neither draws nor checks anything."""
+        x = self.embeddings(batch, plan, dropout_state)
+        states = [x]
+        bias = None if self.relative_position_bias is None else self.relative_position_bias(plan.max_seqlen)
+        for index, layer in enumerate(self.layers):
+            layer_plan = plan.layer(index)
+            if torch.compiler.is_compiling() and not keep_states:
+                # Bounds of the whole layer hold for every plan, so that one graph serves all widths and depths; the
+                # plan's own would each be a new graph where a layer is skipped. Costs buffer space, no work. A
+                # skipped layer's weights then have a gradient of 0, not None.
+                heads, neurons = self.config.layer_heads[index], self.config.layer_neurons[index]
+                layer_plan = layer_plan._replace(max_heads=heads, max_neurons=neurons)
+            elif layer_plan.max_heads == 0:
+                continue
+            x = layer(x, batch.cu_seqlens, layer_plan, plan.max_seqlen, bias, dropout_state)
+            if keep_states:
+                states.append(x)
+        return x, tuple(states) if keep_states else None
+
+    def check_packed(self, batch: PackedBatch, plan: Plan) -> None:
+        """Raises ``ValueError`` (``TypeError``) when batch, plan and model do not belong together. Reads no tensor."""
+        if not isinstance(batch, PackedBatch) or not isinstance(plan, Plan):
+            raise TypeError(
+                f"batch and plan must be a PackedBatch and a Plan; got {type(batch).__name__} and {type(plan).__name__}"
+            )
+        config = self.config
+        if plan.num_layers != config.num_hidden_layers:
+            raise ValueError(f"the plan has {plan.num_layers} layers, the model {config.num_hidden_layers}")
+        for layer in range(plan.num_layers):
+            heads, neurons = plan.max_heads[layer], plan.max_neurons[layer]
+            if heads > config.layer_heads[layer] or neurons > config.layer_neurons[layer]:
+                raise ValueError(
+                    f"the plan asks for {heads} heads and {neurons} neurons in layer {layer}; the layer has "
+                    f"{config.layer_heads[layer]} and {config.layer_neurons[layer]}"
+                )
+        if plan.num_rows != batch.input_ids.shape[0] or plan.max_seqlen < batch.max_seqlen:
+            raise ValueError(
+                f"the plan is for {plan.num_rows} rows and sequences up to {plan.max_seqlen}, the batch has "
+                f"{batch.input_ids.shape[0]} and {batch.max_seqlen}; build both from the same sequences"
+            )
+        if plan.max_seqlen > config.max_sequence_length:
+            raise ValueError(
+                f"a sequence of {plan.max_seqlen} tokens is longer than the {config.max_sequence_length} positions of "
+                "this model; truncate it"
+            )
+        for name, tensor in (("batch", batch.input_ids), ("plan", plan.table)):
+            if tensor.device != self.device:
+                raise ValueError(f"the {name} is on {tensor.device}, the model on {self.device}; put both on one")
+        if batch.token_type_ids is not None and config.type_vocab_size == 0:
+            raise ValueError(f"token_type_ids given, but {config.architecture} has no token types; leave them out")
+
+    def run(
+        self,
+        packed: PackedInputs | None,
+        batch: PackedBatch | None,
+        plan: Plan | None,
+        dropout_state: Tensor | None,
+        keep_states: bool,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...] | None]:
+        """First tokens in the caller's order (B, C), last hidden state and states: padded where the input was."""
+        if packed is not None:
+            batch, plan = packed.batch, packed.plan
+        elif batch is None or plan is None:
+            raise ValueError("batch and plan belong together; give both, or input_ids")
+        elif not torch.compiler.is_compiling():
+            self.check_packed(batch, plan)
+        if dropout_state is None:
+            dropout_state = self.draw_dropout_state()
+        x, states = self.encode(batch, plan, dropout_state, keep_states)
+        first = x.index_select(0, batch.cu_seqlens[:-1])
+        if batch.order is not None:
+            first = torch.zeros_like(first).index_copy(0, batch.order, first)
+        if packed is not None and states is not None:
+            states = tuple(packed.padded(state) for state in states)
+        return first, x, states
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        subnet: Subnet | Sequence[Subnet] = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        batch: PackedBatch | None = None,
+        plan: Plan | None = None,
+        dropout_state: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        """Runs the encoder. Arguments, doors and errors as in :meth:`ElasticBertForSequenceClassification.forward`.
+
+        Returns ``last_hidden_state``, (B, S, C) and zero at padding (packed, (T, C), through the second door);
+        ``pooler_output`` (B, C) or None; ``hidden_states`` if asked for.
+        """
+        keep_states = _keep_states(self.config, output_hidden_states, subnet)
+        packed = None
+        if batch is None and plan is None:
+            packed = pack_padded(
+                self.config, input_ids, attention_mask, token_type_ids, position_ids, subnet, device=self.device
+            )
+        else:
+            _only_packed(input_ids, attention_mask, token_type_ids, position_ids, subnet)
+        first, x, states = self.run(packed, batch, plan, dropout_state, keep_states)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=x if packed is None else packed.padded(x),  # type: ignore[arg-type]
+            pooler_output=None if self.pooler is None else self.pooler(first),
+            hidden_states=states,  # type: ignore[arg-type]
+        )
+        return output if _as_dict(self.config, return_dict) else output.to_tuple()
+
+
+class ElasticBertForSequenceClassification(ElasticBertPreTrainedModel):
+    """The encoder with a classification or regression head on each sequence's first token."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.num_labels = self.config.num_labels
+        self.encoder = ElasticBertModel(self.config, add_pooling_layer=self.config.architecture == "bert")
+        self.classifier = ElasticClassificationHead(self.config)
+        self.post_init()
+
+    @property
+    def parts(self) -> Parts:
+        """Which parts the model has besides the encoder."""
+        return Parts(pooler=self.encoder.pooler is not None, head=True)
+
+    @property
+    def elastic_encoder(self) -> ElasticBertModel:
+        """The encoder."""
+        return self.encoder
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        subnet: Subnet | Sequence[Subnet] = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        batch: PackedBatch | None = None,
+        plan: Plan | None = None,
+        dropout_state: Tensor | None = None,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """Logits, and the loss where labels are given, of whole sequences at any sub-network.
+
+        First door: ``input_ids`` (B, S) int64, ``attention_mask`` (B, S) of 0 and 1 (None: all tokens are real),
+        ``token_type_ids``, ``position_ids`` (B, S). Padding may stand anywhere (in MPNet: before and after the text)
+        and is not computed. ``subnet``: None for all of it, a ``SubnetConfig``, its text form or a ``SubnetShape``, or a
+        list with one for each sequence, all run in one packed batch. Reads lengths and extremes of the ids back once:
+        one synchronisation on a GPU.
+
+        Second door: ``batch`` and ``plan``, already packed; the plan says the sub-networks. Never synchronises, and
+        compiles with ``fullgraph=True``; so ids are not checked on a GPU.
+
+        ``labels``: (B,) classes (-100 does not count), (B,) or (B, 1) numbers for one regression output, or (B,
+        labels) floats; which loss is ``config.problem_type``, else transformers' rule. In the caller's order, as the
+        logits are.
+        ``output_hidden_states``: the embedding output, then one state for each kept layer; (B, S, C) and zero at
+        padding, packed (T, C) through the second door (one for each layer that some group keeps).
+        ``dropout_state``: (2,) int64, seed and offset, to repeat a draw; by default drawn from torch's default
+        generator once a forward in training mode. The pooled token is each sequence's first real one.
+
+        Raises ``ValueError`` and ``TypeError``, one clear message each, for ids outside the vocabulary, sequences
+        longer than the positions, an empty batch, a sequence without a token, shapes, dtypes or devices that do not
+        match, a list of another length than the batch, and hidden states asked for with a list.
+        """
+        keep_states = _keep_states(self.config, output_hidden_states, subnet)
+        packed, kind = None, ""
+        if batch is None and plan is None:
+            if labels is not None and isinstance(input_ids, Tensor):
+                kind = check_labels(self.config, labels, input_ids.shape[0] if input_ids.dim() else 0, self.device)
+            packed = pack_padded(
+                self.config,
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                subnet,
+                device=self.device,
+                class_labels=labels if kind == "single_label_classification" else None,
+            )
+        else:
+            _only_packed(input_ids, attention_mask, token_type_ids, position_ids, subnet)
+            if labels is not None and batch is not None:
+                kind = check_labels(self.config, labels, batch.num_sequences, self.device)
+        first, _, states = self.encoder.run(packed, batch, plan, dropout_state, keep_states)
+        pooler = self.encoder.pooler
+        logits = self.classifier(first if pooler is None else pooler(first))
+        loss = None if labels is None else classification_loss(self.config, kind, logits, labels)
+        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=states)  # type: ignore[arg-type]
+        return output if _as_dict(self.config, return_dict) else output.to_tuple()
+
+
+def _keep_states(config: ElasticBertConfig, asked: bool | None, subnet: Subnet | Sequence[Subnet]) -> bool:
+    keep = bool(config.output_hidden_states) if asked is None else asked
+    if keep and is_listed(subnet):
+        raise ValueError(
+            "output_hidden_states with a list of sub-networks: sequences may keep different layers; "
+            "give one sub-network, or leave hidden states out"
+        )
+    return keep
+
+
+def _as_dict(config: ElasticBertConfig, asked: bool | None) -> bool:
+    return bool(getattr(config, "return_dict", True)) if asked is None else asked
+
+
+def _only_packed(*others: Any) -> None:
+    if any(other is not None for other in others):
+        raise ValueError("batch and plan already say tokens and sub-networks; give them alone, or input_ids instead")
+
+
+AutoModel.register(ElasticBertConfig, ElasticBertModel)
+AutoModelForSequenceClassification.register(ElasticBertConfig, ElasticBertForSequenceClassification)

@@ -1,0 +1,83 @@
+"""``benchmarks/gpu_check.sh``, with a stand-in for Python: which parts it runs, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.sh"
+
+# Answers the script's two questions, notes every other call, and fails those that $FAILING names.
+STAND_IN = """#!/usr/bin/env bash
+case "$*" in
+  *is_available*) echo "$SEES_GPU 2.11.0"; exit 0 ;;
+  *get_device_capability*) echo 90a; exit 0 ;;
+esac
+echo "$DYNABERT_CUDA $DYNABERT_CUDA_ARCHS $*" >> "$CALLS"
+[[ -n "$FAILING" && "$*" == *"$FAILING"* ]] && exit 1
+exit 0
+"""
+
+
+def run_script(
+    folder: Path, *arguments: str, sees_gpu: int, failing: str = ""
+) -> tuple[subprocess.CompletedProcess[str], str]:
+    """The ended script and the calls it made of Python."""
+    stand_in, calls = folder / "python", folder / "calls"
+    stand_in.write_text(STAND_IN, encoding="utf-8")
+    stand_in.chmod(0o755)
+    names = {"PYTHON": stand_in, "OUT": folder / "out", "CALLS": calls, "SEES_GPU": sees_gpu, "FAILING": failing}
+    environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
+    for name in ("DYNABERT_CUDA", "DYNABERT_CUDA_ARCHS"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    return done, calls.read_text(encoding="utf-8") if calls.exists() else ""
+
+
+def test_without_a_gpu_it_says_so_and_does_nothing(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, sees_gpu=0)
+    assert done.returncode == 2
+    assert "no GPU: torch 2.11.0 sees no CUDA device here, so nothing was checked or timed" in done.stderr
+    assert "--rehearse" in done.stderr
+    assert calls == ""
+
+
+def test_with_a_gpu_it_builds_with_cuda_for_this_card_then_checks_and_times_on_it(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, sees_gpu=1)
+    assert done.returncode == 0, done.stdout
+    assert "1 90a setup.py build_ext --inplace" in calls
+    assert "-m benchmarks.check --device cuda" in calls
+    assert "-m benchmarks.run --device cuda" in calls
+    assert "ALL GOOD" in (tmp_path / "out" / "gpu_check" / "summary.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("failing", ["setup.py", "benchmarks.check", "benchmarks.run"])
+def test_a_failing_part_does_not_stop_the_next_one_and_is_not_forgotten(tmp_path: Path, failing: str) -> None:
+    done, calls = run_script(tmp_path, sees_gpu=1, failing=failing)
+    assert done.returncode == 1
+    assert "-m benchmarks.run" in calls
+    summary = (tmp_path / "out" / "gpu_check" / "summary.txt").read_text(encoding="utf-8")
+    assert summary.count("FAILED (1)") == 1
+    assert "NOT GOOD" in summary
+
+
+def test_a_rehearsal_runs_the_parts_on_the_cpu_and_says_what_it_is(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, "--rehearse", "--no-build", sees_gpu=0)
+    assert done.returncode == 0
+    assert "REHEARSAL on the CPU" in done.stdout
+    assert "--device cpu" in calls
+    assert "--device cuda" not in calls
+    assert "setup.py" not in calls
+    assert "left out (--no-build)" in done.stdout
+
+
+def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, "--fast", sees_gpu=1)
+    assert done.returncode == 2
+    assert "unknown argument; got '--fast'; allowed: --rehearse, --no-build" in done.stderr
+    assert calls == ""

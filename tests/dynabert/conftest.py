@@ -1,0 +1,24 @@
+"""Fixtures of the tests of models and what uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny_networks import CONFIGS
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory is NaN: an entry that is read without having been written shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Each of the three architectures."""
+    return request.param

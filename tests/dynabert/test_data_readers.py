@@ -1,0 +1,328 @@
+"""Reading tables: quotes, line ends, compression, columns, labels, and every kind of bad row with its file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynabert.data import RowReader, find_columns, read_examples
+from dynabert.data.rows import table_format
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    raw = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(raw) if path.name.endswith(".gz") else raw)
+    return path
+
+
+# Formats
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.tsv.gz"])
+def test_tsv_splits_on_tabs_only(tmp_path: Path, name: str) -> None:
+    found = read_examples(write(tmp_path / name, 'sentence\tlabel\n" he said\t0\nit, "is" fine\t1\n"a" b"\t1\n'))
+    assert found.texts == ('" he said', 'it, "is" fine', '"a" b"')
+    assert found.labels == (0, 1, 1)
+    assert found.label_names == ("0", "1")
+    assert found.columns == ("sentence", "label")
+
+
+def test_tsv_with_crlf(tmp_path: Path) -> None:
+    found = read_examples(write(tmp_path / "a.tsv", "text\tlabel\r\ngood\tyes\r\nbad\tno\r\n\r\n"))
+    assert found.texts == ("good", "bad")
+    assert found.label_names == ("no", "yes")
+    assert found.labels == (1, 0)
+
+
+def test_carriage_return_inside_a_field_is_text(tmp_path: Path) -> None:
+    found = read_examples(write(tmp_path / "a.tsv", "label\ttext\n1\tone\rtwo\n0\tthree\r\n"))
+    assert found.texts == ("one\rtwo", "three\r")
+
+
+def test_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    found = read_examples(write(tmp_path / "a.tsv", b"\xef\xbb\xbftext\tlabel\nx\t1\ny\t0\n"))
+    assert found.columns == ("text", "label")
+
+
+def test_csv_follows_rfc_4180(tmp_path: Path) -> None:
+    content = 'text,label\r\n"one, ""two""\r\nthree",pos\r\nfour,neg\r\n'
+    found = read_examples(write(tmp_path / "a.csv", content))
+    assert found.texts == ('one, "two"\r\nthree', "four")
+
+
+def test_csv_names_the_line_a_record_starts_at(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'text,label\n"one\ntwo",1\nthree\n')
+    with pytest.raises(ValueError, match=r"a\.csv, line 4: 1 fields, the header has 2 \(text, label\); found 'three'"):
+        read_examples(path)
+
+
+def test_csv_with_a_broken_quote(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'text,label\n"one" two,1\n')
+    with pytest.raises(ValueError, match=r"a\.csv, line 2: not valid CSV"):
+        read_examples(path)
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    lines = [{"text": "one", "label": "b"}, {"label": "a", "text": "two\nlines"}]
+    found = read_examples(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)) + "\n\n"))
+    assert found.texts == ("one", "two\nlines")
+    assert found.labels == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("{", "not a JSON object"),
+        ("[1]", "not a JSON object but list"),
+        ('{"label": 1}', "column 'text' is missing; found 'label'"),
+        ('{"text": 3, "label": 1}', "column 'text' holds int 3, not a text"),
+        ('{"text": "x"}', "no label in column 'label'; found None"),
+        ('{"text": "x", "label": true}', "no label in column 'label'; found True"),
+        ('{"text": "x", "label": [1]}', "no label in column 'label'"),
+    ],
+)
+def test_bad_jsonl_line(tmp_path: Path, line: str, wrong: str) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "fine", "label": 0}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: ") as error:
+        read_examples(path)
+    assert wrong in str(error.value)
+
+
+def test_txt_is_one_text_a_line(tmp_path: Path) -> None:
+    found = read_examples(write(tmp_path / "a.txt", "one\ntwo \r\n"), need_labels=False)
+    assert found.texts == ("one", "two ")
+    assert found.labels is None
+    assert found.problem_type is None
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match="pyarrow is not installed"):
+        read_examples(write(tmp_path / "a.parquet", "x"))
+
+
+def test_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed; it is an optional extra")
+    import pyarrow
+
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": [1, 0]}), tmp_path / "a.parquet")
+    assert read_examples(tmp_path / "a.parquet").labels == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a", "a.parquet.gz", "tsv"])
+def test_unknown_format(name: str) -> None:
+    with pytest.raises(ValueError, match="does not say its format"):
+        table_format(name)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_examples(tmp_path / "a.tsv")
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl"])
+def test_empty_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="the file is empty"):
+        read_examples(write(tmp_path / name, ""))
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_header_alone(tmp_path: Path, name: str) -> None:
+    separator = "\t" if name == "a.tsv" else ","
+    with pytest.raises(ValueError, match="no examples in it"):
+        read_examples(write(tmp_path / name, f"text{separator}label\n"))
+
+
+# Bad rows
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ("only", "1 fields between tabs, the header has 2 (text, label); found 'only'"),
+        ("a\t1\tb", "3 fields between tabs"),
+        (" \t1", "the text in column 'text' is empty; found ' '"),
+        ("a\t ", "the label in column 'label' is empty"),
+    ],
+)
+def test_bad_tsv_row(tmp_path: Path, row: str, wrong: str) -> None:
+    path = write(tmp_path / "a.tsv", f"text\tlabel\nx\t0\n{row}\ny\t1\n")
+    with pytest.raises(ValueError, match=r"a\.tsv, line 3: ") as error:
+        read_examples(path)
+    assert wrong in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.txt"])
+def test_blank_line_before_more_text(tmp_path: Path, name: str) -> None:
+    content = {"a.tsv": "text\tlabel\nx\t0\n\ny\t1\n", "a.csv": "text,label\nx,0\n\ny,1\n", "a.txt": "a\nb\n\nc\n"}[
+        name
+    ]
+    with pytest.raises(ValueError, match="line 3: the line is blank"):
+        read_examples(write(tmp_path / name, content), need_labels=name != "a.txt")
+
+
+def test_skipping_bad_rows_is_counted_and_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text\tlabel\nx\t0\nshort\n\t1\ny\t1\n")
+    with pytest.warns(UserWarning, match=r"2 bad rows were left out; the first: .*line 3"):
+        found = read_examples(path, bad_rows="skip")
+    assert found.texts == ("x", "y")
+    assert found.skipped == 2
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", b"text\tlabel\nfine\t1\ncaf\xe9\t0\n")
+    with pytest.raises(ValueError, match=r"line 3: not UTF-8 \(byte 0xe9 at column 4\)"):
+        read_examples(path)
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv.gz", "text\tlabel\n" + "x\t1\n" * 5000)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="compressed data is damaged"):
+        read_examples(path)
+    path.write_bytes(b"no gzip at all")
+    with pytest.raises(ValueError, match="line 1: the compressed data is damaged"):
+        read_examples(path)
+
+
+def test_label_outside_the_given_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text\tlabel\nx\tgood\ny\tugly\n")
+    with pytest.raises(ValueError, match="line 3: label 'ugly' in column 'label'; allowed: 'bad', 'good'"):
+        read_examples(path, label_names=["bad", "good"])
+
+
+def test_doubled_column(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="names a column twice"):
+        read_examples(write(tmp_path / "a.tsv", "text\ttext\na\tb\n"))
+
+
+# Columns
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (("sentence", "label"), ("sentence", None, "label")),
+        (("id", "Review", "Rating"), ("Review", None, "Rating")),
+        (("index", "sentence1", "sentence2", "label"), ("sentence1", "sentence2", "label")),
+        (("#1 String", "#2 String", "Quality"), ("#1 String", "#2 String", "Quality")),
+        (("premise", "hypothesis", "gold_label"), ("premise", "hypothesis", "gold_label")),
+        (("question", "sentence", "label"), ("question", "sentence", "label")),
+        (("text", "author"), ("text", None, None)),
+        (("question", "label"), ("question", None, "label")),
+    ],
+)
+def test_columns_found_by_name(columns: tuple[str, ...], expected: tuple[Any, ...]) -> None:
+    assert find_columns(columns) == expected
+
+
+def test_named_columns_win() -> None:
+    columns = ("text", "summary", "label", "topic")
+    assert find_columns(columns, text_column="summary", label_column="topic") == ("summary", None, "topic")
+    assert find_columns(columns, text_column="text", second_text_column="summary") == ("text", "summary", "label")
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "wrong"),
+    [
+        (("a", "b"), {}, "no column has a known name for the text; its columns are 'a', 'b'"),
+        (("text", "review", "label"), {}, "more than one column could be the text ('text' or 'review')"),
+        (
+            ("sentence1", "sentence2", "text"),
+            {},
+            "more than one column could be the text ('sentence1' + 'sentence2' or 'text')",
+        ),
+        (("text", "label", "score"), {}, "more than one column could be the label ('label' or 'score')"),
+        (
+            ("text", "label"),
+            {"text_column": "Text"},
+            "text_column 'Text' is not in the table; its columns are 'text', 'label'",
+        ),
+        (("text", "label"), {"label_column": "x"}, "label_column 'x' is not in the table"),
+        (("text", "label"), {"second_text_column": "text"}, "was given without text_column"),
+        (("text", "label"), {"text_column": "text", "label_column": "text"}, "one column was given two uses"),
+    ],
+)
+def test_columns_refused(columns: tuple[str, ...], named: dict[str, str], wrong: str) -> None:
+    with pytest.raises(ValueError, match="t: ") as error:
+        find_columns(columns, source="t", **named)
+    assert wrong in str(error.value)
+
+
+def test_no_label_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text\tother\nx\ty\n")
+    with pytest.raises(ValueError, match="no column has a known name for the label"):
+        read_examples(path)
+    assert read_examples(path, need_labels=False).labels is None
+
+
+# Labels
+# -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "names"),
+    [
+        (["1", "0", "1"], (1, 0, 1), ("0", "1")),
+        (["3", "1", "10"], (1, 0, 2), ("1", "3", "10")),  # in numeric, not alphabetical order
+        (["-1", "1", "01"], (0, 1, 1), ("-1", "1")),
+        (["b", "a", "b"], (1, 0, 1), ("a", "b")),
+        (["1", "a", "2"], (0, 2, 1), ("1", "2", "a")),
+        (["1", "2.5", "3e0"], (1.0, 2.5, 3.0), ()),
+        (["nan", "1.5", "2"], (2, 0, 1), ("1.5", "2", "nan")),  # nan is no number: classes by name
+    ],
+)
+def test_kind_of_labels(tmp_path: Path, labels: list[str], values: tuple[Any, ...], names: tuple[str, ...]) -> None:
+    path = write(tmp_path / "a.tsv", "text\tlabel\n" + "".join(f"t\t{label}\n" for label in labels))
+    found = read_examples(path)
+    assert found.labels == values
+    assert found.label_names == names
+    assert found.problem_type == ("single_label_classification" if names else "regression")
+    assert found.num_labels == (len(names) or 1)
+
+
+def test_jsonl_numbers_keep_their_kind(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "a", "label": 1.0}\n{"text": "b", "label": 2}\n')
+    assert read_examples(path).labels == (1.0, 2.0)
+    path = write(tmp_path / "b.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 2}\n')
+    assert read_examples(path).label_names == ("1", "2")
+
+
+def test_kind_forced(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text\tlabel\na\t1\nb\t2\n")
+    assert read_examples(path, problem="regression").labels == (1.0, 2.0)
+    path = write(tmp_path / "b.tsv", "text\tlabel\na\t1.5\nb\t2\n")
+    assert read_examples(path, problem="classification").label_names == ("1.5", "2")
+    path = write(tmp_path / "c.tsv", "text\tlabel\na\t1.5\nb\tinf\n")
+    with pytest.raises(ValueError, match=r"line 3: label 'inf' .* is no finite number"):
+        read_examples(path, problem="regression")
+
+
+def test_label_names_fix_the_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text\tlabel\na\tgood\nb\tgood\n")
+    assert read_examples(path, label_names=["bad", "good"]).labels == (1, 1)
+    with pytest.raises(ValueError, match="label_names were given for a regression"):
+        read_examples(path, label_names=["bad", "good"], problem="regression")
+
+
+def test_reader_closes_its_file(tmp_path: Path) -> None:
+    with RowReader(write(tmp_path / "a.tsv", "text\tlabel\na\t1\n")) as reader:
+        rows = list(reader)
+    assert rows[0].line == 2
+    assert rows[0].values == {"text": "a", "label": "1"}
+
+
+def test_hub_module_is_not_imported_by_data() -> None:
+    # datasets is an optional extra: importing the readers must not need it.
+    assert isinstance(sys.modules.get("dynabert.data"), types.ModuleType)
+    assert "datasets" not in sys.modules
