@@ -13,7 +13,7 @@ import secrets
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -324,8 +324,19 @@ def _results(call: Call, tensors: Tensors, dy: Tensor, backward: bool) -> tuple[
     return (y.detach(), *gradients)
 
 
+def why_lost(device: torch.device) -> str | None:
+    """Why nothing more can run on the device in this process, as after an illegal address; None while it answers."""
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: all green. 1: a check was red or a provider failed. 2: the command line is wrong."""
+    """0: all green. 1: a check was red or a provider failed. 2: the command line is wrong. 3: the device was lost."""
     flags = argparse.ArgumentParser(prog="python -m benchmarks.check", description=(__doc__ or "").splitlines()[0])
     flags.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     flags.add_argument("--dtype", nargs="+", default=["float32", "bfloat16", "float16"], choices=tuple(DTYPES))
@@ -333,6 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--op", nargs="+", default=[], choices=sorted({op for op, _ in CASES}), help="default: all")
     flags.add_argument("--seed", type=int, help="of the inputs (default: a fresh one, recorded)")
     flags.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of check-DEVICE.json")
+    flags.add_argument("--append", action="store_true", help="keep the rows that the file has")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = flags.parse_args(given)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -341,15 +353,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     found: list[CheckRow] = []
+    lost = None
     for (op, case), name in ((key, name) for key in CASES for name in options.dtype):
-        if not options.op or op in options.op:
+        if lost is None and (not options.op or op in options.op):
             found += check_case(op, case, DTYPES[name], device, options.provider, seed)
+            lost = why_lost(device)
     facts = rows.environment(device, given, module="benchmarks.check") | {"seed": seed}
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"check-{device.type}.json"
-    document = {"schema": rows.SCHEMA, "environment": facts, "rows": [asdict(row) for row in found]}
+    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if options.append and path.exists() else []
+    table = [*earlier, *(rows.plain(row) | facts for row in found)]
+    document = {"schema": rows.SCHEMA, "environment": facts, "rows": table}
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     _print(found, path, seed)
+    if lost is not None:
+        print(f"benchmarks: the device was lost, what follows was not checked: {lost}", file=sys.stderr)
+        return 3
     return 1 if any(row.status in (rows.RED, rows.FAILED) for row in found) else 0
 
 

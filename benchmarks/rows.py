@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -151,10 +152,18 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def plain(record: Any) -> dict[str, Any]:
+    """A dataclass as plain data. Infinity and NaN, which JSON does not have, become None; the record's note says them."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(record).items()
+    }
+
+
 def write(folder: Path, stem: str, rows: Sequence[Row], facts: Mapping[str, Any], ceilings: Ceilings) -> None:
     """Writes ``stem.json`` and ``stem.csv``; every row repeats the facts, so that it stands alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = [asdict(row) | dict(facts) for row in rows]
+    table = [plain(row) | dict(facts) for row in rows]
     document = {"schema": SCHEMA, "environment": dict(facts), "ceilings": ceilings.as_dict(), "rows": table}
     (folder / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     with (folder / f"{stem}.csv").open("w", newline="", encoding="utf-8") as file:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import torch
-
-# Test modules import their neighbours as ``kernels.cases``: the folder of the tests is a root.
-sys.path.insert(0, str(Path(__file__).parent))
 
 # Triton decides when a kernel is defined whether it is compiled or interpreted, so this must come before the first import
 # of dynabert_kernels: without a GPU the Triton kernels run on the CPU.

@@ -362,8 +362,10 @@ def measure_ceilings(
     for dtype in dtypes:
         name = dtype_name(dtype)
         largest = size
-        probe_ms = _matrix_ms(target, dtype, min(size, _PROBE_SIZE), timer, rounds=1)
-        while largest > _PROBE_SIZE and probe_ms * (largest / _PROBE_SIZE) ** 3 > _SLOW_PRODUCT_MS:
+        # A quarter of the size fills a large device already, so its time foretells the whole one's.
+        probe = max(1, size // 4)
+        probe_ms = _matrix_ms(target, dtype, probe, timer, rounds=1)
+        while largest > probe and probe_ms * (largest / probe) ** 3 > _SLOW_PRODUCT_MS:
             largest //= 2
         # The smaller one fits between two interruptions of a shared CPU, the larger one fills a large device.
         for side in sorted({max(1, largest // 2), largest}):
@@ -373,8 +375,7 @@ def measure_ceilings(
     return Ceilings(copies, rates, sizes, cache, source if cache_bytes is None else "given")
 
 
-# A product of this size is timed first; one that would take longer than this is not worth its time as a ceiling.
-_PROBE_SIZE = 256
+# A product that takes longer is not worth its time as a ceiling: a smaller one then stands for it.
 _SLOW_PRODUCT_MS = 200.0
 
 

@@ -17,19 +17,26 @@ case "$*" in
   *get_device_capability*) echo 90a; exit 0 ;;
 esac
 echo "$DYNABERT_CUDA $DYNABERT_CUDA_ARCHS $*" >> "$CALLS"
-[[ -n "$FAILING" && "$*" == *"$FAILING"* ]] && exit 1
+[[ -n "$FAILING" && "$*" == *"$FAILING"* ]] && exit "${CODE:-1}"
 exit 0
 """
 
 
 def run_script(
-    folder: Path, *arguments: str, sees_gpu: int, failing: str = ""
+    folder: Path, *arguments: str, sees_gpu: int, failing: str = "", code: int = 1
 ) -> tuple[subprocess.CompletedProcess[str], str]:
     """The ended script and the calls it made of Python."""
     stand_in, calls = folder / "python", folder / "calls"
     stand_in.write_text(STAND_IN, encoding="utf-8")
     stand_in.chmod(0o755)
-    names = {"PYTHON": stand_in, "OUT": folder / "out", "CALLS": calls, "SEES_GPU": sees_gpu, "FAILING": failing}
+    names = {
+        "PYTHON": stand_in,
+        "OUT": folder / "out",
+        "CALLS": calls,
+        "SEES_GPU": sees_gpu,
+        "FAILING": failing,
+        "CODE": code,
+    }
     environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
     for name in ("DYNABERT_CUDA", "DYNABERT_CUDA_ARCHS"):
         environment.pop(name, None)
@@ -51,19 +58,33 @@ def test_with_a_gpu_it_builds_with_cuda_for_this_card_then_checks_and_times_on_i
     done, calls = run_script(tmp_path, sees_gpu=1)
     assert done.returncode == 0, done.stdout
     assert "1 90a setup.py build_ext --inplace" in calls
-    assert "-m benchmarks.check --device cuda" in calls
-    assert "-m benchmarks.run --device cuda" in calls
+    assert calls.count("-m benchmarks.check --device cuda --op ") == 6
+    assert "-m benchmarks.run --device cuda --op add_layer_norm elastic_linear varlen_attention elastic_att" in calls
     assert "ALL GOOD" in (tmp_path / "out" / "gpu_check" / "summary.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("failing", ["setup.py", "benchmarks.check", "benchmarks.run"])
+@pytest.mark.parametrize("failing", ["setup.py", "benchmarks.check --device cuda --op elastic_ffn", "benchmarks.run"])
 def test_a_failing_part_does_not_stop_the_next_one_and_is_not_forgotten(tmp_path: Path, failing: str) -> None:
     done, calls = run_script(tmp_path, sees_gpu=1, failing=failing)
     assert done.returncode == 1
-    assert "-m benchmarks.run" in calls
+    assert "elastic_attention elastic_ffn --plot" in calls
     summary = (tmp_path / "out" / "gpu_check" / "summary.txt").read_text(encoding="utf-8")
     assert summary.count("FAILED (1)") == 1
     assert "NOT GOOD" in summary
+
+
+def test_an_op_that_loses_the_device_is_not_timed_and_the_others_are(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, sees_gpu=1, failing="--op varlen_attention", code=3)
+    assert done.returncode == 1
+    assert "--op add_layer_norm elastic_linear elastic_attention elastic_ffn --plot" in calls
+    assert "without varlen_attention: its check did not end by itself" in done.stdout
+
+
+def test_when_no_op_answers_nothing_is_timed(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, sees_gpu=1, failing="benchmarks.check", code=139)
+    assert done.returncode == 1
+    assert "benchmarks.run" not in calls
+    assert "left out: no op can be timed" in done.stdout
 
 
 def test_a_rehearsal_runs_the_parts_on_the_cpu_and_says_what_it_is(tmp_path: Path) -> None:

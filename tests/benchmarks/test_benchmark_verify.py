@@ -175,6 +175,23 @@ def test_the_check_of_all_ops_is_green_for_the_reference(monkeypatch: pytest.Mon
     assert document["environment"]["seed"] == 3
 
 
+def test_the_check_ends_when_the_device_is_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check, "why_lost", lambda device: "planted: illegal address")
+    arguments = ["--op", "add_layer_norm", "--provider", "reference", "--dtype", "float32", "--out", str(tmp_path)]
+    assert check.main(arguments) == 3
+    assert "the device was lost, what follows was not checked: planted: illegal address" in capsys.readouterr().err
+    assert check.main([*arguments, "--append"]) == 3
+    assert len(json.loads((tmp_path / "check-cpu.json").read_text(encoding="utf-8"))["rows"]) == 2
+
+
+def test_a_file_holds_no_infinity(tmp_path: Path) -> None:
+    row = check.CheckRow("op", "case", "cpu", "float32", "forward only", rows.RED, error=float("inf"), torch_error=0.5)
+    assert rows.plain(row)["error"] is None
+    assert rows.plain(row)["torch_error"] == 0.5
+
+
 def fwd_ops() -> list[str]:
     return [name for name in providers.registered() if name.endswith("_fwd")]
 

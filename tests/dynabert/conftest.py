@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_networks import CONFIGS
+from tests.dynabert.tiny_networks import CONFIGS
 
 
 @pytest.fixture

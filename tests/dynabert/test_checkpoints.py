@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model
+from tests.dynabert.tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model
 from torch import Tensor
 from transformers import (
     AutoConfig,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_networks import CONFIGS, TINY
+from tests.dynabert.tiny_networks import CONFIGS, TINY
 from transformers import AutoConfig, BertConfig, MPNetConfig, RobertaConfig
 
 import dynabert_kernels as dk

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_texts import tiny_model
+from tests.dynabert.tiny_texts import tiny_model
 
 from dynabert import ElasticBertConfig, SubnetConfig
 from dynabert.cost import subnet_cost
@@ -49,5 +49,5 @@ def test_operations_by_hand() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="seq_length is 513; allowed: 1 to 512"):
         subnet_cost(ElasticBertConfig(), seq_length=513)
-    with pytest.raises(ValueError, match="width_mult 0.8 is"):
+    with pytest.raises(ValueError, match=r"width_mult 0\.8 is"):
         subnet_cost(ElasticBertConfig(), "w0.8-d1")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_texts import some_texts, tiny_model, tiny_tokenizer
+from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 from transformers import BertConfig
 
 from dynabert.data import Examples, TextEncoder, align_labels, model_labels, model_problem, token_batches, tokenise
@@ -258,4 +258,4 @@ def test_kind_and_names_of_a_model() -> None:
     assert model_problem(BertConfig(num_labels=1)) == "regression"
     assert model_problem(BertConfig(num_labels=3)) == CLASSES
     assert model_problem(BertConfig(num_labels=3, problem_type="multi_label_classification")).startswith("multi")
-    assert model_labels(tiny_model(id2label={0: "x", 1: "y"}).config) == ("x", "y")
+    assert model_labels(tiny_model(num_labels=2, id2label={0: "x", 1: "y"}).config) == ("x", "y")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_networks import CONFIGS, TINY, padded_batch, plain_model
+from tests.dynabert.tiny_networks import CONFIGS, TINY, padded_batch, plain_model
 from torch import Tensor
 
 import dynabert_kernels as dk

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from slow_model import Slow
-from tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model, slow_model, text_of
+from tests.dynabert.slow_model import Slow
+from tests.dynabert.tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model, slow_model, text_of
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
 

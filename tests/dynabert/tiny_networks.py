@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from slow_model import Slow
+from tests.dynabert.slow_model import Slow
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, MPNetConfig, PreTrainedModel, RobertaConfig
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_networks import CONFIGS, TINY, VOCABULARY
+from tests.dynabert.tiny_networks import CONFIGS, TINY, VOCABULARY
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels.cpu_isas import cpu_op, double, each_dtype, each_isa, int32, strided, using_isa
+from tests.kernels.cpu_isas import cpu_op, double, each_dtype, each_isa, int32, strided, using_isa
 from torch import Tensor
 
 from dynabert_kernels import reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernels.cpu_isas import cpu_op, each_dtype, each_isa, strided, using_isa
+from tests.kernels.cpu_isas import cpu_op, each_dtype, each_isa, strided, using_isa
 
 from dynabert_kernels import reference
 from dynabert_kernels.testing.comparison import assert_close_to_float64

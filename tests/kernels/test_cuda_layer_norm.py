@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernels.host_shim import build as host_shim
-from kernels.layer_norm_checks import assert_same, check_against_float64, results
+from tests.kernels.host_shim import build as host_shim
+from tests.kernels.layer_norm_checks import assert_same, check_against_float64, results
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dynabert_kernels.ops import NATIVE, cuda_limits, providers

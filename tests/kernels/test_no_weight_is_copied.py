@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernels.cases import Network
+from tests.kernels.cases import Network
 from torch import Tensor
 
 import dynabert_kernels as dk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernels.cases import DROPOUT_STATE, Network, bias_table, plan_of
+from tests.kernels.cases import DROPOUT_STATE, Network, bias_table, plan_of
 from torch import Tensor
 
 import dynabert_kernels as dk

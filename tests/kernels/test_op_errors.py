@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernels.cases import Network, plan_of
+from tests.kernels.cases import Network, plan_of
 
 import dynabert_kernels as dk
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from kernels.cases import DROPOUT_STATE, PLANS, Network, bias_table, plan_of
+from tests.kernels.cases import DROPOUT_STATE, PLANS, Network, bias_table, plan_of
 
 import dynabert_kernels as dk
 from dynabert_kernels.reference.dropout import dropout_scale, philox

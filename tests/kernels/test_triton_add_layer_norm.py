@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernels.layer_norm_checks import as_keywords, assert_same, check_against_float64, results
+from tests.kernels.layer_norm_checks import as_keywords, assert_same, check_against_float64, results
 from torch import Tensor
 
 import dynabert_kernels as dk

@@ -1,0 +1,147 @@
+"""Scores of many sub-networks: each equals what the network says on its own, example by example."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
+
+from dynabert.configuration.grid import parse_subnets, subnet_grid, subnet_text
+from dynabert.data import Encoded, Examples, tokenise
+from dynabert.evaluation import compute_logits, evaluate
+
+
+def encoded(count: int = 30, num_labels: int = 3) -> Encoded:
+    labels: tuple[Any, ...] = (
+        tuple(float(i % 7) for i in range(count)) if num_labels == 1 else tuple(i % num_labels for i in range(count))
+    )
+    names = () if num_labels == 1 else tuple(f"LABEL_{i}" for i in range(num_labels))
+    return tokenise(Examples(tuple(some_texts(count)), None, labels, names, "toy"), tiny_tokenizer(), 20)
+
+
+def test_logits_of_every_subnetwork(architecture: str) -> None:
+    model = tiny_model(architecture)
+    data = tokenise(Examples(tuple(some_texts(20))), tiny_tokenizer(architecture), 20)
+    subnets = ["w1", "w0.5-d0.75", "w0.25-d0.5"]
+    found = compute_logits(model, data, subnets, max_batch_tokens=25)
+    assert list(found) == ["w1-d1", "w0.5-d0.75", "w0.25-d0.5"]
+    for name, logits in found.items():
+        assert logits.shape == (20, 3)
+        for i, ids in enumerate(data.input_ids):
+            with torch.no_grad():
+                alone = model(input_ids=torch.tensor([ids]), subnet=name).logits[0]
+            assert logits[i] == pytest.approx(alone.numpy(), abs=1e-4)
+
+
+def test_rows() -> None:
+    model, data = tiny_model(), encoded()
+    rows = evaluate(model, data, subnet_grid(), max_batch_size=4)
+    assert [row.subnet for row in rows] == [str(subnet) for subnet in subnet_grid()]
+    for row in rows:
+        predictions = compute_logits(model, data, [row.subnet])[row.subnet].argmax(1)
+        assert row.score == row.metrics["accuracy"] == np.mean(predictions == np.array(data.labels))
+        assert row.examples == 30
+        assert row.majority == pytest.approx(1 / 3)
+    assert set(rows[0].to_dict()) == {"subnet", "score", "metric", "metrics", "examples", "majority"}
+
+
+def test_metric_by_name() -> None:
+    rows = evaluate(tiny_model(), encoded(), ["w1"], metric="matthews_correlation")
+    assert rows[0].score == rows[0].metrics["matthews_correlation"]
+    assert rows[0].majority == 0.0
+
+
+def test_regression_is_scored_by_rank() -> None:
+    rows = evaluate(tiny_model(num_labels=1), encoded(num_labels=1), ["w1", "w0.5"])
+    assert [row.metric for row in rows] == ["spearman", "spearman"]
+    assert set(rows[0].metrics) == {"spearman", "pearson"}
+    assert -1.0 <= rows[0].score <= 1.0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_mode_is_put_back(training: bool) -> None:
+    model = tiny_model().train(training)
+    evaluate(model, encoded(), ["w1"])
+    assert model.training is training
+    model = tiny_model().train(training)
+    with pytest.raises(ValueError, match="width_mult"):
+        evaluate(model, encoded(), ["w0.3"])
+    assert model.training is training
+
+
+@pytest.mark.parametrize(
+    ("change", "subnets", "metric", "wrong"),
+    [
+        ({"labels": None, "label_names": ()}, ["w1"], None, "toy has no labels"),
+        ({"labels": (7,) * 30}, ["w1"], None, "toy has label 7, the model has 3 outputs"),
+        ({}, [], None, "each sub-network is needed once; got none"),
+        ({}, ["w1", "w1-d1"], None, "each sub-network is needed once; got w1-d1, w1-d1"),
+        ({}, ["w1"], "pearson", "metric 'pearson' does not fit single_label_classification; allowed: accuracy"),
+        ({}, ["w1"], "bleu", "metric 'bleu' does not fit"),
+        ({"input_ids": (), "token_type_ids": (), "labels": ()}, ["w1"], None, "no examples"),
+    ],
+)
+def test_refusals(change: dict[str, Any], subnets: list[str], metric: str | None, wrong: str) -> None:
+    data = dataclasses.replace(encoded(), **change)
+    with pytest.raises(ValueError, match="evaluate: ") as error:
+        evaluate(tiny_model(), data, subnets, metric=metric)
+    assert wrong in str(error.value)
+
+
+def test_multi_label_is_refused() -> None:
+    with pytest.raises(ValueError, match="a multi-label model cannot be scored"):
+        evaluate(tiny_model(problem_type="multi_label_classification"), encoded(), ["w1"])
+
+
+# Naming sub-networks
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_grid_is_the_papers() -> None:
+    names = [str(subnet) for subnet in subnet_grid()]
+    assert len(set(names)) == 12
+    assert names[0] == "w1-d1"
+    assert names[-1] == "w0.25-d0.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("w1", ["w1-d1"]),
+        ("w1,w0.5-d0.75", ["w1-d1", "w0.5-d0.75"]),
+        ("w1, w0.5 ; d0.5", ["w1-d1", "w0.5-d1", "w1-d0.5"]),
+        ("w0.5-l0,2,w1", ["w0.5-l0,2", "w1-d1"]),
+        ("h4,0,2,1-n40,0,7,3,w0.5", ["h4,0,2,1-n40,0,7,3", "w0.5-d1"]),
+        (" all ", [str(subnet) for subnet in subnet_grid()]),
+    ],
+)
+def test_lists_of_subnetworks(text: str, expected: list[str]) -> None:
+    assert [str(subnet) for subnet in parse_subnets(text, tiny_model().config)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "none named"),
+        ("w1,w1-d1", "w1-d1 is named twice"),
+        ("w0.3", "w0.3-d1 does not fit this network: width_mult 0.3"),
+        ("half", "unknown sub-network 'half'"),
+    ],
+)
+def test_lists_refused(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=":") as error:
+        parse_subnets(text, tiny_model().config)
+    assert wrong in str(error.value)
+
+
+def test_text_of_every_form() -> None:
+    model = tiny_model()
+    assert subnet_text(None) == "w1-d1"
+    assert subnet_text("w0.5") == "w0.5-d1"
+    assert model.shape(subnet_text(model.shape("w0.5-d0.5"))) == model.shape("w0.5-d0.5")
+    with pytest.raises(TypeError, match="no sub-network; got float"):
+        subnet_text(0.5)  # type: ignore[arg-type]
