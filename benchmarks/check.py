@@ -335,6 +335,16 @@ def why_lost(device: torch.device) -> str | None:
     return None
 
 
+def merge(folders: Sequence[Path], into: Path, name: str) -> None:
+    """Joins the rows of the files ``name`` of several folders. A folder without one is a check that did not end."""
+    table = []
+    for path in (folder / name for folder in folders):
+        if path.exists():
+            table += json.loads(path.read_text(encoding="utf-8"))["rows"]
+    into.mkdir(parents=True, exist_ok=True)
+    (into / name).write_text(json.dumps({"schema": rows.SCHEMA, "rows": table}, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: all green. 1: a check was red or a provider failed. 2: the command line is wrong. 3: the device was lost."""
     flags = argparse.ArgumentParser(prog="python -m benchmarks.check", description=(__doc__ or "").splitlines()[0])
@@ -344,9 +354,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--op", nargs="+", default=[], choices=sorted({op for op, _ in CASES}), help="default: all")
     flags.add_argument("--seed", type=int, help="of the inputs (default: a fresh one, recorded)")
     flags.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of check-DEVICE.json")
-    flags.add_argument("--append", action="store_true", help="keep the rows that the file has")
+    flags.add_argument("--merge", nargs="+", type=Path, help="only join the files of these folders into one in --out")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = flags.parse_args(given)
+    name = f"check-{options.device}.json"
+    if options.merge:
+        merge(options.merge, options.out, name)
+        return 0
     if options.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks: --device cuda, but PyTorch sees no GPU here; use --device cpu", file=sys.stderr)
         return 2
@@ -354,16 +368,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     found: list[CheckRow] = []
     lost = None
-    for (op, case), name in ((key, name) for key in CASES for name in options.dtype):
+    for (op, case), dtype in ((key, DTYPES[name]) for key in CASES for name in options.dtype):
         if lost is None and (not options.op or op in options.op):
-            found += check_case(op, case, DTYPES[name], device, options.provider, seed)
+            found += check_case(op, case, dtype, device, options.provider, seed)
             lost = why_lost(device)
     facts = rows.environment(device, given, module="benchmarks.check") | {"seed": seed}
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"check-{device.type}.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if options.append and path.exists() else []
-    table = [*earlier, *(rows.plain(row) | facts for row in found)]
-    document = {"schema": rows.SCHEMA, "environment": facts, "rows": table}
+    path = options.out / name
+    document = {"schema": rows.SCHEMA, "rows": [rows.plain(row) | facts for row in found]}
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     _print(found, path, seed)
     if lost is not None:

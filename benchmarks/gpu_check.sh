@@ -54,23 +54,37 @@ if [ "$device" = cpu ]; then
   check_flags=(--dtype float32 bfloat16) bench_flags=(--time-limit-s 60 --quick)
 fi
 
-summary=() failed=0 status=0
+summary=() failed=0
 started=$SECONDS
 
-# part NAME LIMIT_S COMMAND...: runs it with its output on the screen and in the log; remembers how it ended, in $status too.
+# remember NAME STATUS SECONDS LIMIT_S: a line of the summary.
+remember() {
+  local verdict
+  case $2 in
+    0) verdict=good ;;
+    124 | 137) verdict="STOPPED after $4 s" ;;
+    *) verdict="FAILED ($2)" ;;
+  esac
+  [ "$2" = 0 ] || failed=1
+  summary+=("$(printf '%-24s %-22s %4d s' "$1" "$verdict" "$3")")
+}
+
+# part NAME LIMIT_S COMMAND...: runs it with its output on the screen and in the log; remembers how it ended.
 part() {
-  local name=$1 limit=$2 begin=$SECONDS verdict
+  local name=$1 limit=$2 begin=$SECONDS
   shift 2
   echo "== $name (at most $limit s)" | tee -a "$out/gpu_check.log"
   timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$out/gpu_check.log"
-  status=${PIPESTATUS[0]}
-  case $status in
-    0) verdict=good ;;
-    124 | 137) verdict="STOPPED after $limit s" ;;
-    *) verdict="FAILED ($status)" ;;
-  esac
-  [ "$status" = 0 ] || failed=1
-  summary+=("$(printf '%-24s %-22s %4d s' "$name" "$verdict" $((SECONDS - begin)))")
+  remember "$name" "${PIPESTATUS[0]}" $((SECONDS - begin)) "$limit"
+}
+
+# check_op OP: checks one op, quietly; its log, rows, status and seconds go to a folder of its own.
+check_op() {
+  local begin=$SECONDS folder=$parts/$1
+  mkdir -p "$folder"
+  timeout --kill-after=10 "$check_limit" "$python" -m benchmarks.check --device "$device" --op "$1" --out "$folder" \
+    "${check_flags[@]}" >"$folder/log" 2>&1
+  echo "$? $((SECONDS - begin))" >"$folder/status"
 }
 
 facts() {
@@ -83,7 +97,7 @@ facts() {
 export -f facts
 export python
 
-# The limits add up to 545 s: 15 + 190 + 30 + 6 * 25 + 160.
+# The limits add up to 545 s: 15 + 190 + 30 + 150 + 160.
 part facts 15 bash -c facts
 if [ "$build" = 1 ]; then
   # On a machine with a GPU a build without CUDA is a failure, not a smaller success.
@@ -99,13 +113,27 @@ else
 fi
 part config 30 "$python" -c 'import dynabert_kernels as dk; print(dk.show_config())'
 
-# One process for each op: a kernel that hangs or loses the device takes no other op's verdict with it.
+# One process for each op: a kernel that hangs or loses the device takes no other op's verdict with it. On a GPU they run
+# side by side, since most of their time goes into compiling Triton kernels.
+parts=$out/parts check_limit=150
+rm -rf "$parts"
+ops=(add_layer_norm elastic_linear varlen_attention embed_layer_norm elastic_attention elastic_ffn)
+echo "== check (at most $check_limit s)"
+for op in "${ops[@]}"; do
+  check_op "$op" &
+  [ "$device" = cuda ] || wait
+done
+wait
 timed=()
-for op in add_layer_norm elastic_linear varlen_attention embed_layer_norm elastic_attention elastic_ffn; do
-  part "check $op" 25 "$python" -m benchmarks.check --device "$device" --op "$op" --append --out "$out" "${check_flags[@]}"
+for op in "${ops[@]}"; do
+  tee -a "$out/gpu_check.log" <"$parts/$op/log"
+  read -r status seconds <"$parts/$op/status"
+  remember "check $op" "$status" "$seconds" "$check_limit"
   # Red providers (1) are left out by the runner itself. An op that crashed or hung would end the whole run.
   if [ "$status" -le 1 ]; then timed+=("$op"); else summary+=("bench                    without $op: its check did not end by itself"); fi
 done
+"$python" -m benchmarks.check --device "$device" --merge "${ops[@]/#/$parts/}" --out "$out" && rm -rf "$parts"
+
 # There is no benchmark of embed_layer_norm yet; the runner knows only the others.
 timed=("${timed[@]/embed_layer_norm/}")
 read -ra timed <<<"${timed[*]}"

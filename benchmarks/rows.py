@@ -153,7 +153,7 @@ def _version(package: str) -> str:
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A dataclass as plain data. Infinity and NaN, which JSON does not have, become None; the record's note says them."""
+    """A dataclass as plain data. Infinity and NaN, which JSON lacks, become None; the record's note says them."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(record).items()

@@ -22,17 +22,17 @@ ScalarType scalar_type(DType dtype) {
 }
 
 // A tensor over memory that somebody else keeps alive.
-Tensor view(const void* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride, DType dtype) {
-  const std::array<int64_t, 2> sizes = {rows, columns}, strides = {row_stride, column_stride};
+Tensor view(const void* data, std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides,
+            DType dtype) {
   return torch::stable::from_blob(const_cast<void*>(data), sizes, strides,
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), scalar_type(dtype));
 }
 
-// out = a b, straight into the memory of `out`.
-void torch_product(const Tensor& a, const Tensor& b, const Tensor& out) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+// out = a weight^T + bias, straight into the memory of `out`. The bias goes in before the one rounding to the dtype.
+void torch_product(const Tensor& a, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out) {
+  std::array<StableIValue, 4> stack{torch::stable::detail::from(a), torch::stable::detail::from(weight),
+                                    torch::stable::detail::from(bias), torch::stable::detail::from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
   (void)torch::stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -46,17 +46,22 @@ void fill_zero(const Product& p, const ProductSpan& span) {
 void span_by_torch(const Product& p, const ProductSpan& span) {
   const int64_t rows = span.end - span.begin;
   char* c = at(p.c, span.begin * p.c_stride, p.dtype);
-  if (span.k == 0) {
-    fill_zero(p, span);
+  const bool summed = span.k > 0;
+  if (summed) {
+    std::optional<Tensor> bias;
+    if (p.bias != nullptr) bias = view(p.bias, {span.n}, {1}, p.dtype);
+    torch_product(view(at(p.a, span.begin * p.a_stride, p.dtype), {rows, span.k}, {p.a_stride, 1}, p.dtype),
+                  view(p.b, {span.n, span.k}, {p.b_stride, 1}, p.dtype), bias,
+                  view(c, {rows, span.n}, {p.c_stride, 1}, p.dtype));
   } else {
-    torch_product(view(at(p.a, span.begin * p.a_stride, p.dtype), rows, span.k, p.a_stride, 1, p.dtype),
-                  view(p.b, span.k, span.n, 1, p.b_stride, p.dtype), view(c, rows, span.n, p.c_stride, 1, p.dtype));
+    fill_zero(p, span);
   }
-  if (p.bias == nullptr && p.residual == nullptr && p.pre == nullptr && p.activation == Activation::kNone) return;
+  const void* bias = summed ? nullptr : p.bias;
+  if (bias == nullptr && p.residual == nullptr && p.pre == nullptr && p.activation == Activation::kNone) return;
   cpu::RowEpilogue epilogue = {};
   epilogue.dtype = p.dtype;
   epilogue.c = c;
-  epilogue.bias = p.bias;
+  epilogue.bias = bias;
   epilogue.residual = p.residual ? at(p.residual, span.begin * p.residual_stride, p.dtype) : nullptr;
   epilogue.pre = p.pre ? at(p.pre, span.begin * p.pre_stride, p.dtype) : nullptr;
   epilogue.c_stride = p.c_stride;

@@ -37,9 +37,11 @@ class _MissingKernel:
         raise RuntimeError(f"triton provider: {IMPORT_ERROR}")
 
 
-def jit(function: Any) -> Any:
-    """`triton.jit`, or a stand-in that refuses to be launched where Triton is missing."""
-    return _MissingKernel() if triton is None else triton.jit(function)
+def jit(function: Any = None, **options: Any) -> Any:
+    """`triton.jit` with its options, or a stand-in that refuses to be launched where Triton is missing."""
+    if function is None:
+        return functools.partial(jit, **options)
+    return _MissingKernel() if triton is None else triton.jit(function, **options)
 
 
 def accumulator(dtype: torch.dtype) -> Any:
@@ -85,3 +87,27 @@ def multiprocessors(tensor: torch.Tensor) -> int:
 def launch_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Makes the tensor's device the current one: Triton launches on the current device, not on its arguments'."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()
+
+
+@functools.cache
+def _device_architecture(device: torch.device) -> str:
+    return "sm_90" if torch.cuda.get_device_capability(device) >= (9, 0) else "sm_80"
+
+
+def architecture(tensor: torch.Tensor) -> str:
+    """Which column of the tile tables holds: "sm_80", "sm_90" (and later chips), or "interpreter".
+
+    A tensor without a device (of `testing/offline_triton.py`) is compiled for the architecture that is stood in for.
+    """
+    if INTERPRETED:
+        return "interpreter"
+    if tensor.device.type == "cuda":
+        return _device_architecture(tensor.device)
+    return "sm_90" if triton.runtime.driver.active.get_current_target().arch >= 90 else "sm_80"
+
+
+def tensor_descriptor(matrix: torch.Tensor, block_rows: int, block_columns: int) -> Any:
+    """A descriptor of a (rows, columns) tensor, loaded in blocks of the given size; past its edges it gives zeros."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(matrix, list(matrix.shape), [matrix.stride(0), 1], [block_rows, block_columns])

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import Tensor
+
+from dynabert_kernels.triton.environment import architecture, multiprocessors
+
 # A row is held in registers, whole. Wider rows would spill; no BERT is wider than a quarter of this.
 MAX_ROW_COLUMNS = 8192
 
@@ -59,3 +63,109 @@ ROW_PROGRAMS_PER_MULTIPROCESSOR = 2
 def sum_tile(num_columns: int) -> SumTile:
     """Tile of the second pass over partial sums: 32 columns are one 128-byte line of float32."""
     return SumTile(block_p=64, block_c=min(32, next_power_of_2(num_columns)), num_warps=4)
+
+
+# Head sizes that attention is written for: a power of two fills whole tensor-core tiles.
+ATTENTION_HEAD_SIZES = (16, 32, 64, 128)
+
+
+class AttentionTile(NamedTuple):
+    """One program's tile of scores: `block_q` queries by `block_k` keys, and loads that are `num_stages` deep."""
+
+    block_q: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+def attention_forward_tile(head_size: int, element_bytes: int) -> AttentionTile:
+    """Unmeasured. 128 keys at once where keys, values and scores fit the registers (`make codegen`)."""
+    return AttentionTile(block_q=64, block_k=128, num_warps=4, num_stages=2)
+
+
+class GemmTile(NamedTuple):
+    """One program's tile of a ragged product.
+
+    `block_m` rows by `block_n` columns, `block_k` of the reduction at a time and loads that are `num_stages` deep.
+    `parts`: the epilogue takes the columns in so many parts, for its registers. `programs_per_multiprocessor`: how many
+    fit a multiprocessor's registers and shared memory; the launch makes no more.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    parts: int
+    programs_per_multiprocessor: int
+
+
+# Largest first, all unmeasured. Only tiles that do not spill in any epilogue (`make codegen`). float32 is multiplied
+# without tensor cores, whose operands are held in registers: smaller tiles.
+GEMM_TILES: dict[tuple[str, int], tuple[GemmTile, ...]] = {  # by chip and bytes of an element
+    ("sm_90", 2): (
+        GemmTile(128, 128, 64, 8, 3, 2, 2),
+        GemmTile(64, 128, 64, 8, 3, 2, 2),
+        GemmTile(64, 64, 64, 4, 4, 1, 3),
+        GemmTile(16, 64, 64, 4, 4, 1, 4),
+    ),
+    ("sm_80", 2): (
+        GemmTile(128, 128, 64, 8, 3, 2, 1),
+        GemmTile(64, 128, 64, 8, 3, 2, 2),
+        GemmTile(64, 64, 64, 4, 3, 1, 3),
+        GemmTile(16, 64, 64, 4, 4, 1, 3),
+    ),
+    ("sm_90", 4): (GemmTile(64, 64, 32, 8, 3, 1, 2), GemmTile(16, 64, 32, 4, 3, 1, 4)),
+    ("sm_80", 4): (GemmTile(64, 64, 32, 8, 3, 1, 2), GemmTile(16, 64, 32, 4, 3, 1, 4)),
+    # Small, so that a test of few rows meets several tiles in each direction.
+    ("interpreter", 2): (GemmTile(16, 32, 32, 4, 1, 2, 1), GemmTile(16, 16, 16, 4, 1, 1, 1)),
+    ("interpreter", 4): (GemmTile(16, 32, 32, 4, 1, 2, 1), GemmTile(16, 16, 16, 4, 1, 1, 1)),
+    ("interpreter", 8): (GemmTile(16, 32, 32, 4, 1, 2, 1), GemmTile(16, 16, 16, 4, 1, 1, 1)),
+}
+
+
+def gemm_tile(x: Tensor, num_groups: int, num_columns: int) -> GemmTile:
+    """Tile of a ragged product of x (T, ...) over `num_columns` columns: unmeasured.
+
+    The largest that gives every multiprocessor a tile and is not taller than twice the mean group; else the smallest.
+    """
+    num_rows = x.shape[0]
+    tiles = GEMM_TILES[architecture(x), x.element_size()]
+    for tile in tiles:
+        enough = -(-num_rows // tile.block_m) * -(-num_columns // tile.block_n) >= multiprocessors(x)
+        if enough and tile.block_m * max(num_groups, 1) <= 2 * num_rows:
+            return tile
+    return tiles[-1]
+
+
+class ColumnSumTile(NamedTuple):
+    """One program's tile when columns are summed: `block_t` rows of one group by `block_c` columns."""
+
+    block_t: int
+    block_c: int
+    num_warps: int
+
+
+# Unmeasured. 32 elements a thread; a partial of float32 for every 32 rows adds 6 % to bfloat16's traffic.
+COLUMN_SUM_TILE = ColumnSumTile(block_t=32, block_c=128, num_warps=4)
+
+# As GEMM_TILES, for the weight's gradient: `block_m` by `block_n` of the weight, `block_k` rows at a time. A tile holds
+# two sums (of this run of rows, and of all runs), so it is smaller where the operands are held in registers too.
+WEIGHT_GRADIENT_TILES: dict[tuple[str, int], tuple[GemmTile, ...]] = {
+    ("sm_90", 2): (GemmTile(128, 128, 64, 8, 3, 1, 1), GemmTile(64, 64, 64, 4, 3, 1, 3)),
+    ("sm_80", 2): (GemmTile(128, 64, 64, 8, 3, 1, 1), GemmTile(64, 64, 64, 4, 3, 1, 2)),
+    ("sm_90", 4): (GemmTile(64, 64, 32, 8, 3, 1, 2),),
+    ("sm_80", 4): (GemmTile(64, 64, 32, 8, 3, 1, 2),),
+    ("interpreter", 2): (GemmTile(32, 32, 16, 4, 1, 1, 1),),
+    ("interpreter", 4): (GemmTile(32, 32, 16, 4, 1, 1, 1),),
+    ("interpreter", 8): (GemmTile(32, 32, 16, 4, 1, 1, 1),),
+}
+
+
+def weight_gradient_tile(x: Tensor, dw_rows: int, dw_columns: int) -> GemmTile:
+    """Tile of a weight's gradient: the largest that gives every multiprocessor one, else the smallest; unmeasured."""
+    tiles = WEIGHT_GRADIENT_TILES[architecture(x), x.element_size()]
+    for tile in tiles:
+        if -(-dw_rows // tile.block_m) * -(-dw_columns // tile.block_n) >= multiprocessors(x):
+            return tile
+    return tiles[-1]

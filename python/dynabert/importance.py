@@ -141,7 +141,7 @@ def _signed_scores(model: ElasticBertForSequenceClassification, batch: Mapping[s
     with torch.enable_grad():
         loss = model(**inputs, return_dict=True).loss
         if not bool(loss.isfinite()):
-            raise ValueError(f"compute_importance: batch {number} has a loss of {float(loss)}; check its labels")
+            raise ValueError(f"compute_importance: batch {number} has a loss of {loss.item()}; check its labels")
         gradients = torch.autograd.grad(loss, weights)
     config = model.config
     shape = (config.num_hidden_layers, config.intermediate_size)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from benchmarks.check import CASES
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.sh"
 
@@ -95,6 +98,11 @@ def test_a_rehearsal_runs_the_parts_on_the_cpu_and_says_what_it_is(tmp_path: Pat
     assert "--device cuda" not in calls
     assert "setup.py" not in calls
     assert "left out (--no-build)" in done.stdout
+
+
+def test_the_script_checks_every_op_that_has_cases() -> None:
+    (listed,) = re.findall(r"^ops=\((.*)\)$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed.split() == list(dict.fromkeys(op for op, _ in CASES))
 
 
 def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_the_check_of_all_ops_is_green_for_the_reference(monkeypatch: pytest.Mon
     document = json.loads((tmp_path / "check-cpu.json").read_text(encoding="utf-8"))
     assert {row["op"] for row in document["rows"]} == {name.removesuffix("_fwd") for name in fwd_ops()}
     assert {row["status"] for row in document["rows"]} == {rows.MEASURED}
-    assert document["environment"]["seed"] == 3
+    assert {row["seed"] for row in document["rows"]} == {3}
 
 
 def test_the_check_ends_when_the_device_is_lost(
@@ -182,8 +182,17 @@ def test_the_check_ends_when_the_device_is_lost(
     arguments = ["--op", "add_layer_norm", "--provider", "reference", "--dtype", "float32", "--out", str(tmp_path)]
     assert check.main(arguments) == 3
     assert "the device was lost, what follows was not checked: planted: illegal address" in capsys.readouterr().err
-    assert check.main([*arguments, "--append"]) == 3
-    assert len(json.loads((tmp_path / "check-cpu.json").read_text(encoding="utf-8"))["rows"]) == 2
+    assert len(json.loads((tmp_path / "check-cpu.json").read_text(encoding="utf-8"))["rows"]) == 1
+
+
+def test_files_of_several_checks_are_joined_and_a_missing_one_is_no_error(tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "check-cpu.json").write_text(json.dumps({"rows": [{"value": value}]}), encoding="utf-8")
+    folders = [str(tmp_path / name) for name in ("a", "hung", "b")]
+    assert check.main(["--merge", *folders, "--out", str(tmp_path)]) == 0
+    joined = json.loads((tmp_path / "check-cpu.json").read_text(encoding="utf-8"))
+    assert [row["value"] for row in joined["rows"]] == [1, 2]
 
 
 def test_a_file_holds_no_infinity(tmp_path: Path) -> None:

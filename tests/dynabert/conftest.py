@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from tests.dynabert.tiny_networks import CONFIGS
 
 

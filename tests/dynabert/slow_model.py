@@ -1,7 +1,7 @@
-"""An independent, slow computation of a (sub-)network from a plain Hugging Face state dict: one text, one head at a time.
+"""An independent, slow computation of a (sub-)network from a plain Hugging Face state dict: text by text, head by head.
 
-Written from the papers and SPEC, in loops over tokens' sequence, layers and heads, with no code of the project. A
-sub-network is given by lists of head and neuron numbers of the *plain* network, so it also says what rewiring must give.
+Written from the papers, in loops over layers, heads and tokens, with no code of the project. A sub-network is given by
+lists of head and neuron numbers of the *plain* network, so it also says what rewiring must give.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.dynabert.tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -26,8 +26,10 @@ from transformers import (
 
 from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification, ElasticBertModel, Importance, rewire
 from dynabert.modeling.names import to_plain
+from tests.dynabert.tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model
 
 LENGTHS = [7, 2, 11]
+FOUR_TOKENS = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
 SUBNETS = {
     "full": None,
     "ffn-cut": "h4,4,4,4-n30,30,30,30",
@@ -207,7 +209,7 @@ def test_dtypes(tmp_path: Path, dtype: Any, wanted: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", torch.int64, "half precision", 16])
 def test_wrong_dtypes(folder: Path, dtype: Any) -> None:
-    with pytest.raises(ValueError, match="dtype is .*; allowed: a floating point torch.dtype, its name or 'auto'"):
+    with pytest.raises(ValueError, match=r"dtype is .*; allowed: "):
         ElasticBertForSequenceClassification.from_pretrained(folder, dtype=dtype)
 
 
@@ -253,7 +255,7 @@ def break_file(folder: Path, how: str) -> None:
         del tensors[next(name for name in tensors if name.startswith("classifier") and name.endswith("bias"))]
         save_file(tensors, weights)
     elif how == "unknown":
-        save_file(tensors | {layer.replace("dense", "dance"): tensors[layer]}, weights)
+        save_file(tensors | {layer.replace("dense", "dance"): tensors[layer].clone()}, weights)
     elif how == "one layer too many":
         extra = {name.replace("layer.3.", "layer.4."): tensor.clone() for name, tensor in tensors.items()}
         save_file(extra | tensors, weights)
@@ -365,55 +367,56 @@ def test_save_and_open(plain: PreTrainedModel, folder: Path, tmp_path: Path, sub
     close(logits(auto, batch), wanted)
 
 
-@pytest.mark.parametrize("permuted", [False, True])
-def test_plain_transformers_opens_the_full_network(folder: Path, tmp_path: Path, permuted: bool) -> None:
-    """In a process that never imports this project."""
-    plain = AutoModelForSequenceClassification.from_pretrained(folder)
-    if plain.config.model_type == "mpnet" and permuted:
-        pytest.skip("an MPNet with permuted heads is elastic_bert: the shared bias no longer fits a plain one")
-    model = ElasticBertForSequenceClassification.from_pretrained(folder)
-    if permuted:
-        rewired(model)
-    out = tmp_path / "out"
-    model.save_pretrained(out, max_shard_size="20KB")
-    code = (
-        "import sys, torch\n"
-        "from transformers import AutoModelForSequenceClassification\n"
-        f"model = AutoModelForSequenceClassification.from_pretrained({str(out)!r})\n"
-        "print(model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0].tolist())\n"
-        "assert 'dynabert' not in sys.modules\n"
+def run_elsewhere(code: str, **environment: str) -> list[Any]:
+    """Runs code in a process of its own; its last line is JSON."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = torch.tensor(json.loads(result.stdout.strip().splitlines()[-1]))
-    close(found, logits(plain, {"input_ids": torch.tensor([[5, 6, 7, 8]])})[0])
+    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def test_auto_map_opens_an_elastic_network_without_importing_anything(folder: Path, tmp_path: Path) -> None:
-    model = ElasticBertForSequenceClassification.from_pretrained(folder).extract("w0.5")
+def test_plain_transformers_opens_the_full_network(tmp_path: Path) -> None:
+    """In a process that never imports this project. BERT and RoBERTa are rewired; MPNet's shared bias forbids it."""
+    wanted = []
+    for architecture in ("bert", "roberta", "mpnet"):
+        plain = plain_model(architecture)
+        plain.save_pretrained(tmp_path / "plain")
+        model = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "plain")
+        if architecture != "mpnet":
+            rewired(model)
+        model.save_pretrained(tmp_path / architecture, max_shard_size="20KB")
+        wanted.append(logits(plain, FOUR_TOKENS)[0])
+    found = run_elsewhere(
+        "import json, sys, torch\n"
+        "from transformers import AutoModelForSequenceClassification\n"
+        "found = []\n"
+        "for name in ('bert', 'roberta', 'mpnet'):\n"
+        f"    model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r} + '/' + name)\n"
+        "    found.append(model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0].tolist())\n"
+        "assert 'dynabert' not in sys.modules\n"
+        "print(json.dumps(found))\n"
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        close(torch.tensor(ours), theirs)
+
+
+def test_auto_map_opens_an_elastic_network_without_importing_anything(tmp_path: Path) -> None:
+    plain_model("mpnet").save_pretrained(tmp_path / "plain")
+    model = rewired(ElasticBertForSequenceClassification.from_pretrained(tmp_path / "plain")).extract("w0.5")
     out = tmp_path / "out"
     model.save_pretrained(out)
-    code = (
-        "import torch\n"
+    name, found = run_elsewhere(
+        "import json, torch\n"
         "from transformers import AutoModelForSequenceClassification\n"
         f"model = AutoModelForSequenceClassification.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
         f"model.save_pretrained({str(tmp_path / 'again')!r})\n"
-        "print(type(model).__name__)\n"
-        "print(model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0].tolist())\n"
+        "found = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0].tolist()\n"
+        "print(json.dumps([type(model).__name__, found]))\n",
+        HF_MODULES_CACHE=str(tmp_path / "modules"),
     )
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**_environment(), **environment}
-    )
-    name, values = result.stdout.strip().splitlines()[-2:]
     assert name == "ElasticBertForSequenceClassification"
-    close(torch.tensor(json.loads(values)), logits(model, {"input_ids": torch.tensor([[5, 6, 7, 8]])})[0])
+    close(torch.tensor(found), logits(model, FOUR_TOKENS)[0])
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == sorted(path.name for path in out.iterdir())
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
 
 
 def test_orders_and_scores_survive(folder: Path, tmp_path: Path) -> None:
@@ -440,8 +443,7 @@ def test_a_rewired_network_without_its_orders(folder: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING, "dynabert"):
         again = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "out")
     assert "where its heads and neurons once stood is not known" in caplog.text
-    batch = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
-    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert torch.equal(logits(again, FOUR_TOKENS), logits(model, FOUR_TOKENS))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.dynabert.tiny_networks import CONFIGS, TINY
 from transformers import AutoConfig, BertConfig, MPNetConfig, RobertaConfig
 
 import dynabert_kernels as dk
 from dynabert import ElasticBertConfig, SubnetConfig
 from dynabert.configuration import kept_layers, subnet_shape
+from tests.dynabert.tiny_networks import CONFIGS, TINY
 
 BASE = ((12,) * 12, (3072,) * 12)
 
@@ -80,7 +81,7 @@ def test_other_real_numbers_are_numbers() -> None:
     "text", ["", "x", "w", "w0.5-", "-d0.5", "w0.5d0.5", "w0,5", "w-1", "wnan", "w1e-1", " w1", "l", "h1", "w1-h1-n1"]
 )
 def test_unknown_text(text: str) -> None:
-    with pytest.raises(ValueError, match="unknown sub-network.*allowed: \"w0.5-d0.75\""):
+    with pytest.raises(ValueError, match=r'unknown sub-network.*allowed: "w0.5-d0.75"'):
         SubnetConfig.parse(text)
 
 
@@ -147,7 +148,7 @@ def test_unknown_depth_rule() -> None:
 def test_kept_layers_are_layers_and_rise(layers: int, depth: float, rule: str) -> None:
     kept = kept_layers(layers, depth, rule)
     assert len(kept) == max(1, round(depth * layers))
-    assert all(a < b for a, b in zip(kept, kept[1:], strict=False))
+    assert all(a < b for a, b in pairwise(kept))
     assert kept[0] >= 0
     assert kept[-1] < layers
     if rule == "keep_last":
@@ -288,7 +289,7 @@ def test_networks_that_cannot_be_run(changes: dict[str, Any], message: str) -> N
 
 @pytest.mark.parametrize("model_type", ["gpt2", "xlm-roberta", None])
 def test_other_model_types(model_type: str | None) -> None:
-    with pytest.raises(ValueError, match="model_type is .*; allowed: 'bert', 'roberta', 'mpnet', 'elastic_bert'"):
+    with pytest.raises(ValueError, match=r"model_type is .*; allowed: 'bert', 'roberta', 'mpnet', 'elastic_bert'"):
         ElasticBertConfig.from_plain({"model_type": model_type})
 
 
@@ -337,7 +338,9 @@ def test_save_pretrained_of_the_configuration_alone(tmp_path: Path) -> None:
     assert found.depth_rule == "reference"
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"depth_rule": "x"}, "depth_rule"), ({"num_hidden_layers": 2}, "sub")])
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"depth_rule": "x"}, "depth_rule"), ({"num_hidden_layers": 2}, "sub")]
+)
 def test_overrides_are_checked(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     BertConfig(**TINY).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.dynabert.tiny_texts import tiny_model
 
 from dynabert import ElasticBertConfig, SubnetConfig
 from dynabert.cost import subnet_cost
+from tests.dynabert.tiny_texts import tiny_model
 
 
 @pytest.mark.parametrize(

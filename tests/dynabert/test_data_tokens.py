@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 from transformers import BertConfig
 
 from dynabert.data import Examples, TextEncoder, align_labels, model_labels, model_problem, token_batches, tokenise
+from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 CLASSES = "single_label_classification"
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
 
 from dynabert import ElasticBertForSequenceClassification, InferenceEngine, SubnetConfig
 from dynabert.engine import Prediction, torch_dtype
+from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
 
 SUBNETS = ["w1-d1", "w0.5-d0.75", "w0.25-d0.5", "w1-l0,3", "h4,0,2,1-n40,0,7,3"]
 
@@ -261,7 +261,7 @@ def test_training_mode_is_refused() -> None:
     ],
 )
 def test_bad_options(options: dict[str, Any], wrong: str) -> None:
-    with pytest.raises(ValueError, match="InferenceEngine|TextEncoder") as found:
+    with pytest.raises(ValueError, match=r"InferenceEngine|TextEncoder") as found:
         InferenceEngine(tiny_model(), tiny_tokenizer(), **options)
     assert wrong in str(found.value)
 

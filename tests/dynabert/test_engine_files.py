@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 from dynabert import InferenceEngine
 from dynabert.engine import predict_file
+from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,7 @@ def test_multi_label_and_regression_rows(tmp_path: Path) -> None:
             {},
             "lines 1 to 2 (text 0 is line 1): tokenise: text 1 is too long; got 32",
         ),
+        ("in.csv", 'text,"a\tb"\nx,y\n', "out.tsv", {}, "line 1: a .tsv cannot hold the tab"),
         ("in.csv", "a,b\nx,y\n", "out.tsv", {}, "no column has a known name for the text"),
     ],
 )

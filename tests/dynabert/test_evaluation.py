@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 from dynabert.configuration.grid import parse_subnets, subnet_grid, subnet_text
 from dynabert.data import Encoded, Examples, tokenise
 from dynabert.evaluation import compute_logits, evaluate
+from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 
 def encoded(count: int = 30, num_labels: int = 3) -> Encoded:

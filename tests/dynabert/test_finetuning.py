@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.dynabert.tiny_texts import tiny_model, tiny_tokenizer
 
-from dynabert import compute_importance
+from dynabert import ElasticBertForSequenceClassification, compute_importance
 from dynabert.data import Encoded, Examples, tokenise
 from dynabert.evaluation import evaluate
 from dynabert.finetuning import FineTuningArguments, fine_tune, labelled_batches
+from tests.dynabert.tiny_texts import tiny_model, tiny_tokenizer
 
 TEXTS = tuple(
     f"{word} {noun}" for word in ("good", "great", "bad", "poor") for noun in ("film", "plot", "music", "scene")
@@ -34,13 +34,8 @@ def arguments(**changes: Any) -> FineTuningArguments:
     )
 
 
-def fresh(num_labels: int = 2, **changes: Any) -> Any:
-    model = tiny_model(num_labels=num_labels, **changes)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(0.2)  # small enough to be trained
-    return model
+def fresh(num_labels: int = 2, dropout: float = 0.0) -> ElasticBertForSequenceClassification:
+    return tiny_model(num_labels=num_labels, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
 
 
 def weights(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -63,7 +58,7 @@ def test_same_seed_same_weights_and_the_callers_random_state_stands() -> None:
     before = torch.random.get_rng_state()
     runs = []
     for seed in (1, 1, 2):
-        model = fresh()
+        model = fresh(dropout=0.1)
         torch.manual_seed(int(torch.randint(1000, ()).item()))
         state = torch.random.get_rng_state()
         fine_tune(model, data(), arguments(num_train_epochs=1, seed=seed))
@@ -77,18 +72,18 @@ def test_same_seed_same_weights_and_the_callers_random_state_stands() -> None:
 def test_a_step_in_parts_is_the_same_step() -> None:
     found = []
     for tokens in (8192, 9):  # whole, and two or three examples at a time
-        model = fresh(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        model = fresh().double()  # in float32 Adam turns rounding of a tiny gradient into a whole step
         result = fine_tune(
             model, data(), arguments(num_train_epochs=1, per_device_train_batch_size=7, max_batch_tokens=tokens)
         )
         found.append((weights(model), result.losses))
-    assert found[0][1] == pytest.approx(found[1][1], rel=1e-4)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
     for a, b in zip(found[0][0], found[1][0], strict=True):
-        assert torch.allclose(a, b, atol=2e-4)
+        assert torch.allclose(a, b, atol=1e-9)
 
 
 def test_head_rate_and_decay_reach_their_parameters() -> None:
-    model = fresh(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = fresh()
     before = dict(zip([name for name, _ in model.named_parameters()], weights(model), strict=True))
     args = arguments(num_train_epochs=1, learning_rate=1e-12, head_learning_rate=1e-2, per_device_train_batch_size=16)
     fine_tune(model, data(), args)

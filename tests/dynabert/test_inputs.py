@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.dynabert.tiny_networks import CONFIGS, TINY, padded_batch, plain_model
 from torch import Tensor
 
 import dynabert_kernels as dk
 from dynabert import ElasticBertForSequenceClassification, ElasticBertModel, SubnetConfig
 from dynabert.modeling import inputs
+from tests.dynabert.tiny_networks import CONFIGS, TINY, padded_batch, plain_model
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_bad_input(
 
 def test_labels_for_regression() -> None:
     model = ElasticBertForSequenceClassification(CONFIGS["bert"](**(TINY | {"num_labels": 1})))
-    with pytest.raises(TypeError, match="labels are torch.int64; allowed for regression: floating point"):
+    with pytest.raises(TypeError, match=r"labels are torch.int64; allowed for regression: floating point"):
         model(input_ids=IDS, labels=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"labels have shape \(1, 2\); allowed for regression: \(2,\) or \(2, 1\)"):
         model(input_ids=IDS, labels=torch.zeros(1, 2))

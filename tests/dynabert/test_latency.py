@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.dynabert.tiny_texts import tiny_model
 
 from dynabert.profile import measure_latency
+from tests.dynabert.tiny_texts import tiny_model
 
 SUBNETS = ["w1", "w0.5-d0.75", "w0.25-d0.5"]
 

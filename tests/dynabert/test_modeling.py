@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.dynabert.slow_model import Slow
-from tests.dynabert.tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model, slow_model, text_of
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
 
@@ -19,6 +17,8 @@ from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification, El
 from dynabert.configuration import Subnet
 from dynabert.modeling.encoder import relative_position_buckets
 from dynabert.modeling.names import to_elastic
+from tests.dynabert.slow_model import Slow
+from tests.dynabert.tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model, slow_model, text_of
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -269,8 +269,7 @@ def test_no_weight_is_copied_and_nothing_remembers_a_width(monkeypatch: pytest.M
     with torch.no_grad():
         model(**padded_batch(plain, LENGTHS), subnet="w0.25-d0.5")
     assert {name: str(vars(module)) for name, module in model.named_modules()} == before
-    kept = [layer for layer in (1, 3)]
-    for layer in kept:
+    for layer in (1, 3):  # the kept ones
         for name, parameter in model.encoder.layers[layer].named_parameters():
             assert parameter.data_ptr() in seen, name
     for parameter in model.encoder.embeddings.parameters():

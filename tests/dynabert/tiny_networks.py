@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tests.dynabert.slow_model import Slow
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig, MPNetConfig, PreTrainedModel, RobertaConfig
+
+from tests.dynabert.slow_model import Slow
 
 CONFIGS: dict[str, Any] = {"bert": BertConfig, "roberta": RobertaConfig, "mpnet": MPNetConfig}
 VOCABULARY = 61  # a prime: no size divides another by accident
@@ -59,7 +60,9 @@ def padded_batch(model: PreTrainedModel, lengths: list[int], side: str = "right"
     return batch
 
 
-def text_of(model: PreTrainedModel, batch: dict[str, Tensor], row: int) -> tuple[list[int], list[int], list[int] | None]:
+def text_of(
+    model: PreTrainedModel, batch: dict[str, Tensor], row: int
+) -> tuple[list[int], list[int], list[int] | None]:
     """Ids, positions and types of one text's real tokens, positions by each architecture's own rule."""
     real = batch["attention_mask"][row].bool()
     ids = batch["input_ids"][row][real].tolist()

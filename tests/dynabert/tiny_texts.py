@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.dynabert.tiny_networks import CONFIGS, TINY, VOCABULARY
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification
+from tests.dynabert.tiny_networks import CONFIGS, TINY, VOCABULARY
 
-WORDS = (
-    "a the film story actor plot music ending scene joke good bad great poor fine dull bright slow fast warm cold loud quiet "
-    "is was not very too never always and but or it he she they we this that with without for of in on at to from makes feels"
-).split()
+WORDS = ["a", "the", "film", "story", "actor", "plot", "music", "ending", "scene", "joke", "good", "bad", "great", "poor", "fine", "dull", "bright", "slow", "fast", "warm", "cold", "loud", "quiet", "is", "was", "not", "very", "too", "never", "always", "and", "but", "or", "it", "he", "she", "they", "we", "this", "that", "with", "without", "for", "of", "in", "on", "at", "to", "from", "makes", "feels"]
 SPECIAL = {"bert": ("[PAD]", "[CLS]", "[SEP]", "[UNK]"), "roberta": ("<s>", "<pad>", "</s>", "<unk>")}
 SPECIAL["mpnet"] = SPECIAL["roberta"]
 

@@ -7,7 +7,9 @@ interrupted.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from dynabert.cli import demo, env, evaluate, predict, rewire
@@ -45,13 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
     except SystemExit as stop:  # argparse printed help (0) or what is wrong (2)
         return int(stop.code or 0)
+    formatted = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"dynabert {args.command}: {message}\n"
     try:
         args.run(args)
     except UsageError as error:
         print(f"dynabert {args.command}: {error}; see dynabert {args.command} --help", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has seen enough (`| head`)
-        sys.stderr.close()
+        # Python flushes standard output once more at its end; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print(f"dynabert {args.command}: interrupted", file=sys.stderr)
@@ -62,4 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"dynabert {args.command}: {text}", file=sys.stderr)
         return 1
+    finally:
+        warnings.formatwarning = formatted
     return 0

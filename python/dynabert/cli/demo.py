@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
         _fine_tune(model, encoded, args)
     say("2/6 score heads and neurons on the training split, and rewire")
     with _Timer(seconds, "rewire"):
-        importance = compute_importance(model, labelled_batches(model, encoded), progress=True)
+        importance = compute_importance(model, list(labelled_batches(model, encoded)), progress=True)
         rewired = rewire(model, importance, copy=True)
     subnets = subnet_grid()
     metric = task_metric(args.task_name)

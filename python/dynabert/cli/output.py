@@ -25,12 +25,16 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(escape(column), justify="left" if index < left else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    if title is not None:
+        # Not the table's own title: that would be broken at the width of a narrow table.
+        console.print(escape(title), style="bold", highlight=False, soft_wrap=True)
+    console.print(table)
 
 
 def say(text: str) -> None:

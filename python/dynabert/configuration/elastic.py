@@ -252,6 +252,8 @@ class ElasticBertConfig(PreTrainedConfig):
     ) -> Any:
         """As in transformers; opens plain BERT, RoBERTa and MPNet folders or hub ids as well as elastic ones."""
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:
+            raise OSError(f"from_pretrained: {pretrained_model_name_or_path} has no config.json")
         kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
         return cls.from_dict(config_dict, **kwargs)
 

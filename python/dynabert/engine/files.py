@@ -161,10 +161,15 @@ class _Writer:
         raw: Any = gzip.open(path, "wb") if compressed else path.open("wb")  # noqa: SIM115  (closed by __exit__)
         self._stream: IO[str] = io.TextIOWrapper(raw, encoding="utf-8", newline="")
         self._csv = csv.writer(self._stream) if kind == "csv" else None
-        if kind != "jsonl":
-            self._put([*columns, *added], 0)
+        self._header = [*columns, *added]
 
     def __enter__(self) -> _Writer:
+        try:
+            if self._kind != "jsonl":
+                self._put(self._header, 1)
+        except ValueError:
+            self._stream.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

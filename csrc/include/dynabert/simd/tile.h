@@ -6,8 +6,10 @@ namespace {
 
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
 constexpr int kStrip = 14;  // 28 sums, 2 registers of the panel, 1 broadcast: 31 of 32 registers
-#else
+#elif DYNABERT_ISA == DYNABERT_ISA_AVX2
 constexpr int kStrip = 6;  // 12 sums, 2 and 1: 15 of 16 registers
+#else
+constexpr int kStrip = 4;  // pack_rows takes strips of at most one register
 #endif
 
 // How a broadcast unit of a row multiplies a register of units of the panel.
@@ -69,8 +71,10 @@ void multiply(int64_t rows, const typename Multiply::Scalar* strip, const typena
     DYNABERT_ROWS(2)
     DYNABERT_ROWS(3)
     DYNABERT_ROWS(4)
+#if DYNABERT_ISA != DYNABERT_ISA_GENERIC
     DYNABERT_ROWS(5)
     DYNABERT_ROWS(6)
+#endif
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
     DYNABERT_ROWS(7)
     DYNABERT_ROWS(8)

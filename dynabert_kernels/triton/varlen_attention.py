@@ -1,0 +1,332 @@
+"""Attention over packed sequences, forward (`varlen_attention_backward.py` holds the gradient).
+
+    s[i, j] = q_i . k_j * scale + bias[h, j - i + R - 1];  p = softmax_j(s);  out_i = sum_j drop(p[i, j]) v_j
+
+with i and j in one sequence, for each row's leading heads only, straight from the packed query, key and value.
+
+One program computes `block_q` neighbouring rows of the packed batch for one head, whatever sequences they belong to. A
+search in `cu_seqlens` gives every row its sequence's first and last key; the program walks over the keys from the first
+to the last that any of its rows needs, `block_k` at a time, masks each row to its own, and keeps a running maximum and
+sum (online softmax). So short sequences share a tile, long ones take several steps, and neither needs a table of tiles:
+the grid follows from T and the head bound, and nothing about the batch is known on the host. The price: two searches of
+log2(B) cached loads for each program, and for sequences shorter than a tile scores that are computed and masked.
+
+Groups have their own head counts. A row block that crosses a group's border is worked through once for each group in
+it: their keys are disjoint, so no key is read twice, and a narrower group's unwritten (perhaps NaN) keys never meet a
+wider group's rows. Programs of inactive heads leave at once, after writing zeros if asked to.
+
+Bytes, all heads: q and out once, k and v once for each row block that needs them (once from memory where a sequence
+fits the cache), 4*T*H*D elements; lse 4*T*H. Operations: 4*D for each pair of query and key of a tile. At D = 64 that is
+S/2 operations a byte: memory-bound up to about S = 512. 64 x 128 is the largest tile that spills on neither sm_80 nor
+sm_90 with a bias, and holds all keys of most short row blocks in one step.
+
+Scores, softmax and sums are float32 (float64 for float64); p is rounded to the input's dtype before it meets v. float32
+products use three TF32 products each, about as accurate as float32. The scale reaches the kernel as float32. Dropout
+words cost one Philox call for each score, four times what is needed: neighbours in a row could share one, but where a
+row's words start depends on its sequence.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynabert_kernels.triton.attention_dropout import keep_threshold, kept
+from dynabert_kernels.triton.borders import last_at_most
+from dynabert_kernels.triton.checks import side_by_side
+from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, tl, why_unavailable
+from dynabert_kernels.triton.tiles import ATTENTION_HEAD_SIZES, attention_forward_tile
+
+__all__ = ["Sequences", "attention_forward", "require_attention", "supports", "varlen_attention_fwd"]
+
+
+class Sequences(NamedTuple):
+    """What attention knows of a batch: device tables that no launcher reads, and numbers."""
+
+    cu_seqlens: Tensor  # (B+1,) int32
+    rows: Tensor  # (G+1,) int32
+    head_counts: Tensor | None  # (G,) int32; None: max_heads in every group
+    position_bias: Tensor | None  # (at least max_heads, 2R-1)
+    dropout_state: Tensor | None  # (2,) int64; None: nothing is dropped
+    max_heads: int
+    max_seqlen: int
+    scale: float
+    dropout_p: float
+    dropout_stream: int
+
+    @property
+    def state(self) -> Tensor | None:
+        """The dropout state where something is dropped."""
+        return self.dropout_state if self.dropout_p > 0.0 else None
+
+
+def supports(qkv_or_dout: Tensor, *arguments: object) -> str | None:
+    """Why this provider refuses these arguments (of either op, in its order); None where it takes them."""
+    tensors = [qkv_or_dout, *(argument for argument in arguments if isinstance(argument, Tensor))]
+    qkv = next((tensor for tensor in tensors[:2] if tensor.dim() == 4), qkv_or_dout)
+    reason = why_unavailable(qkv)
+    if reason is not None:
+        return reason
+    size = qkv.shape[-1]
+    if size not in ATTENTION_HEAD_SIZES:
+        return f"the head size is {size}; allowed: {', '.join(map(str, ATTENTION_HEAD_SIZES))}"
+    for tensor in tensors:
+        if tensor.numel() and not side_by_side(tensor):
+            return f"a tensor has strides {tuple(tensor.stride())}; its last stride must be 1 (call .contiguous())"
+    return None
+
+
+def require_attention(op: str, qkv: Tensor, sequences: Sequences) -> None:
+    """What both launchers ask before pointers leave Python. Reads no device memory."""
+    if qkv.dim() != 4 or qkv.shape[2] != 3 or qkv.shape[3] not in ATTENTION_HEAD_SIZES:
+        raise ValueError(
+            f"{op}: qkv has the wrong shape; got {tuple(qkv.shape)}; allowed: (T, H, 3, D) with D one of "
+            f"{', '.join(map(str, ATTENTION_HEAD_SIZES))}; use another provider for other sizes"
+        )
+    if not side_by_side(qkv):
+        raise ValueError(
+            f"{op}: the features of a head do not lie side by side; got qkv with strides {tuple(qkv.stride())}; "
+            "allowed: any strides with a last stride of 1; call .contiguous()"
+        )
+    if not 0 <= sequences.max_heads <= qkv.shape[1]:
+        raise ValueError(
+            f"{op}: max_heads is out of range; got {sequences.max_heads}; allowed: 0 to qkv's {qkv.shape[1]} heads"
+        )
+    tables = {"cu_seqlens": (sequences.cu_seqlens, None), "rows": (sequences.rows, None)}
+    if sequences.head_counts is not None:
+        tables["head_counts"] = (sequences.head_counts, sequences.rows.shape[0] - 1)
+    for name, (table, entries) in tables.items():
+        _require_table(op, name, table, torch.int32, qkv.device, entries)
+    if sequences.state is not None:
+        _require_table(op, "dropout_state", sequences.state, torch.int64, qkv.device, 2)
+    bias = sequences.position_bias
+    if bias is None:
+        return
+    if bias.dim() != 2 or bias.shape[0] < sequences.max_heads or bias.shape[1] < max(2 * sequences.max_seqlen - 1, 1):
+        raise ValueError(
+            f"{op}: position_bias has the wrong shape; got {tuple(bias.shape)}; allowed: (at least "
+            f"{sequences.max_heads}, 2R-1) with R at least max_seqlen, here {sequences.max_seqlen}"
+        )
+    if bias.shape[1] % 2 == 0 or bias.dtype != qkv.dtype or bias.device != qkv.device or not side_by_side(bias):
+        raise ValueError(
+            f"{op}: position_bias does not fit; got {bias.shape[1]} distances, strides {tuple(bias.stride())}, "
+            f"{bias.dtype} on {bias.device}; allowed: an odd number, a last stride of 1, {qkv.dtype} on {qkv.device}"
+        )
+
+
+def _require_table(
+    op: str, name: str, table: Tensor, dtype: torch.dtype, device: torch.device, entries: int | None
+) -> None:
+    fits = table.dim() == 1 and (table.shape[0] == entries if entries is not None else table.shape[0] >= 1)
+    if not fits or table.dtype != dtype or table.device != device or not side_by_side(table):
+        raise ValueError(
+            f"{op}: {name} does not fit; got shape {tuple(table.shape)}, stride {tuple(table.stride())}, {table.dtype} "
+            f"on {table.device}; allowed: {'at least 1' if entries is None else entries} contiguous entries, {dtype} "
+            f"on {device}"
+        )
+
+
+@jit
+def multiply(a: tl.tensor, b: tl.tensor, ACC: tl.constexpr) -> tl.tensor:
+    """The matrix product in ACC; float32 operands keep float32 accuracy."""
+    return tl.dot(a, b, input_precision="tf32x3", out_dtype=ACC)
+
+
+@jit
+def group_of_pass(
+    rows_ptr: tl.tensor, counts_ptr: tl.tensor, group: tl.tensor, num_groups: tl.tensor, max_heads: tl.tensor
+) -> tl.tensor:
+    """Active heads of a group; none past the last one."""
+    count = tl.full([], max_heads, tl.int32)
+    if counts_ptr is not None:
+        count = tl.minimum(count, tl.load(counts_ptr + group, mask=group < num_groups, other=0))
+    return tl.where(group < num_groups, count, 0)
+
+
+@jit
+def keys_of_rows(
+    cu_seqlens_ptr: tl.tensor, num_sequences: tl.tensor, rows: tl.tensor, inside: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:
+    """First key and end of keys of each row: its sequence. Both 0 for rows that are not inside, or in no sequence."""
+    sequence = last_at_most(cu_seqlens_ptr, num_sequences, rows)
+    inside = inside & (sequence < num_sequences)
+    begin = tl.load(cu_seqlens_ptr + sequence, mask=inside, other=0)
+    end = tl.load(cu_seqlens_ptr + sequence + 1, mask=inside, other=0)
+    return begin, end
+
+
+@jit(do_not_specialize=["num_rows", "num_sequences", "num_groups", "threshold", "stream"])
+def _varlen_attention_fwd_kernel(
+    qkv_ptr: tl.tensor,  # (T, Hq, 3, D)
+    out_ptr: tl.tensor,  # (T, max_heads, D)
+    lse_ptr: tl.tensor,  # (max_heads, T) of ACC, or None: not kept
+    cu_seqlens_ptr: tl.tensor,  # (B+1,) int32
+    rows_ptr: tl.tensor,  # (G+1,) int32
+    counts_ptr: tl.tensor,  # (G,) int32, or None: max_heads in every group
+    bias_ptr: tl.tensor,  # (max_heads or more, 2R-1), or None
+    state_ptr: tl.tensor,  # (2,) int64, or None: no dropout
+    num_rows: tl.tensor,
+    num_sequences: tl.tensor,
+    num_groups: tl.tensor,
+    max_heads: tl.tensor,
+    row_stride: tl.tensor,  # of qkv, in elements; features lie side by side
+    head_stride: tl.tensor,
+    part_stride: tl.tensor,  # from query to key and from key to value
+    out_row_stride: tl.tensor,
+    out_head_stride: tl.tensor,
+    bias_stride: tl.tensor,
+    bias_centre: tl.tensor,  # R - 1, the column of distance 0
+    scale: tl.tensor,
+    keep_scale: tl.tensor,  # 1 / (1 - p)
+    threshold: tl.tensor,
+    stream: tl.tensor,
+    ACC: tl.constexpr,
+    FILL: tl.constexpr,  # write zeros past a row's heads
+    D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    first_row = tl.program_id(0) * BLOCK_Q
+    head = tl.program_id(1)
+    rows = first_row + tl.arange(0, BLOCK_Q)
+    features = tl.arange(0, D)
+    wide_rows = rows.to(tl.int64)
+    q_ptrs = qkv_ptr + head.to(tl.int64) * head_stride + wide_rows[:, None] * row_stride + features[None, :]
+    k_ptr = qkv_ptr + head.to(tl.int64) * head_stride + part_stride
+    out_ptrs = out_ptr + head.to(tl.int64) * out_head_stride + wide_rows[:, None] * out_row_stride + features[None, :]
+    lse_ptrs = lse_ptr
+    if lse_ptr is not None:
+        lse_ptrs = lse_ptr + head.to(tl.int64) * num_rows + rows
+
+    last_row = tl.minimum(first_row + BLOCK_Q, num_rows) - 1
+    first_group = last_at_most(rows_ptr, num_groups, first_row)
+    last_group = last_at_most(rows_ptr, num_groups, last_row)
+    for group in range(first_group, last_group + 1):
+        # Group G, which does not exist, stands for the rows past the last border.
+        group_begin = tl.load(rows_ptr + group)
+        group_end = tl.load(rows_ptr + group + 1, mask=group < num_groups, other=num_rows)
+        inside = (rows >= group_begin) & (rows < group_end) & (rows < num_rows)
+        if head < group_of_pass(rows_ptr, counts_ptr, group, num_groups, max_heads):
+            begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
+            some = begin < end
+            first_key = tl.min(tl.where(some, begin, num_rows))
+            end_key = tl.max(end)
+            q = tl.load(q_ptrs, mask=some[:, None], other=0.0)
+            largest = tl.full([BLOCK_Q], float("-inf"), ACC)
+            total = tl.zeros([BLOCK_Q], ACC)
+            acc = tl.zeros([BLOCK_Q, D], ACC)
+            for start in range(0, end_key - first_key, BLOCK_K):
+                keys = first_key + start + tl.arange(0, BLOCK_K)
+                kv_offsets = keys.to(tl.int64)[:, None] * row_stride + features[None, :]
+                k = tl.load(k_ptr + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
+                v = tl.load(k_ptr + part_stride + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
+                own = (keys[None, :] >= begin[:, None]) & (keys[None, :] < end[:, None])
+                # Scores in units of log 2: exp2 is one instruction.
+                s = multiply(q, tl.trans(k), ACC) * (scale * LOG2_E)
+                if bias_ptr is not None:
+                    distances = keys[None, :] - rows[:, None] + bias_centre
+                    bias = tl.load(bias_ptr + head * bias_stride + distances, mask=own, other=0.0)
+                    s += bias.to(ACC) * LOG2_E
+                s = tl.where(own, s, float("-inf"))
+                new_largest = tl.maximum(largest, tl.max(s, axis=1))
+                # A row that has met no key yet: -inf - (-inf) would be NaN.
+                shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+                p = tl.exp2(s - shift[:, None])
+                rescale = tl.exp2(largest - shift)
+                total = total * rescale + tl.sum(p, axis=1)
+                if state_ptr is not None:
+                    positions = keys[None, :] - begin[:, None]
+                    counter = stream + head
+                    keep = kept(state_ptr, rows[:, None] - group_begin, positions, counter, group, threshold)
+                    p = tl.where(keep, p, 0.0)
+                acc = acc * rescale[:, None] + multiply(p.to(v.dtype), v, ACC)
+                largest = new_largest
+            # Rows in no sequence have met no key: zero, not 0 / 0.
+            divisor = tl.where(total > 0.0, total, 1.0)
+            factor = 1.0 / divisor
+            if state_ptr is not None:
+                factor *= keep_scale
+            tl.store(out_ptrs, (acc * factor[:, None]).to(out_ptr.dtype.element_ty), mask=inside[:, None])
+            if lse_ptr is not None:
+                lse = tl.where(total > 0.0, (largest + tl.log2(divisor)) / LOG2_E, 0.0)
+                tl.store(lse_ptrs, lse, mask=inside)
+        elif FILL:
+            tl.store(out_ptrs, tl.zeros([BLOCK_Q, D], out_ptr.dtype.element_ty), mask=inside[:, None])
+            if lse_ptr is not None:
+                tl.store(lse_ptrs, tl.zeros([BLOCK_Q], ACC), mask=inside)
+
+
+def attention_forward(
+    qkv: Tensor, sequences: Sequences, out: Tensor, lse: Tensor | None, *, fill: bool, op: str
+) -> None:
+    """Writes out (T, max_heads, D), any row and head stride, and lse (max_heads, T), contiguous, or None.
+
+    `fill`: also zeros past each row's heads, which a caller that never reads them (a sub-layer) can spare.
+    """
+    require_attention(op, qkv, sequences)
+    num_rows, size = qkv.shape[0], qkv.shape[3]
+    if num_rows == 0 or sequences.max_heads == 0:  # an empty grid is a launch error
+        return
+    tile = attention_forward_tile(size, qkv.element_size())
+    bias = sequences.position_bias
+    with launch_device(qkv):
+        _varlen_attention_fwd_kernel[(-(-num_rows // tile.block_q), sequences.max_heads)](
+            qkv,
+            out,
+            lse,
+            sequences.cu_seqlens,
+            sequences.rows,
+            sequences.head_counts,
+            bias,
+            sequences.state,
+            num_rows,
+            sequences.cu_seqlens.shape[0] - 1,
+            sequences.rows.shape[0] - 1,
+            sequences.max_heads,
+            *qkv.stride()[:3],
+            *out.stride()[:2],
+            0 if bias is None else bias.stride(0),
+            0 if bias is None else bias.shape[1] // 2,
+            sequences.scale,
+            1.0 / (1.0 - sequences.dropout_p),
+            keep_threshold(sequences.dropout_p),
+            sequences.dropout_stream << 12,
+            ACC=accumulator(qkv.dtype),
+            FILL=fill,
+            D=size,
+            BLOCK_Q=tile.block_q,
+            BLOCK_K=tile.block_k,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+
+
+def varlen_attention_fwd(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    rows: Tensor,
+    head_counts: Tensor | None,
+    position_bias: Tensor | None,
+    dropout_state: Tensor | None,
+    max_heads: int,
+    max_seqlen: int,
+    scale: float,
+    dropout_p: float,
+    dropout_stream: int,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """out (T, max_heads, D) in qkv's dtype, zero past a row's heads; lse (max_heads, T), or empty. No synchronising."""
+    sequences = Sequences(
+        *(cu_seqlens, rows, head_counts, position_bias, dropout_state),
+        *(max_heads, max_seqlen, scale, dropout_p, dropout_stream),
+    )
+    num_rows, _, _, size = qkv.shape
+    out = qkv.new_empty((num_rows, max_heads, size))
+    lse = qkv.new_empty((max_heads, num_rows) if save else (0,), dtype=accumulator_dtype(qkv.dtype))
+    attention_forward(
+        qkv, sequences, out, lse if save else None, fill=True, op="varlen_attention_fwd (triton)"
+    )
+    return out, lse
