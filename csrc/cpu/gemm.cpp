@@ -50,7 +50,7 @@ int64_t plan_gemm(SpanGemm& gemm, int64_t threads) {
   const int64_t rows = last - first;
   // The packed rows of a block stay in the second-level cache; each block turns its panels anew, so not below 112 rows
   // unless there are more threads than panels.
-  const int64_t cached = std::max<int64_t>(112, 640 * 1024 / (4 * k));
+  const int64_t cached = std::max<int64_t>(168, 640 * 1024 / (4 * k));
   const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (2 * threads));
   const int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
   gemm.row_block = (rows + blocks - 1) / blocks;

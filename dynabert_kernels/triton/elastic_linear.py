@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynabert_kernels.triton.checks import require_vectors, side_by_side, why_not_side_by_side
+from dynabert_kernels.triton.checks import require_vectors, why_not_side_by_side
 from dynabert_kernels.triton.environment import why_unavailable
 from dynabert_kernels.triton.ragged_gemm import ragged_input_gradient, ragged_linear
 from dynabert_kernels.triton.ragged_sums import gradient_and_sums, ragged_weight_gradient
-from dynabert_kernels.triton.row_tiles import Widths
+from dynabert_kernels.triton.row_tiles import Widths, require_matrix, require_plan
 
 __all__ = ["elastic_linear_bwd", "elastic_linear_fwd", "supports"]
 
@@ -25,34 +25,6 @@ def supports(*arguments: Tensor | int | bool | None) -> str | None:
     """Why this provider refuses these arguments (of either op, in its order); None where it takes them."""
     tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     return why_unavailable(tensors[0]) or why_not_side_by_side(*tensors)
-
-
-def _require_matrix(op: str, name: str, tensor: Tensor, like: Tensor, rows: int, columns: int) -> None:
-    """(at least rows, at least columns), columns side by side, of `like`'s dtype and device."""
-    if tensor.dim() != 2 or tensor.shape[0] < rows or tensor.shape[1] < columns:
-        raise ValueError(
-            f"{op}: {name} has the wrong shape; got {tuple(tensor.shape)}; allowed: at least ({rows}, {columns}); "
-            "lower the bounds or pass a larger tensor"
-        )
-    if tensor.dtype != like.dtype or tensor.device != like.device:
-        raise ValueError(
-            f"{op}: {name} does not fit; got {tensor.dtype} on {tensor.device}; allowed: {like.dtype} on "
-            f"{like.device}; convert it"
-        )
-    if not side_by_side(tensor):
-        raise ValueError(
-            f"{op}: the columns of {name} do not lie side by side; got strides {tuple(tensor.stride())}; "
-            "allowed: any row stride with a column stride of 1; call .contiguous()"
-        )
-
-
-def _require_plan(op: str, widths: Widths, like: Tensor) -> None:
-    """Borders and counts are contiguous int32 vectors on `like`'s device that fit each other."""
-    groups = max(widths.num_groups, 0)
-    require_vectors(op, like, groups + 1, "G+1", torch.int32, rows=widths.rows)
-    for name, counts in (("out_counts", widths.out_counts), ("in_counts", widths.in_counts)):
-        if counts is not None:
-            require_vectors(op, like, groups, "G", torch.int32, **{name: counts})
 
 
 def elastic_linear_fwd(
@@ -73,13 +45,13 @@ def elastic_linear_fwd(
     """y (T, max_out) and pre (T, max_out), empty where it is not saved or equals y. Does not synchronise."""
     op = "elastic_linear_fwd (triton)"
     widths = Widths(rows, out_counts, in_counts, out_unit, in_unit, max_out, max_in)
-    _require_matrix(op, "x", x, x, 0, max_in)
-    _require_matrix(op, "weight", weight, x, max_out, max_in)
+    require_matrix(op, "x", x, x, 0, max_in)
+    require_matrix(op, "weight", weight, x, max_out, max_in)
     if residual is not None:
-        _require_matrix(op, "residual", residual, x, x.shape[0], max_out)
+        require_matrix(op, "residual", residual, x, x.shape[0], max_out)
     if bias is not None:
         require_vectors(op, x, weight.shape[0], "N", bias=bias)
-    _require_plan(op, widths, x)
+    require_plan(op, widths, x)
     y = x.new_empty((x.shape[0], max_out))
     pre = x.new_empty((x.shape[0], max_out)) if save and activation != 0 else None
     ragged_linear(x, weight, bias, residual, y, pre, widths, activation=activation, zero_fill=True)
@@ -104,17 +76,17 @@ def elastic_linear_bwd(
     """dx in x's shape, dw in weight's, db (N,) or empty; zero in their inactive parts. Does not synchronise."""
     op = "elastic_linear_bwd (triton)"
     widths = Widths(rows, out_counts, in_counts, out_unit, in_unit, max_out, max_in)
-    _require_matrix(op, "x", x, x, 0, max_in)
-    _require_matrix(op, "dy", dy, x, x.shape[0], max_out)
-    _require_matrix(op, "weight", weight, x, max_out, max_in)
+    require_matrix(op, "x", x, x, 0, max_in)
+    require_matrix(op, "dy", dy, x, x.shape[0], max_out)
+    require_matrix(op, "weight", weight, x, max_out, max_in)
     if activation != 0:
-        _require_matrix(op, "pre", pre, x, x.shape[0], max_out)
-    _require_plan(op, widths, x)
+        require_matrix(op, "pre", pre, x, x.shape[0], max_out)
+    require_plan(op, widths, x)
     dx, dw = torch.empty_like(x), torch.empty_like(weight)
     db = weight.new_empty((weight.shape[0],)) if has_bias else None
     dz = x.new_empty((x.shape[0], max_out)) if activation != 0 else None
     # A group without inputs still adds its bias, so its gradients count: the inputs are not asked here.
-    every_input = widths._replace(in_counts=None)
+    every_input = widths._replace(in_counts=None, max_in=1)
     gradient_and_sums(dy, None if dz is None else pre, dz, db, every_input, activation=activation)
     dz = dy if dz is None else dz
     ragged_input_gradient(dz, weight, None, None, dx, None, widths, activation=0, zero_fill=True)

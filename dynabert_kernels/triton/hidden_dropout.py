@@ -1,4 +1,4 @@
-"""Counter-based dropout inside a kernel: bit for bit the masks of `reference/dropout.py`.
+"""Counter-based dropout of (T, C) tiles inside a kernel: bit for bit the masks of `reference/dropout.py`.
 
 Philox4x32-10 gives four words for four neighbouring columns, so a tile draws a quarter of its entries' counters and
 spreads the words over the columns.
@@ -46,7 +46,7 @@ def hidden_dropout(state: Tensor | None, probability: float, stream: int) -> Hid
 def dropout_factors(
     state_ptr: tl.tensor,  # (2,) int64: seed, offset
     positions: tl.tensor,  # (ROWS,) int32: rows inside their group
-    groups: tl.tensor,  # the rows' group: one number, or (ROWS,)
+    group: tl.tensor,  # of all rows
     first_column: tl.tensor,  # a multiple of 4
     counter: tl.tensor,  # stream << 12 | head
     threshold: tl.tensor,
@@ -57,11 +57,9 @@ def dropout_factors(
 ) -> tl.tensor:
     """(ROWS, COLUMNS) of 0 or scale."""
     seed = tl.load(state_ptr)
-    low_offset = (tl.load(state_ptr + 1) + groups).to(tl.int32)  # its low 32 bits
+    low_offset = (tl.load(state_ptr + 1) + group).to(tl.int32)  # its low 32 bits
     quads = (first_column // 4 + tl.arange(0, COLUMNS // 4))[None, :]
     nothing = tl.zeros([ROWS, COLUMNS // 4], dtype=tl.int32)
-    if tl.constexpr(len(low_offset.shape)) == 1:
-        low_offset = low_offset[:, None]
     words = tl.philox(seed, nothing + quads, nothing + positions[:, None], nothing + counter, nothing + low_offset)
     # Entry [.., p, q] of the joined words is word 2 p + q.
     even, odd = tl.join(words[0], words[2]), tl.join(words[1], words[3])

@@ -220,9 +220,10 @@ def _run_of_rows(
     """sum over rows begin to end - 1 of dz^T x, for one tile of dW, past the widths too."""
     n = first_n + tl.arange(0, BLOCK_N)
     k = first_k + tl.arange(0, BLOCK_K)
-    dz_columns = dz_ptr + n[None, :]
+    # dz is loaded turned: a transpose of a loaded left operand goes through registers on sm_80, without cp.async.
+    dz_columns = dz_ptr + n[:, None]
     x_columns = x_ptr + k[None, :]
-    in_n = (n < max_out)[None, :]
+    in_n = (n < max_out)[:, None]
     in_k = (k < max_in)[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_K], dtype=ACC)
     whole = begin + (end - begin) // BLOCK_T * BLOCK_T
@@ -231,21 +232,21 @@ def _run_of_rows(
         whole = end
     for t in tl.range(begin, whole, BLOCK_T):
         if dz_descriptor is not None:
-            dz = dz_descriptor.load([t, first_n])
+            dz = dz_descriptor.load([t, first_n]).T
             x = x_descriptor.load([t, first_k])
         else:
             rows = t + tl.arange(0, BLOCK_T)
-            in_rows = (rows < end)[:, None]
-            dz = tl.load(dz_columns + rows.to(tl.int64)[:, None] * dz_stride, mask=in_rows & in_n, other=0.0)
-            x = tl.load(x_columns + rows.to(tl.int64)[:, None] * x_stride, mask=in_rows & in_k, other=0.0)
-        acc = tl.dot(dz.T, x, acc, input_precision="ieee")
+            in_rows = rows < end
+            dz = tl.load(dz_columns + rows.to(tl.int64)[None, :] * dz_stride, mask=in_n & in_rows[None, :], other=0.0)
+            x = tl.load(x_columns + rows.to(tl.int64)[:, None] * x_stride, mask=in_rows[:, None] & in_k, other=0.0)
+        acc = tl.dot(dz, x, acc, input_precision="ieee")
     if dz_descriptor is not None:
         for t in tl.range(whole, end, TAIL, num_stages=1):
             rows = t + tl.arange(0, TAIL)
-            in_rows = (rows < end)[:, None]
-            dz = tl.load(dz_columns + rows.to(tl.int64)[:, None] * dz_stride, mask=in_rows & in_n, other=0.0)
-            x = tl.load(x_columns + rows.to(tl.int64)[:, None] * x_stride, mask=in_rows & in_k, other=0.0)
-            acc = tl.dot(dz.T, x, acc, input_precision="ieee")
+            in_rows = rows < end
+            dz = tl.load(dz_columns + rows.to(tl.int64)[None, :] * dz_stride, mask=in_n & in_rows[None, :], other=0.0)
+            x = tl.load(x_columns + rows.to(tl.int64)[:, None] * x_stride, mask=in_rows[:, None] & in_k, other=0.0)
+            acc = tl.dot(dz, x, acc, input_precision="ieee")
     return acc
 
 

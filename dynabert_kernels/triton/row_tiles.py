@@ -18,8 +18,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from dynabert_kernels.triton.checks import require_vectors, side_by_side
 from dynabert_kernels.triton.environment import jit, tl
 
 class Widths(NamedTuple):
@@ -46,6 +48,34 @@ class Widths(NamedTuple):
         return Widths(
             self.rows, self.in_counts, self.out_counts, self.in_unit, self.out_unit, self.max_in, self.max_out
         )
+
+
+def require_matrix(op: str, name: str, tensor: Tensor, like: Tensor, rows: int, columns: int) -> None:
+    """(at least rows, at least columns), columns side by side, of `like`'s dtype and device."""
+    if tensor.dim() != 2 or tensor.shape[0] < rows or tensor.shape[1] < columns:
+        raise ValueError(
+            f"{op}: {name} has the wrong shape; got {tuple(tensor.shape)}; allowed: at least ({rows}, {columns}); "
+            "lower the bounds or pass a larger tensor"
+        )
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise ValueError(
+            f"{op}: {name} does not fit; got {tensor.dtype} on {tensor.device}; allowed: {like.dtype} on "
+            f"{like.device}; convert it"
+        )
+    if not side_by_side(tensor):
+        raise ValueError(
+            f"{op}: the columns of {name} do not lie side by side; got strides {tuple(tensor.stride())}; "
+            "allowed: any row stride with a column stride of 1; call .contiguous()"
+        )
+
+
+def require_plan(op: str, widths: Widths, like: Tensor) -> None:
+    """Borders and counts are contiguous int32 vectors on `like`'s device that fit each other."""
+    groups = max(widths.num_groups, 0)
+    require_vectors(op, like, groups + 1, "G+1", torch.int32, rows=widths.rows)
+    for name, counts in (("out_counts", widths.out_counts), ("in_counts", widths.in_counts)):
+        if counts is not None:
+            require_vectors(op, like, groups, "G", torch.int32, **{name: counts})
 
 
 def row_tile_bound(num_rows: int, num_groups: int, block: int) -> int:

@@ -80,7 +80,7 @@ class AttentionTile(NamedTuple):
 
 def attention_forward_tile(head_size: int, element_bytes: int) -> AttentionTile:
     """Unmeasured. 128 keys at once where keys, values and scores fit the registers (`make codegen`)."""
-    return AttentionTile(block_q=64, block_k=128, num_warps=4, num_stages=2)
+    return AttentionTile(block_q=64, block_k=64, num_warps=4, num_stages=2)
 
 
 class GemmTile(NamedTuple):

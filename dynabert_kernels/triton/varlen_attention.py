@@ -33,13 +33,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynabert_kernels.triton.attention_dropout import keep_threshold, kept
+from dynabert_kernels.triton.attention_dropout import is_kept, keep_threshold, kept_bits
 from dynabert_kernels.triton.borders import last_at_most
 from dynabert_kernels.triton.checks import side_by_side
 from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, tl, why_unavailable
 from dynabert_kernels.triton.tiles import ATTENTION_HEAD_SIZES, attention_forward_tile
 
 __all__ = ["Sequences", "attention_forward", "require_attention", "supports", "varlen_attention_fwd"]
+
+
+_NO_ZERO_SCALE = "scale is 0 with a position bias; the bias is divided by it; use another provider"
 
 
 class Sequences(NamedTuple):
@@ -104,6 +107,8 @@ def require_attention(op: str, qkv: Tensor, sequences: Sequences) -> None:
     bias = sequences.position_bias
     if bias is None:
         return
+    if sequences.scale == 0.0:
+        raise ValueError(f"{op}: {_NO_ZERO_SCALE}")
     if bias.dim() != 2 or bias.shape[0] < sequences.max_heads or bias.shape[1] < max(2 * sequences.max_seqlen - 1, 1):
         raise ValueError(
             f"{op}: position_bias has the wrong shape; got {tuple(bias.shape)}; allowed: (at least "
@@ -129,14 +134,32 @@ def _require_table(
 
 
 @jit
-def multiply(a: tl.tensor, b: tl.tensor, ACC: tl.constexpr) -> tl.tensor:
-    """The matrix product in ACC; float32 operands keep float32 accuracy."""
-    return tl.dot(a, b, input_precision="tf32x3", out_dtype=ACC)
+def multiply_add(a: tl.tensor, b: tl.tensor, c: tl.tensor, ACC: tl.constexpr) -> tl.tensor:
+    """``a @ b + c`` in ACC; float32 operands keep float32 accuracy."""
+    return tl.dot(a, b, c, input_precision="tf32x3", out_dtype=ACC)
 
 
 @jit
-def group_of_pass(
-    rows_ptr: tl.tensor, counts_ptr: tl.tensor, group: tl.tensor, num_groups: tl.tensor, max_heads: tl.tensor
+def scores(
+    a: tl.tensor,  # queries, or keys
+    b: tl.tensor,  # keys, or queries, turned
+    bias_ptr: tl.tensor,  # or None
+    bias_offsets: tl.tensor,
+    own: tl.tensor,
+    scale: tl.tensor,
+    ACC: tl.constexpr,
+) -> tl.tensor:
+    """A tile of scores in units of log 2, since exp2 is one instruction. Anything where not `own`."""
+    prior = tl.zeros(own.shape, ACC)
+    if bias_ptr is not None:
+        # The product adds it: added afterwards, it would have the softmax computed in two layouts (triton 3.8).
+        prior = tl.load(bias_ptr + bias_offsets, mask=own, other=0.0).to(ACC) * (1.0 / scale)
+    return multiply_add(a, b, prior, ACC) * (scale * 1.4426950408889634)
+
+
+@jit
+def active_heads(
+    counts_ptr: tl.tensor, group: tl.tensor, num_groups: tl.tensor, max_heads: tl.tensor
 ) -> tl.tensor:
     """Active heads of a group; none past the last one."""
     count = tl.full([], max_heads, tl.int32)
@@ -209,7 +232,7 @@ def _varlen_attention_fwd_kernel(
         group_begin = tl.load(rows_ptr + group)
         group_end = tl.load(rows_ptr + group + 1, mask=group < num_groups, other=num_rows)
         inside = (rows >= group_begin) & (rows < group_end) & (rows < num_rows)
-        if head < group_of_pass(rows_ptr, counts_ptr, group, num_groups, max_heads):
+        if head < active_heads(counts_ptr, group, num_groups, max_heads):
             begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
             some = begin < end
             first_key = tl.min(tl.where(some, begin, num_rows))
@@ -218,18 +241,16 @@ def _varlen_attention_fwd_kernel(
             largest = tl.full([BLOCK_Q], float("-inf"), ACC)
             total = tl.zeros([BLOCK_Q], ACC)
             acc = tl.zeros([BLOCK_Q, D], ACC)
-            for start in range(0, end_key - first_key, BLOCK_K):
-                keys = first_key + start + tl.arange(0, BLOCK_K)
+            # From 0: a lower bound that comes from a reduction would cost the loads their 16 bytes (triton 3.8).
+            for step in range(0, end_key - first_key, BLOCK_K):
+                start = first_key + step
+                keys = start + tl.arange(0, BLOCK_K)
                 kv_offsets = keys.to(tl.int64)[:, None] * row_stride + features[None, :]
                 k = tl.load(k_ptr + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
                 v = tl.load(k_ptr + part_stride + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
                 own = (keys[None, :] >= begin[:, None]) & (keys[None, :] < end[:, None])
-                # Scores in units of log 2: exp2 is one instruction.
-                s = multiply(q, tl.trans(k), ACC) * (scale * LOG2_E)
-                if bias_ptr is not None:
-                    distances = keys[None, :] - rows[:, None] + bias_centre
-                    bias = tl.load(bias_ptr + head * bias_stride + distances, mask=own, other=0.0)
-                    s += bias.to(ACC) * LOG2_E
+                distances = keys[None, :] - rows[:, None] + bias_centre
+                s = scores(q, tl.trans(k), bias_ptr, head * bias_stride + distances, own, scale, ACC)
                 s = tl.where(own, s, float("-inf"))
                 new_largest = tl.maximum(largest, tl.max(s, axis=1))
                 # A row that has met no key yet: -inf - (-inf) would be NaN.
@@ -238,11 +259,13 @@ def _varlen_attention_fwd_kernel(
                 rescale = tl.exp2(largest - shift)
                 total = total * rescale + tl.sum(p, axis=1)
                 if state_ptr is not None:
-                    positions = keys[None, :] - begin[:, None]
-                    counter = stream + head
-                    keep = kept(state_ptr, rows[:, None] - group_begin, positions, counter, group, threshold)
-                    p = tl.where(keep, p, 0.0)
-                acc = acc * rescale[:, None] + multiply(p.to(v.dtype), v, ACC)
+                    first = start - begin
+                    low, high = kept_bits(
+                        state_ptr, rows - group_begin, first, stream + head, group, threshold, BLOCK_K
+                    )
+                    bits = (first & 3)[:, None] + tl.arange(0, BLOCK_K)[None, :]
+                    p = tl.where(is_kept(low[:, None], high[:, None], bits, BLOCK_K), p, 0.0)
+                acc = multiply_add(p.to(v.dtype), v, acc * rescale[:, None], ACC)
                 largest = new_largest
             # Rows in no sequence have met no key: zero, not 0 / 0.
             divisor = tl.where(total > 0.0, total, 1.0)

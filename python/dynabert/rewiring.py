@@ -24,8 +24,9 @@ def rewire(model: Model, importance: Importance, copy: bool = False) -> Model:
     Permutes in place the rows of query, key and value with their biases, the columns of the attention output, the rows
     of FFN in with its bias and the columns of FFN out, and their gradients where there are some; an optimizer made
     earlier does not follow, so make it afterwards. Records the permutation composed with earlier ones
-    (``layer.head_order``, ``layer.neuron_order``: original places), sets ``config.rewired``, and keeps the scores, in
-    the new order, in ``model.scores``; ``save_pretrained`` writes all of it.
+    (``layer.head_order``, ``layer.neuron_order``: original places), sets ``config.rewired`` to whether something stands
+    elsewhere than at its own number, and keeps the scores, in the new order, in ``model.scores``; ``save_pretrained``
+    writes all of it.
 
     ``importance``: scores of this model as it stands now. ``copy``: True leaves ``model`` alone and returns a new one.
     Returns the rewired model. Raises ``ValueError`` or ``TypeError`` when the scores do not fit or hold NaN.
@@ -94,7 +95,7 @@ def _permute_all(model: ElasticBertPreTrainedModel, orders: Sequence[tuple[Tenso
         layer.head_order.copy_(layer.head_order[heads.to(layer.head_order.device)])
         layer.neuron_order.copy_(layer.neuron_order[neurons.to(layer.neuron_order.device)])
         for order in (layer.head_order, layer.neuron_order):
-            rewired = rewired or bool((order.diff() < 0).any())
+            rewired = rewired or order.tolist() != list(range(len(order)))
     model.config.rewired = rewired
 
 

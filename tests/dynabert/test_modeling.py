@@ -334,6 +334,20 @@ def test_second_door_takes_labels_and_returns_the_callers_order() -> None:
     close(found.loss, wanted.loss)
 
 
+def test_second_door_with_padding_ids_inside_a_text(architecture: str) -> None:
+    """Such an id is a token like any other, at transformers' position for it."""
+    plain = plain_model(architecture)
+    model = elastic(plain)
+    pad = plain.config.pad_token_id
+    ids = [[5, pad, 6, 7], [8, 9, pad, pad]]
+    with torch.no_grad():
+        wanted = plain(input_ids=torch.tensor(ids)).logits
+        close(model(input_ids=torch.tensor(ids)).logits, wanted)
+        for subnet in (None, [None, "w1"]):
+            batch, plan = model.pack(ids, subnet=subnet, row_bucket=16)
+            close(model(batch=batch, plan=plan).logits, wanted)
+
+
 def test_second_door_stacked_depths() -> None:
     """The same texts once for each sub-network in one plan, as a trainer stacks them."""
     plain = plain_model("bert")

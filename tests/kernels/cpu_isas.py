@@ -23,6 +23,15 @@ each_isa = pytest.mark.parametrize("isa", ISAS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small shapes: a second thread only waits, the longer the busier the machine is. Imported by each test module."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Every new tensor is full of NaN until something is written to it."""

@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kernels.cpu_isas import cpu_op, double, each_dtype, each_isa, int32, strided, using_isa
+from tests.kernels.cpu_isas import (
+    cpu_op,
+    double,
+    each_dtype,
+    each_isa,
+    int32,
+    one_thread,  # noqa: F401
+    strided,
+    using_isa,
+)
 from torch import Tensor
 
 from dynabert_kernels import reference
@@ -112,15 +121,11 @@ def test_takes_strided_and_offset_views(isa: str, dtype: torch.dtype) -> None:
 @each_isa
 def test_the_result_does_not_depend_on_the_number_of_threads(isa: str) -> None:
     arguments = uniform(150, 130, 70, torch.float32)
-    threads = torch.get_num_threads()
     results = []
     with using_isa(isa):
-        try:
-            for count in (1, 2):
-                torch.set_num_threads(count)
-                results.append(cpu_op("elastic_linear_fwd")(*arguments)[0])
-        finally:
-            torch.set_num_threads(threads)
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(cpu_op("elastic_linear_fwd")(*arguments)[0])
     assert torch.equal(*results)
 
 

@@ -49,7 +49,7 @@ class ElasticBertConfig(PreTrainedConfig):
     ``layer_index``: for a network cut out of another, each layer's 0-based place in the first one.
     ``relative_attention_heads``: heads that MPNet's shared bias table has (those of the uncut network).
     ``depth_rule``: which layers a ``depth_mult`` keeps: ``"keep_last"`` or ``"reference"``; read at each call.
-    ``rewired``: whether heads or neurons were permuted; the permutation itself lies with the weights.
+    ``rewired``: whether some head or neuron stands elsewhere than it did at first; the orders lie with the weights.
     ``elastic``: the block of a saved ``config.json``; its entries count as if given by name.
 
     Make one from a plain configuration with :meth:`from_plain`. Raises ``ValueError`` for what the kernels cannot run:
@@ -129,10 +129,9 @@ class ElasticBertConfig(PreTrainedConfig):
         self.depth_rule = block.get("depth_rule", depth_rule)
         self.rewired = bool(block.get("rewired", rewired))
 
-        kwargs.setdefault("pad_token_id", 0 if architecture == "bert" else 1)
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            # Set here too: before transformers 5.3 the base class took these, later ones leave them to each model.
-            setattr(self, name, kwargs.get(name))
+        self.pad_token_id = kwargs.pop("pad_token_id", 0 if architecture == "bert" else 1)
+        self.bos_token_id = kwargs.pop("bos_token_id", None)
+        self.eos_token_id = kwargs.pop("eos_token_id", None)
         super().__init__(**kwargs)
         self.check()
 

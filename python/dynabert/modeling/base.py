@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +16,7 @@ from dynabert.configuration import Subnet
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.modeling import checkpoint
 from dynabert.modeling.encoder import ElasticLayer
-from dynabert.modeling.inputs import is_listed, shapes_for
+from dynabert.modeling.inputs import is_listed, packed_positions, shapes_for
 from dynabert.modeling.names import Parts, encoder_prefix
 from dynabert_kernels import PackedBatch, Plan, SubnetShape, group_by_shape
 
@@ -127,6 +128,10 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
             pad_id=max(self.config.padding_idx, 0),
             device=self.device,
         )
+        if self.config.architecture != "bert" and any(self.config.padding_idx in sequence for sequence in input_ids):
+            # A padding id inside a text does not count as a position there; rare enough to redo the positions for.
+            positions = packed_positions(self.config, [input_ids[index] for index in order], batch.num_rows)
+            batch = replace(batch, position_ids=positions.to(batch.device))
         lengths, start = [], 0
         for size in sizes:
             lengths.append([len(input_ids[index]) for index in order[start : start + size]])

@@ -141,6 +141,13 @@ def default_positions(config: ElasticBertConfig, ids: Tensor) -> Tensor:
     return real.cumsum(1) * real + config.padding_idx
 
 
+def packed_positions(config: ElasticBertConfig, sequences: Sequence[Sequence[int]], num_rows: int) -> Tensor:
+    """(num_rows,) positions of packed lists of ids, as :func:`default_positions` counts them."""
+    found = [default_positions(config, torch.tensor([list(sequence)]))[0] for sequence in sequences]
+    filled = sum(len(sequence) for sequence in sequences)
+    return torch.cat([*found, torch.full((num_rows - filled,), config.position_offset)])
+
+
 def _checked(name: str, tensor: Tensor, ids: Tensor | None, device: torch.device) -> Tensor:
     """``tensor`` as int64, its type, device and shape checked."""
     if not isinstance(tensor, Tensor):
@@ -207,8 +214,8 @@ def _read_and_check(
         raise ValueError(f"the attention_mask of sequence {lengths.index(0)} is 0 everywhere; keep at least one token")
     if values[2] and config.has_relative_bias:
         raise ValueError(
-            f"the attention_mask has a gap inside {values[2]} sequences; {config.architecture} counts distances between "
-            "tokens, and a packed batch does not know the gap; take the masked tokens out of the text"
+            f"the attention_mask has a gap inside {values[2]} sequences; {config.architecture} counts distances across "
+            "it, and a packed batch does not know it; take the masked tokens out of the text"
         )
     _check_range("input_ids", values[3:5], config.vocab_size, "the vocabulary")
     longest = max(lengths)

@@ -222,8 +222,8 @@ class ElasticBertForSequenceClassification(ElasticBertPreTrainedModel):
 
         First door: ``input_ids`` (B, S) int64, ``attention_mask`` (B, S) of 0 and 1 (None: all tokens are real),
         ``token_type_ids``, ``position_ids`` (B, S). Padding may stand anywhere (in MPNet: before and after the text)
-        and is not computed. ``subnet``: None for all of it, a ``SubnetConfig``, its text form or a ``SubnetShape``, or a
-        list with one for each sequence, all run in one packed batch. Reads lengths and extremes of the ids back once:
+        and is not computed. ``subnet``: None for all of it, a ``SubnetConfig``, its text form or a ``SubnetShape``, or
+        a list with one for each sequence, all run in one packed batch. Reads lengths and extremes of the ids back once:
         one synchronisation on a GPU.
 
         Second door: ``batch`` and ``plan``, already packed; the plan says the sub-networks. Never synchronises, and

@@ -98,6 +98,19 @@ void sum_in_blocks(int64_t rows, const float* strip, const float* panel, int64_t
   }
 }
 
+// Asks for a slice of the next panel's weights while the current one is multiplied: turning them would wait for memory.
+template <class T>
+DYNABERT_INLINE void prefetch_rows(const T* weights, int64_t stride, int64_t rows, int64_t length, int64_t slice,
+                                   int64_t slices) {
+  const int64_t last = rows * (slice + 1) / slices;
+  for (int64_t row = rows * slice / slices; row < last; ++row) {
+    const char* line = reinterpret_cast<const char*>(weights + row * stride);
+    for (int64_t byte = 0; byte < length * static_cast<int64_t>(sizeof(T)); byte += 64) {
+      __builtin_prefetch(line + byte, 0, 2);
+    }
+  }
+}
+
 template <class T, class Units, class Multiply>
 void run_tasks(const SpanGemm& g, int64_t begin, int64_t end) {
   const T* weights = static_cast<const T*>(g.b);
@@ -126,8 +139,11 @@ void run_tasks(const SpanGemm& g, int64_t begin, int64_t end) {
     const int64_t units = units_of<Units>(k);
     float* panel = scratch_of<float>(kScratchB, static_cast<size_t>(units * kPanel));
     pack_rows<Units>(panel, kPanel, weights + column * g.b_stride, g.b_stride, columns, k);
+    const int64_t next = column + kPanel;
+    const int64_t next_columns = task + 1 < end && next < n ? (n - next < kPanel ? n - next : kPanel) : 0;
     for (int64_t s = 0; s < count; ++s) {
       const Strip& strip = strips[s];
+      prefetch_rows(weights + next * g.b_stride, g.b_stride, next_columns, k, s, count);
       if (strip.n <= column) continue;
       sum_in_blocks<Multiply>(strip.rows, strip.packed, panel, units_of<Units>(strip.k), sums);
       const int64_t width = strip.n - column < kPanel ? strip.n - column : kPanel;

@@ -6,14 +6,9 @@
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
 
-// e^x. Below -87.3 the result would be subnormal: it is 0. Above 88.7 it stays at the largest number.
-DYNABERT_INLINE Float exp(Float x) {
-  const Float log2_e = broadcast(1.44269504f);
-  const Float rounder = broadcast(0x1.8p23f);
-  const Float clamped = maximum(broadcast(-87.33654f), minimum(broadcast(88.72283f), x));
-  const Float power = fma(clamped, log2_e, rounder);
-  const Float n = power - rounder;
-  Float r = fma(n, broadcast(-0x1.62e4p-1f), clamped);
+// e^r 2^n for x = r + n log 2, with |r| <= log(2) / 2.
+DYNABERT_INLINE Float exp_reduced(Float x, Float n) {
+  Float r = fma(n, broadcast(-0x1.62e4p-1f), x);
   r = fma(n, broadcast(-1.42860677e-6f), r);
   Float p = broadcast(1.383683373e-3f);
   p = fma(p, r, broadcast(8.374822068e-3f));
@@ -22,29 +17,25 @@ DYNABERT_INLINE Float exp(Float x) {
   p = fma(p, r, broadcast(4.999999208e-1f));
   p = fma(p, r, broadcast(1.0f));
   p = fma(p, r, broadcast(1.0f));
-  // The low bits of `power` are n; 2^n is built from them. n = 128 would overflow the exponent, so it is split.
-  const Int half = (bit_cast<Int>(power) - bit_cast<Int>(rounder)) >> 1;
-  const Int rest = (bit_cast<Int>(power) - bit_cast<Int>(rounder)) - half;
-  p = p * bit_cast<Float>((half + 127) << 23) * bit_cast<Float>((rest + 127) << 23);
-  p = x < broadcast(-87.33654f) ? Float{} : p;
-  return x != x ? x : p;
+  return scale_by_power(p, n);
 }
-// e^x for x <= 0, as softmax needs it: there is no overflow to split.
-DYNABERT_INLINE Float exp_nonpositive(Float x) {
+
+// x / log 2, rounded to a whole number: adding 1.5 * 2^23 leaves no bits for a fraction.
+DYNABERT_INLINE Float whole_powers(Float x) {
   const Float rounder = broadcast(0x1.8p23f);
-  const Float clamped = x < broadcast(-87.33654f) ? broadcast(-87.33654f) : x;  // a NaN passes
-  const Float power = fma(clamped, broadcast(1.44269504f), rounder);
-  const Float n = power - rounder;
-  Float r = fma(n, broadcast(-0x1.62e4p-1f), clamped);
-  r = fma(n, broadcast(-1.42860677e-6f), r);
-  Float p = broadcast(1.383683373e-3f);
-  p = fma(p, r, broadcast(8.374822068e-3f));
-  p = fma(p, r, broadcast(4.166822612e-2f));
-  p = fma(p, r, broadcast(1.666642010e-1f));
-  p = fma(p, r, broadcast(4.999999208e-1f));
-  p = fma(p, r, broadcast(1.0f));
-  p = fma(p, r, broadcast(1.0f));
-  p = p * bit_cast<Float>((bit_cast<Int>(power) << 23) + 0x3f800000);
+  return fma(x, broadcast(1.44269504f), rounder) - rounder;
+}
+
+// e^x. Below -87.3 the result would be subnormal: it stays at the smallest normal number. Above 88 it stays at e^88.
+// A NaN passes.
+DYNABERT_INLINE Float exp(Float x) {
+  const Float clamped = maximum(broadcast(-87.33654f), minimum(broadcast(88.0f), x));
+  return exp_reduced(clamped, whole_powers(clamped));
+}
+// e^x for x <= 0, as softmax needs it: 0 below -87.3. A NaN passes.
+DYNABERT_INLINE Float exp_nonpositive(Float x) {
+  const Float clamped = maximum(broadcast(-87.33654f), x);
+  const Float p = exp_reduced(clamped, whole_powers(clamped));
   return x < broadcast(-87.33654f) ? Float{} : p;
 }
 DYNABERT_INLINE Double exp(Double x) {
@@ -55,8 +46,9 @@ DYNABERT_INLINE Double exp_nonpositive(Double x) { return exp(x); }
 
 // x * Phi(x). The tail Phi(-|x|) = exp(-x^2 / 2) * P(|x|) / Q(|x|), all coefficients positive, so that no digits cancel:
 // more exact on the negative side than 0.5 * x * (1 + erf(x / sqrt 2)), which subtracts two numbers near 1.
+// max(x, 0) - |x| Phi(-|x|) holds on both sides. Beyond 13.2 the tail is below float32.
 DYNABERT_INLINE Float gelu(Float x) {
-  const Float a = maximum(x, -x);
+  const Float a = minimum(broadcast(13.2f), maximum(-x, x));
   Float p = broadcast(3.686036329e-3f);
   p = fma(p, a, broadcast(3.768403458e-2f));
   p = fma(p, a, broadcast(1.743926909e-1f));
@@ -68,10 +60,9 @@ DYNABERT_INLINE Float gelu(Float x) {
   q = fma(q, a, broadcast(1.165501060f));
   q = fma(q, a, broadcast(1.650261298f));
   q = fma(q, a, broadcast(1.0f));
-  const Float tail = exp_nonpositive(broadcast(-0.5f) * a * a) * (p / q);
-  // Beyond 14 the tail is below float32, and P and Q would overflow.
-  const Float part = a > broadcast(14.0f) ? Float{} : x * tail;
-  return x < Float{} ? part : x - part;
+  const Float power = broadcast(-0.5f) * a * a;
+  const Float tail = exp_reduced(power, whole_powers(power)) * p / q;
+  return fma(-a, tail, maximum(Float{}, x));
 }
 DYNABERT_INLINE Double gelu(Double x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = 0.5 * x[i] * __builtin_erfc(-x[i] * 0.70710678118654752440);

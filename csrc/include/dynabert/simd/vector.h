@@ -77,13 +77,35 @@ DYNABERT_INLINE Float dot_bfloat16(Float sum, Float a, Float b) {
 }
 #endif
 
-template <class V>
-DYNABERT_INLINE V maximum(V a, V b) {
+// The larger and the smaller of each lane. Where either is a NaN: b.
+DYNABERT_INLINE Float maximum(Float a, Float b) {
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+  return (Float)_mm512_max_ps((__m512)a, (__m512)b);
+#elif DYNABERT_ISA == DYNABERT_ISA_AVX2
+  return (Float)_mm256_max_ps((__m256)a, (__m256)b);
+#else
   return a > b ? a : b;
+#endif
 }
-template <class V>
-DYNABERT_INLINE V minimum(V a, V b) {
+DYNABERT_INLINE Float minimum(Float a, Float b) {
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+  return (Float)_mm512_min_ps((__m512)a, (__m512)b);
+#elif DYNABERT_ISA == DYNABERT_ISA_AVX2
+  return (Float)_mm256_min_ps((__m256)a, (__m256)b);
+#else
   return a < b ? a : b;
+#endif
+}
+DYNABERT_INLINE Double maximum(Double a, Double b) { return a > b ? a : b; }
+DYNABERT_INLINE Double minimum(Double a, Double b) { return a < b ? a : b; }
+
+// x * 2^n for a whole number n of at least -126.
+DYNABERT_INLINE Float scale_by_power(Float x, Float n) {
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+  return (Float)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+  return x * bit_cast<Float>((__builtin_convertvector(n, Int) + 127) << 23);
+#endif
 }
 
 // Sum and largest of a register's lanes, always in the same order.
