@@ -48,8 +48,9 @@ int64_t plan_gemm(SpanGemm& gemm, int64_t threads) {
   gemm.panels = (n + panel - 1) / panel;
   gemm.first_row = first;
   const int64_t rows = last - first;
-  // The packed rows of a block stay in the second-level cache; each block turns its panels anew, so not below 112 rows
-  // unless there are more threads than panels.
+  // The packed rows of a block should stay in the second-level cache. But each block turns its panels anew, so not
+  // below 168 rows unless there are more threads than panels. On two Zen 5 cores, 1 MB each, November 2026: 128 x 768 x
+  // 3072 in one block of 1.5 MB runs at 184 GFLOP/s, in two at 169.
   const int64_t cached = std::max<int64_t>(168, 640 * 1024 / (4 * k));
   const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (2 * threads));
   const int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));

@@ -38,7 +38,8 @@ int64_t plan_gemm(SpanGemm& gemm, int64_t threads);
 
 void run_gemm(const SpanGemm& gemm, int64_t begin, int64_t end);
 
-// What follows a product that PyTorch's library computed into c: bias, activation, residual, over rows begin to end - 1.
+// What follows a product that PyTorch's library computed into c: bias, activation, residual, over rows begin to end
+// - 1.
 struct RowEpilogue {
   DType dtype;
   void* c;

@@ -83,7 +83,10 @@ std::vector<std::string> available_isas() {
 
 std::vector<std::pair<std::string, bool>> processor_features() {
 #if defined(__x86_64__)
-#define DYNABERT_FEATURE(name, gcc_name) {name, static_cast<bool>(__builtin_cpu_supports(gcc_name))}
+#define DYNABERT_FEATURE(name, gcc_name)                      \
+  {                                                           \
+    name, static_cast<bool>(__builtin_cpu_supports(gcc_name)) \
+  }
   return {DYNABERT_FEATURE("avx2", "avx2"),
           DYNABERT_FEATURE("fma", "fma"),
           DYNABERT_FEATURE("f16c", "f16c"),

@@ -13,8 +13,8 @@ enum class Isa : int32_t { kGeneric = 0, kAvx2 = 1, kAvx512 = 2 };
 // The instruction set in use. The first call reads DYNABERT_CPU_ISA and throws std::invalid_argument on a bad value.
 Isa active_isa();
 
-// "generic", "avx2", "avx512", or "auto" for the best one. Throws std::invalid_argument on another name, and on one that
-// this processor or this build does not have. Not meant to be called while ops run.
+// "generic", "avx2", "avx512", or "auto" for the best one. Throws std::invalid_argument on another name, and on one
+// that this processor or this build does not have. Not meant to be called while ops run.
 void set_isa(const std::string& name);
 
 const char* isa_name(Isa isa);
@@ -39,7 +39,17 @@ struct PerIsa {
 }  // namespace dynabert::cpu
 
 #if defined(__x86_64__)
-#define DYNABERT_PER_ISA(table) {{&generic::table, &avx2::table, &avx512::table}}
+#define DYNABERT_PER_ISA(table)                     \
+  {                                                 \
+    {                                               \
+      &generic::table, &avx2::table, &avx512::table \
+    }                                               \
+  }
 #else
-#define DYNABERT_PER_ISA(table) {{&generic::table, nullptr, nullptr}}
+#define DYNABERT_PER_ISA(table)         \
+  {                                     \
+    {                                   \
+      &generic::table, nullptr, nullptr \
+    }                                   \
+  }
 #endif

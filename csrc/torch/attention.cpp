@@ -46,8 +46,9 @@ void set_position_bias(const char* op, const std::optional<Tensor>& position_bia
     refuse(op, "position_bias has ", table.size(0), " rows; allowed: at least max_heads = ", heads);
   }
   if (table.size(1) % 2 == 0 || table.size(1) < 2 * max_seqlen - 1) {
-    refuse(op, "position_bias has ", table.size(1), " distances; allowed: an odd number 2R-1 with R at least max_seqlen, ",
-           "here at least ", 2 * max_seqlen - 1);
+    refuse(op, "position_bias has ", table.size(1),
+           " distances; allowed: an odd number 2R-1 with R at least max_seqlen, ", "here at least ",
+           2 * max_seqlen - 1);
   }
   attention.position_bias = table.const_data_ptr();
   attention.bias_head = table.stride(0);
@@ -90,8 +91,7 @@ std::tuple<Tensor, Tensor> varlen_attention_fwd(const Tensor& qkv, const Tensor&
   a.dropout = dropout_of(op, dropout_state, dropout_p, dropout_stream);
 
   Tensor out = torch::stable::new_empty(qkv, {tokens, max_heads, size});
-  Tensor lse = save ? torch::stable::new_empty(qkv, {max_heads, tokens}, wide_type(dtype))
-                    : nothing(wide_type(dtype));
+  Tensor lse = save ? torch::stable::new_empty(qkv, {max_heads, tokens}, wide_type(dtype)) : nothing(wide_type(dtype));
   a.dtype = dtype;
   a.qkv = qkv.const_data_ptr();
   a.qkv_row = qkv.stride(0);

@@ -13,7 +13,8 @@ struct Sequences {
   int64_t covered;                             // rows from here on belong to no sequence
 };
 
-// Throws when borders go backwards, when a sequence is longer than max_seqlen, or when one crosses the border of a group.
+// Throws when borders go backwards, when a sequence is longer than max_seqlen, or when one crosses the border of a
+// group.
 Sequences read_sequences(const char* op, const Tensor& cu_seqlens, const std::vector<Span>& spans, int64_t max_seqlen);
 
 // Checks the table and sets the pointers. `heads`: how many rows of it are used.

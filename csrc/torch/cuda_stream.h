@@ -1,9 +1,9 @@
 // The CUDA stream PyTorch is using, without linking libtorch_cuda.
 //
-// The stable ABI of torch 2.11 and 2.12 offers the stream only through `aoti_torch_get_current_cuda_stream`, which lives
-// in libtorch_cuda. Naming that symbol would make `import dynabert_kernels._C` fail under a CPU build of torch, and a
-// weak symbol would stay null even on a GPU machine, because torch loads its libraries locally. So the library that is
-// already in the process is asked by name; it is never loaded from here.
+// The stable ABI of torch 2.11 and 2.12 offers the stream only through `aoti_torch_get_current_cuda_stream`, which
+// lives in libtorch_cuda. Naming that symbol would make `import dynabert_kernels._C` fail under a CPU build of torch,
+// and a weak symbol would stay null even on a GPU machine, because torch loads its libraries locally. So the library
+// that is already in the process is asked by name; it is never loaded from here.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -69,9 +69,8 @@ void span_by_torch(const Product& p, const ProductSpan& span) {
   epilogue.pre_stride = p.pre_stride;
   epilogue.columns = span.n;
   epilogue.activation = p.activation;
-  torch::stable::parallel_for(0, rows, row_grain(span.n), [&](int64_t begin, int64_t end) {
-    cpu::run_epilogue(epilogue, begin, end);
-  });
+  torch::stable::parallel_for(0, rows, row_grain(span.n),
+                              [&](int64_t begin, int64_t end) { cpu::run_epilogue(epilogue, begin, end); });
 }
 
 }  // namespace

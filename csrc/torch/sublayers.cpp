@@ -43,9 +43,8 @@ void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
     a.mean = end.mean ? at(end.mean, span.begin, wide) : nullptr;
     a.rstd = end.rstd ? at(end.rstd, span.begin, wide) : nullptr;
     a.dropout = of_group(end.dropout, span.group);
-    torch::stable::parallel_for(0, span.end - span.begin, row_grain(columns), [&](int64_t begin, int64_t last) {
-      cpu::layer_norm_forward(a, begin, last);
-    });
+    torch::stable::parallel_for(0, span.end - span.begin, row_grain(columns),
+                                [&](int64_t begin, int64_t last) { cpu::layer_norm_forward(a, begin, last); });
   }
   zero_columns(end.y, columns, done, tokens, 0, columns, end.dtype);
 }

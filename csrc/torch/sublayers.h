@@ -1,4 +1,5 @@
-// What both sub-layers end with: dropout, residual and LayerNorm of the projected rows, and the rows that skip the layer.
+// What both sub-layers end with: dropout, residual and LayerNorm of the projected rows, and the rows that skip the
+// layer.
 #pragma once
 
 #include <vector>
@@ -11,14 +12,14 @@ namespace dynabert::binding {
 struct SublayerEnd {
   const char* op;
   DType dtype;
-  const Tensor& x;          // (T, C), the residual
-  const void* out_bias;     // (C)
-  const void* ln_weight;    // (C)
-  const void* ln_bias;      // (C)
-  void* projected;          // (T, C): the product without its bias; may be y or hidden
-  void* y;                  // (T, C)
-  void* hidden;             // (T, C) or null
-  void* mean;               // (T) or null
+  const Tensor& x;        // (T, C), the residual
+  const void* out_bias;   // (C)
+  const void* ln_weight;  // (C)
+  const void* ln_bias;    // (C)
+  void* projected;        // (T, C): the product without its bias; may be y or hidden
+  void* y;                // (T, C)
+  void* hidden;           // (T, C) or null
+  void* mean;             // (T) or null
   void* rstd;
   double eps;
   Dropout dropout;

@@ -20,3 +20,9 @@ def load() -> None:
         providers.register(name, "triton", getattr(elastic_linear, name), elastic_linear.supports)
     for name in ("elastic_ffn_fwd", "elastic_ffn_bwd"):
         providers.register(name, "triton", getattr(elastic_ffn, name), elastic_ffn.supports)
+
+    from dynabert_kernels.triton import varlen_attention, varlen_attention_backward
+
+    for module, half in ((varlen_attention, "fwd"), (varlen_attention_backward, "bwd")):
+        name = f"varlen_attention_{half}"
+        providers.register(name, "triton", getattr(module, name), getattr(module, f"supports_{half}"))

@@ -75,6 +75,85 @@ def add_layer_norm_cases() -> Iterator[TritonCase]:
         yield TritonCase("add_layer_norm_bwd", name, "C=768", backward(dtype, 768, False))
 
 
+# BERT-base, a batch of four widths.
+WIDTH, NEURONS, GROUPS = 768, 3072, 4
+MATRIX_KERNELS = frozenset({"_ragged_linear_kernel", "_ragged_input_gradient_kernel", "_ragged_weight_gradient_kernel"})
+
+
+def _matrix_kernels(dtype: str) -> frozenset[str]:
+    """float32 is multiplied in float32, for which there are no tensor cores."""
+    return frozenset() if dtype == "fp32" else MATRIX_KERNELS
+
+
+def elastic_ffn_cases() -> Iterator[TritonCase]:
+    """The sub-layer in training: every kernel it is composed of, with the tiles of a large batch."""
+    from dynabert_kernels.triton.elastic_ffn import elastic_ffn_bwd, elastic_ffn_fwd
+
+    def launch(dtype: torch.dtype, backward: bool) -> Callable[[], object]:
+        def run() -> object:
+            x, neurons = meta(NUM_ROWS, WIDTH, dtype=dtype), meta(NUM_ROWS, NEURONS, dtype=dtype)
+            into, out_of, vector = meta(NEURONS, WIDTH, dtype=dtype), meta(WIDTH, NEURONS, dtype=dtype), x[0]
+            rows, counts = meta(GROUPS + 1, dtype=torch.int32), meta(GROUPS, dtype=torch.int32)
+            state, statistic = meta(2, dtype=torch.int64), meta(NUM_ROWS, dtype=torch.float32)
+            if backward:
+                saved = (neurons, x, statistic, statistic)
+                return elastic_ffn_bwd(*(x, x, into, out_of, vector, *saved, rows, counts, state, NEURONS, 1, 0.1, 3))
+            weights = (into, neurons[0], out_of, vector, vector, vector)
+            return elastic_ffn_fwd(x, *weights, rows, counts, state, NEURONS, 1, 1e-12, 0.1, 3, True)
+
+        return run
+
+    for direction, backward in (("fwd", False), ("bwd", True)):
+        case = launch(torch.bfloat16, backward)
+        yield TritonCase(f"elastic_ffn_{direction}", "bf16", "768 to 3072", case, MATRIX_KERNELS)
+
+
+def elastic_linear_cases() -> Iterator[TritonCase]:
+    """What the sub-layer's cases leave out: zeros past a width, the other dtypes, and every other tile."""
+    from dynabert_kernels.triton.elastic_linear import elastic_linear_bwd, elastic_linear_fwd
+    from dynabert_kernels.triton.environment import architecture
+    from dynabert_kernels.triton.ragged_gemm import ragged_input_gradient, ragged_linear
+    from dynabert_kernels.triton.ragged_sums import ragged_weight_gradient
+    from dynabert_kernels.triton.row_tiles import Widths
+    from dynabert_kernels.triton.tiles import GEMM_TILES, WEIGHT_GRADIENT_TILES
+
+    def tensors(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        x, y = meta(NUM_ROWS, WIDTH, dtype=dtype), meta(NUM_ROWS, NEURONS, dtype=dtype)
+        return x, y, meta(NEURONS, WIDTH, dtype=dtype), meta(GROUPS + 1, dtype=torch.int32)
+
+    def op(dtype: torch.dtype, backward: bool) -> Callable[[], object]:
+        def run() -> object:
+            x, y, weight, rows = tensors(dtype)
+            plan = (rows, meta(GROUPS, dtype=torch.int32), None, 192, 1, NEURONS, WIDTH, 1)
+            if backward:
+                return elastic_linear_bwd(y, x, weight, y, *plan, True)
+            return elastic_linear_fwd(x, weight, y[0], y, *plan, True)
+
+        return run
+
+    def tiles(dtype: torch.dtype, index: int) -> Callable[[], object]:
+        def run() -> object:
+            x, y, weight, rows = tensors(dtype)
+            widths = Widths(rows, meta(GROUPS, dtype=torch.int32), None, 1, 1, NEURONS, WIDTH)
+            table = GEMM_TILES[architecture(x), dtype.itemsize]
+            options = {"activation": 1, "zero_fill": False, "tile": table[index]}
+            ragged_linear(x, weight, y[0], None, y, y, widths, **options)
+            ragged_input_gradient(x, weight.t().contiguous(), y, None, y, y, widths.turned(), **options)
+            sums = WEIGHT_GRADIENT_TILES[architecture(x), dtype.itemsize]
+            if index < len(sums):
+                ragged_weight_gradient(y, x, meta(NEURONS, WIDTH, dtype=dtype), widths, tile=sums[index])
+            return None
+
+        return run
+
+    yield TritonCase("elastic_linear_fwd", "bf16", "768 to 3072", op(torch.bfloat16, False), MATRIX_KERNELS)
+    yield TritonCase("elastic_linear_bwd", "bf16", "768 to 3072", op(torch.bfloat16, True), MATRIX_KERNELS)
+    for name, indices in (("bf16", (1, 2, 3)), ("fp16", (0,)), ("fp32", (0, 1))):
+        for index in indices:
+            launch = tiles(DTYPES[name], index)
+            yield TritonCase("ragged products", name, f"768 to 3072, tile {index}", launch, _matrix_kernels(name))
+
+
 def triton_cases() -> list[TritonCase]:
     """All launches, in a fixed order."""
-    return [*add_layer_norm_cases()]
+    return [*add_layer_norm_cases(), *elastic_ffn_cases(), *elastic_linear_cases()]

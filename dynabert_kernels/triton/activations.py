@@ -27,12 +27,14 @@ def activation_slope(z: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
         density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
         slope = 0.5 * (1.0 + tl.math.erf(z * 0.7071067811865476)) + z * density
     elif ACTIVATION == 2:
-        # Past 30 the slope is 0 or 1 in every dtype; z * z would overflow further out. NaN stays NaN.
-        z = tl.where(z > 30.0, 30.0, z)
-        z = tl.where(z < -30.0, -30.0, z)
+        # Past 10 the slope is 0 or 1 in every dtype; further out z * z and exp overflow. NaN stays NaN.
+        z = tl.where(z > 10.0, 10.0, z)
+        z = tl.where(z < -10.0, -10.0, z)
         u = 0.7978845608028654 * (z + 0.044715 * z * z * z)
-        s = 1.0 / (1.0 + tl.exp(-2.0 * u))
-        slope = s + z * s * (1.0 - s) * (2.0 * 0.7978845608028654) * (1.0 + 3.0 * 0.044715 * z * z)
+        e = tl.exp(-2.0 * u)
+        s = 1.0 / (1.0 + e)
+        # 1 - s is e * s: nothing cancels where s nears 1.
+        slope = s + z * s * (e * s) * (2.0 * 0.7978845608028654) * (1.0 + 3.0 * 0.044715 * z * z)
     elif ACTIVATION == 3:
         slope = tl.where(z > 0.0, 1.0, 0.0).to(z.dtype)
     else:

@@ -44,7 +44,7 @@ def _active_rows(
     return active, real & (active == 0)
 
 
-@jit
+@jit(do_not_specialize=["num_groups", "num_rows"])
 def _group_layer_norm_fwd_kernel(
     hidden_ptr: tl.tensor,  # (T, C) contiguous; active rows exist
     x_ptr: tl.tensor,  # (T, C)
@@ -132,7 +132,7 @@ def group_layer_norm_fwd(
     return y, mean, rstd
 
 
-@jit
+@jit(do_not_specialize=["num_groups", "num_rows"])
 def _group_layer_norm_bwd_kernel(
     dy_ptr: tl.tensor,  # (T, C)
     hidden_ptr: tl.tensor,  # (T, C) contiguous

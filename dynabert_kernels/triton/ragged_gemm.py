@@ -189,7 +189,9 @@ def _finish_linear(
     _store(y_ptr, y_stride, y, rows, in_rows, columns, num_columns, width, ZERO_FILL)
 
 
-@jit
+# What changes from batch to batch is not specialised: a row count that happens to be a multiple of 16 would be another
+# build, compiled in the middle of serving.
+@jit(do_not_specialize=["num_groups", "num_rows", "counter", "threshold"])
 def _ragged_linear_kernel(
     x_ptr: tl.tensor,  # (T, at least max_in)
     x_descriptor: tl.tensor,  # or None
@@ -386,7 +388,7 @@ def _finish_input_gradient(
     _store(dx_ptr, dx_stride, g, rows, in_rows, columns, num_columns, width, ZERO_FILL)
 
 
-@jit
+@jit(do_not_specialize=["num_groups", "num_rows"])
 def _ragged_input_gradient_kernel(
     dz_ptr: tl.tensor,  # (T, at least max_in): its widths are the forward's outputs
     dz_descriptor: tl.tensor,  # or None

@@ -39,7 +39,7 @@ from dynabert_kernels.triton.tiles import COLUMN_SUM_TILE, GemmTile, sum_tile, w
 __all__ = ["gradient_and_sums", "ragged_weight_gradient"]
 
 
-@jit
+@jit(do_not_specialize=["num_groups", "num_rows", "counter", "threshold"])
 def _gradient_and_sums_kernel(
     dy_ptr: tl.tensor,  # (T, at least num_columns)
     pre_ptr: tl.tensor,  # (T, at least num_columns) or None
@@ -107,7 +107,7 @@ def _gradient_and_sums_kernel(
         tl.store(partial_ptr + tile.to(tl.int64) * num_columns + columns, sums, mask=columns < num_columns)
 
 
-@jit
+@jit(do_not_specialize=["num_partials"])
 def _sum_partials_kernel(
     partial_ptr: tl.tensor,  # (P, num_columns) of ACC
     db_ptr: tl.tensor,  # (N,), N at least num_columns; zeros past them
@@ -250,7 +250,7 @@ def _run_of_rows(
     return acc
 
 
-@jit
+@jit(do_not_specialize=["num_groups", "num_rows"])
 def _ragged_weight_gradient_kernel(
     dz_ptr: tl.tensor,  # (T, at least max_out)
     dz_descriptor: tl.tensor,  # or None
@@ -318,9 +318,7 @@ def _ragged_weight_gradient_kernel(
     tl.store(dw_tile, acc.to(dw_ptr.dtype.element_ty), mask=inside)
 
 
-def ragged_weight_gradient(
-    dz: Tensor, x: Tensor, dw: Tensor, widths: Widths, *, tile: GemmTile | None = None
-) -> None:
+def ragged_weight_gradient(dz: Tensor, x: Tensor, dw: Tensor, widths: Widths, *, tile: GemmTile | None = None) -> None:
     """Writes all of dw (N, K): zeros where no row reaches. Nothing is checked here. Does not synchronise."""
     if dw.numel() == 0:
         return

@@ -7,8 +7,8 @@ needs shuffles and no barrier.
 
 Why not a table of tiles, written by a kernel of its own: below about 1,000 tokens a launch more in front of each
 product costs more than the product gains. The scan costs a few hundred cycles a tile and 32 groups (an estimate, not
-measured), which a second resident program covers; a tile of 128 x 128 x 768 takes about 7,000. A group of few rows
-wastes the rest of its last row tile: the tile's height follows T / G (`tiles.py`).
+measured); a tile of 128 x 128 x 768 takes about 7,000, and a second resident program, where registers allow one, covers
+it. A group of few rows wastes the rest of its last row tile: the tile's height follows T / G (`tiles.py`).
 
 Counts past the launch's bounds, and borders past T, are cut at them: a plan that does not fit its tensors computes
 something else, but reads no foreign memory.
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dynabert_kernels.triton.checks import require_vectors, side_by_side
 from dynabert_kernels.triton.environment import jit, tl
+
 
 class Widths(NamedTuple):
     """How much of a product each group computes.

@@ -78,17 +78,24 @@ class AttentionTile(NamedTuple):
     num_stages: int
 
 
-def attention_forward_tile(head_size: int, element_bytes: int) -> AttentionTile:
-    """Unmeasured. 128 keys at once where keys, values and scores fit the registers (`make codegen`)."""
-    return AttentionTile(block_q=64, block_k=64, num_warps=4, num_stages=2)
+# All unmeasured: what does not spill with bias and dropout (`make codegen`).
+ATTENTION_TILES: dict[tuple[str, str, int], dict[int, AttentionTile]] = {}
+
+
+def attention_tile(kernel: str, qkv: Tensor) -> AttentionTile:
+    """Tile of the kernel "forward", "dq", "dkdv" or "dbias"."""
+    chip = architecture(qkv)
+    if chip == "interpreter":
+        return AttentionTile(block_q=32, block_k=32, num_warps=4, num_stages=1)
+    return AttentionTile(block_q=32, block_k=64 if qkv.shape[3] <= 64 else 32, num_warps=4, num_stages=2)
 
 
 class GemmTile(NamedTuple):
     """One program's tile of a ragged product.
 
     `block_m` rows by `block_n` columns, `block_k` of the reduction at a time and loads that are `num_stages` deep.
-    `parts`: the epilogue takes the columns in so many parts, for its registers. `programs_per_multiprocessor`: how many
-    fit a multiprocessor's registers and shared memory; the launch makes no more.
+    `parts`: the epilogue takes the columns in so many parts, for its registers. `programs_per_multiprocessor`: the most
+    that fit a multiprocessor's registers and shared memory, whatever the epilogue; the launch makes no more.
     """
 
     block_m: int

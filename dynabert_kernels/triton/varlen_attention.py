@@ -28,156 +28,16 @@ row's words start depends on its sequence.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
+from dynabert_kernels.triton.attention_arguments import Sequences, require_attention, require_like, supports_fwd
 from dynabert_kernels.triton.attention_dropout import is_kept, keep_threshold, kept_bits
+from dynabert_kernels.triton.attention_scores import active_heads, keys_of_rows, multiply_add, scores
 from dynabert_kernels.triton.borders import last_at_most
-from dynabert_kernels.triton.checks import side_by_side
-from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, tl, why_unavailable
-from dynabert_kernels.triton.tiles import ATTENTION_HEAD_SIZES, attention_forward_tile
+from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, tl
+from dynabert_kernels.triton.tiles import attention_tile
 
-__all__ = ["Sequences", "attention_forward", "require_attention", "supports", "varlen_attention_fwd"]
-
-
-_NO_ZERO_SCALE = "scale is 0 with a position bias; the bias is divided by it; use another provider"
-
-
-class Sequences(NamedTuple):
-    """What attention knows of a batch: device tables that no launcher reads, and numbers."""
-
-    cu_seqlens: Tensor  # (B+1,) int32
-    rows: Tensor  # (G+1,) int32
-    head_counts: Tensor | None  # (G,) int32; None: max_heads in every group
-    position_bias: Tensor | None  # (at least max_heads, 2R-1)
-    dropout_state: Tensor | None  # (2,) int64; None: nothing is dropped
-    max_heads: int
-    max_seqlen: int
-    scale: float
-    dropout_p: float
-    dropout_stream: int
-
-    @property
-    def state(self) -> Tensor | None:
-        """The dropout state where something is dropped."""
-        return self.dropout_state if self.dropout_p > 0.0 else None
-
-
-def supports(qkv_or_dout: Tensor, *arguments: object) -> str | None:
-    """Why this provider refuses these arguments (of either op, in its order); None where it takes them."""
-    tensors = [qkv_or_dout, *(argument for argument in arguments if isinstance(argument, Tensor))]
-    qkv = next((tensor for tensor in tensors[:2] if tensor.dim() == 4), qkv_or_dout)
-    reason = why_unavailable(qkv)
-    if reason is not None:
-        return reason
-    size = qkv.shape[-1]
-    if size not in ATTENTION_HEAD_SIZES:
-        return f"the head size is {size}; allowed: {', '.join(map(str, ATTENTION_HEAD_SIZES))}"
-    for tensor in tensors:
-        if tensor.numel() and not side_by_side(tensor):
-            return f"a tensor has strides {tuple(tensor.stride())}; its last stride must be 1 (call .contiguous())"
-    return None
-
-
-def require_attention(op: str, qkv: Tensor, sequences: Sequences) -> None:
-    """What both launchers ask before pointers leave Python. Reads no device memory."""
-    if qkv.dim() != 4 or qkv.shape[2] != 3 or qkv.shape[3] not in ATTENTION_HEAD_SIZES:
-        raise ValueError(
-            f"{op}: qkv has the wrong shape; got {tuple(qkv.shape)}; allowed: (T, H, 3, D) with D one of "
-            f"{', '.join(map(str, ATTENTION_HEAD_SIZES))}; use another provider for other sizes"
-        )
-    if not side_by_side(qkv):
-        raise ValueError(
-            f"{op}: the features of a head do not lie side by side; got qkv with strides {tuple(qkv.stride())}; "
-            "allowed: any strides with a last stride of 1; call .contiguous()"
-        )
-    if not 0 <= sequences.max_heads <= qkv.shape[1]:
-        raise ValueError(
-            f"{op}: max_heads is out of range; got {sequences.max_heads}; allowed: 0 to qkv's {qkv.shape[1]} heads"
-        )
-    tables = {"cu_seqlens": (sequences.cu_seqlens, None), "rows": (sequences.rows, None)}
-    if sequences.head_counts is not None:
-        tables["head_counts"] = (sequences.head_counts, sequences.rows.shape[0] - 1)
-    for name, (table, entries) in tables.items():
-        _require_table(op, name, table, torch.int32, qkv.device, entries)
-    if sequences.state is not None:
-        _require_table(op, "dropout_state", sequences.state, torch.int64, qkv.device, 2)
-    bias = sequences.position_bias
-    if bias is None:
-        return
-    if sequences.scale == 0.0:
-        raise ValueError(f"{op}: {_NO_ZERO_SCALE}")
-    if bias.dim() != 2 or bias.shape[0] < sequences.max_heads or bias.shape[1] < max(2 * sequences.max_seqlen - 1, 1):
-        raise ValueError(
-            f"{op}: position_bias has the wrong shape; got {tuple(bias.shape)}; allowed: (at least "
-            f"{sequences.max_heads}, 2R-1) with R at least max_seqlen, here {sequences.max_seqlen}"
-        )
-    if bias.shape[1] % 2 == 0 or bias.dtype != qkv.dtype or bias.device != qkv.device or not side_by_side(bias):
-        raise ValueError(
-            f"{op}: position_bias does not fit; got {bias.shape[1]} distances, strides {tuple(bias.stride())}, "
-            f"{bias.dtype} on {bias.device}; allowed: an odd number, a last stride of 1, {qkv.dtype} on {qkv.device}"
-        )
-
-
-def _require_table(
-    op: str, name: str, table: Tensor, dtype: torch.dtype, device: torch.device, entries: int | None
-) -> None:
-    fits = table.dim() == 1 and (table.shape[0] == entries if entries is not None else table.shape[0] >= 1)
-    if not fits or table.dtype != dtype or table.device != device or not side_by_side(table):
-        raise ValueError(
-            f"{op}: {name} does not fit; got shape {tuple(table.shape)}, stride {tuple(table.stride())}, {table.dtype} "
-            f"on {table.device}; allowed: {'at least 1' if entries is None else entries} contiguous entries, {dtype} "
-            f"on {device}"
-        )
-
-
-@jit
-def multiply_add(a: tl.tensor, b: tl.tensor, c: tl.tensor, ACC: tl.constexpr) -> tl.tensor:
-    """``a @ b + c`` in ACC; float32 operands keep float32 accuracy."""
-    return tl.dot(a, b, c, input_precision="tf32x3", out_dtype=ACC)
-
-
-@jit
-def scores(
-    a: tl.tensor,  # queries, or keys
-    b: tl.tensor,  # keys, or queries, turned
-    bias_ptr: tl.tensor,  # or None
-    bias_offsets: tl.tensor,
-    own: tl.tensor,
-    scale: tl.tensor,
-    ACC: tl.constexpr,
-) -> tl.tensor:
-    """A tile of scores in units of log 2, since exp2 is one instruction. Anything where not `own`."""
-    prior = tl.zeros(own.shape, ACC)
-    if bias_ptr is not None:
-        # The product adds it: added afterwards, it would have the softmax computed in two layouts (triton 3.8).
-        prior = tl.load(bias_ptr + bias_offsets, mask=own, other=0.0).to(ACC) * (1.0 / scale)
-    return multiply_add(a, b, prior, ACC) * (scale * 1.4426950408889634)
-
-
-@jit
-def active_heads(
-    counts_ptr: tl.tensor, group: tl.tensor, num_groups: tl.tensor, max_heads: tl.tensor
-) -> tl.tensor:
-    """Active heads of a group; none past the last one."""
-    count = tl.full([], max_heads, tl.int32)
-    if counts_ptr is not None:
-        count = tl.minimum(count, tl.load(counts_ptr + group, mask=group < num_groups, other=0))
-    return tl.where(group < num_groups, count, 0)
-
-
-@jit
-def keys_of_rows(
-    cu_seqlens_ptr: tl.tensor, num_sequences: tl.tensor, rows: tl.tensor, inside: tl.tensor
-) -> tuple[tl.tensor, tl.tensor]:
-    """First key and end of keys of each row: its sequence. Both 0 for rows that are not inside, or in no sequence."""
-    sequence = last_at_most(cu_seqlens_ptr, num_sequences, rows)
-    inside = inside & (sequence < num_sequences)
-    begin = tl.load(cu_seqlens_ptr + sequence, mask=inside, other=0)
-    end = tl.load(cu_seqlens_ptr + sequence + 1, mask=inside, other=0)
-    return begin, end
+__all__ = ["attention_forward", "supports_fwd", "varlen_attention_fwd"]
 
 
 @jit(do_not_specialize=["num_rows", "num_sequences", "num_groups", "threshold", "stream"])
@@ -250,7 +110,8 @@ def _varlen_attention_fwd_kernel(
                 v = tl.load(k_ptr + part_stride + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
                 own = (keys[None, :] >= begin[:, None]) & (keys[None, :] < end[:, None])
                 distances = keys[None, :] - rows[:, None] + bias_centre
-                s = scores(q, tl.trans(k), bias_ptr, head * bias_stride + distances, own, scale, ACC)
+                # In units of log 2: exp2 is one instruction.
+                s = scores(q, tl.trans(k), bias_ptr, head * bias_stride + distances, own, scale, LOG2_E, ACC)
                 s = tl.where(own, s, float("-inf"))
                 new_largest = tl.maximum(largest, tl.max(s, axis=1))
                 # A row that has met no key yet: -inf - (-inf) would be NaN.
@@ -291,9 +152,10 @@ def attention_forward(
     """
     require_attention(op, qkv, sequences)
     num_rows, size = qkv.shape[0], qkv.shape[3]
+    require_like(op, qkv, qkv.dtype, (num_rows, sequences.max_heads, size), out=out)
     if num_rows == 0 or sequences.max_heads == 0:  # an empty grid is a launch error
         return
-    tile = attention_forward_tile(size, qkv.element_size())
+    tile = attention_tile("forward", qkv)
     bias = sequences.position_bias
     with launch_device(qkv):
         _varlen_attention_fwd_kernel[(-(-num_rows // tile.block_q), sequences.max_heads)](
@@ -349,7 +211,5 @@ def varlen_attention_fwd(
     num_rows, _, _, size = qkv.shape
     out = qkv.new_empty((num_rows, max_heads, size))
     lse = qkv.new_empty((max_heads, num_rows) if save else (0,), dtype=accumulator_dtype(qkv.dtype))
-    attention_forward(
-        qkv, sequences, out, lse if save else None, fill=True, op="varlen_attention_fwd (triton)"
-    )
+    attention_forward(qkv, sequences, out, lse if save else None, fill=True, op="varlen_attention_fwd (triton)")
     return out, lse

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +322,6 @@ def test_reader_closes_its_file(tmp_path: Path) -> None:
     assert rows[0].values == {"text": "a", "label": "1"}
 
 
-def test_hub_module_is_not_imported_by_data() -> None:
-    # datasets is an optional extra: importing the readers must not need it.
-    assert isinstance(sys.modules.get("dynabert.data"), types.ModuleType)
-    assert "datasets" not in sys.modules
+def test_reading_needs_neither_torch_nor_extras() -> None:
+    script = "import sys, dynabert.data; sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'datasets', 'pyarrow')))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -226,7 +226,7 @@ def test_too_long_text() -> None:
     engine = InferenceEngine(tiny_model(), tiny_tokenizer(), max_length=8)
     texts = ["good", "a " * 30]
     with pytest.raises(
-        ValueError, match="text 1 is too long; got 32 tokens; allowed: 8; shorten it, or pass truncate=True"
+        ValueError, match="text 1 is too long; got 32 tokens; allowed: 8; shorten it, or cut it with truncate=True"
     ):
         engine.predict(texts)
     cut = engine.predict(texts, truncate=True)

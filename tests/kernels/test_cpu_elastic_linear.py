@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from dynabert_kernels import reference
+from dynabert_kernels.testing.comparison import assert_close_to_float64
 from tests.kernels.cpu_isas import (
     cpu_op,
     double,
@@ -16,10 +20,6 @@ from tests.kernels.cpu_isas import (
     strided,
     using_isa,
 )
-from torch import Tensor
-
-from dynabert_kernels import reference
-from dynabert_kernels.testing.comparison import assert_close_to_float64
 
 NONE, GELU, GELU_TANH, RELU = range(4)
 

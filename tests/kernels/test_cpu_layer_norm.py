@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from dynabert_kernels import reference
+from dynabert_kernels.testing.comparison import assert_close_to_float64
 from tests.kernels.cpu_isas import (
     cpu_op,
     each_dtype,
@@ -12,9 +15,6 @@ from tests.kernels.cpu_isas import (
     strided,
     using_isa,
 )
-
-from dynabert_kernels import reference
-from dynabert_kernels.testing.comparison import assert_close_to_float64
 
 SHAPES = [
     (1, 1),  # nothing to normalise
@@ -43,9 +43,7 @@ def test_matches_float64(isa: str, dtype: torch.dtype, shape: tuple[int, int], w
     y64, *statistics64 = reference.add_layer_norm_fwd(x.double(), wide, weight.double(), bias.double(), 1e-5)
     same = reference.add_layer_norm_fwd(x, other, weight, bias, 1e-5)
     assert_close_to_float64(y, y64, same[0], name="y")
-    for name, value, value64, value_torch in zip(
-        ("mean", "rstd"), (mean, rstd), statistics64, same[1:], strict=True
-    ):
+    for name, value, value64, value_torch in zip(("mean", "rstd"), (mean, rstd), statistics64, same[1:], strict=True):
         assert_close_to_float64(value, value64, value_torch, name=name)
     if shape[1] == 1:
         return  # the true gradient is 0 and rstd is 300: only rounding, magnified

@@ -6,6 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+import dynabert_kernels as dk
+from dynabert_kernels import reference
+from dynabert_kernels.testing.comparison import assert_close_to_float64
 from tests.kernels.cases import PLANS, Network, bias_table, plan_of
 from tests.kernels.cpu_isas import (
     cpu_op,
@@ -17,11 +22,6 @@ from tests.kernels.cpu_isas import (
     strided,
     using_isa,
 )
-from torch import Tensor
-
-import dynabert_kernels as dk
-from dynabert_kernels import reference
-from dynabert_kernels.testing.comparison import assert_close_to_float64
 
 STATE = torch.tensor([1234567890123, 77])
 SEEDS = range(4)  # the yardstick is a largest error: of one token's few numbers it would be luck
@@ -215,7 +215,11 @@ def test_gradients_through_the_saved_results(isa: str) -> None:
 
 
 ATTENTION_ERRORS: list[tuple[int, Any, str]] = [
-    (1, torch.ones(4, 3, 16, 36), r"qkv_weight has shape \(4, 3, 16, 36\); allowed: \(H, 3, D, C\) = \(any, 3, any, 37\)"),
+    (
+        1,
+        torch.ones(4, 3, 16, 36),
+        r"qkv_weight has shape \(4, 3, 16, 36\); allowed: \(H, 3, D, C\) = \(any, 3, any, 37\)",
+    ),
     (1, torch.ones(4, 3, 37, 16).transpose(2, 3), r"qkv_weight has stride 16 in its last dimension; allowed: 1"),
     (2, torch.ones(4, 16, 3).transpose(1, 2), r"qkv_bias is not contiguous; pass it contiguous"),
     (3, torch.ones(64, 37).t(), r"out_weight has stride 37 in its last dimension; allowed: 1"),

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.kernels.cases import DROPOUT_STATE, PLANS, Network
 from torch import Tensor
 
 import dynabert_kernels as dk
@@ -20,6 +19,7 @@ from dynabert_kernels.triton.elastic_ffn import elastic_ffn_bwd, elastic_ffn_fwd
 from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED, jit, tl
 from dynabert_kernels.triton.hidden_dropout import HiddenDropout, dropout_factors, hidden_dropout
 from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
+from tests.kernels.cases import DROPOUT_STATE, PLANS, Network
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
@@ -77,9 +77,7 @@ def results(sample: Sample, forward: Any = elastic_ffn_fwd, backward: Any = elas
     """The result and every gradient a provider returns, from allocations that hold NaN."""
     x, weights, rows, neurons, state, most, activation, dropout, dy = sample
     with poisoned_allocations():
-        y, *saved = forward(
-            x, *weights, rows, neurons, state, most, activation, 1e-5, dropout, 5, True
-        )
+        y, *saved = forward(x, *weights, rows, neurons, state, most, activation, 1e-5, dropout, 5, True)
         gradients = backward(
             dy, x, weights[0], weights[2], weights[4], *saved, rows, neurons, state, most, activation, dropout, 5
         )
@@ -129,7 +127,7 @@ def test_activations(activation: int) -> None:
 @interpreted_only
 def test_float64_is_computed_in_float64() -> None:
     # A scale of 2 is exact: others reach the kernel in float32, as eps does.
-    check(sample_of([5, 4], [20, 9], torch.float64, dropout=0.5)._replace())
+    check(sample_of([5, 4], [20, 9], torch.float64, dropout=0.5))
 
 
 @settings(deadline=None, max_examples=4, derandomize=True)
@@ -151,7 +149,12 @@ def test_no_rows_and_no_neurons() -> None:
 def test_strided_rows_and_weights() -> None:
     sample = sample_of([6, 5], [32, 16], torch.float32)
     first, _, second, *_ = sample.weights
-    weights = (strided_rows(first, gap=5, offset=3), sample.weights[1], strided_rows(second, gap=1), *sample.weights[3:])
+    weights = (
+        strided_rows(first, gap=5, offset=3),
+        sample.weights[1],
+        strided_rows(second, gap=1),
+        *sample.weights[3:],
+    )
     check(sample._replace(x=strided_rows(sample.x), weights=weights, dy=strided_rows(sample.dy, gap=1, offset=5)))
 
 
@@ -181,7 +184,7 @@ def test_nothing_is_saved_unless_asked() -> None:
 
 
 def test_gradients_are_deterministic() -> None:
-    sample = sample_of([20, 17], [40, 24], torch.float32, dropout=0.1)
+    sample = sample_of([17, 5], [33, 17], torch.float32, dropout=0.1)
     first, second = results(sample), results(sample)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
@@ -231,27 +234,29 @@ def test_no_dropout_without_a_state_or_a_probability() -> None:
 # Through the registered op.
 
 
-def _op_arguments(dtype: torch.dtype, **keywords: Any) -> tuple[list[Tensor], dk.LayerPlan]:
-    sample = sample_of([1, 1, 1], [3, 0, 2], dtype, dead_rows=0, extra=0, **keywords)
-    layer = dk.LayerPlan(sample.rows, int32(1, 0, 1), sample.neurons, 1, 3)
-    return [tensor.requires_grad_() for tensor in (sample.x, *sample.weights)], layer
-
-
 @interpreted_only
 def test_gradcheck() -> None:
-    tensors, layer = _op_arguments(torch.float64, width=3)
-    state = torch.tensor(DROPOUT_STATE)
-    options: dict[str, Any] = {"eps": 1e-3, "hidden_dropout": 0.5, "dropout_state": state, "dropout_stream": 2}
+    x, weights, rows, neurons, state, *_ = sample_of(
+        [1, 1, 1], [3, 0, 2], torch.float64, width=3, dropout=0.5, dead_rows=0
+    )
+    layer = dk.LayerPlan(rows, int32(1, 0, 1), neurons, 1, 3)
+
+    def op(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        arguments = (x, first, weights[1], second, *weights[3:], layer)
+        return dk.elastic_ffn(*arguments, eps=1e-3, hidden_dropout=0.5, dropout_state=state, dropout_stream=2)
+
     with dk.use_provider("triton"):
         # fast_mode: one random direction instead of each entry, each of which is a run of the interpreter.
-        assert torch.autograd.gradcheck(lambda *a: dk.elastic_ffn(*a, layer, **options), tensors, fast_mode=True)
+        checked = [t.requires_grad_() for t in (x, weights[0], weights[2])]
+        assert torch.autograd.gradcheck(op, checked, fast_mode=True)
 
 
 def test_opcheck() -> None:
-    tensors, layer = _op_arguments(torch.float32, width=8)
-    state = torch.tensor(DROPOUT_STATE, device=DEVICE)
-    arguments = (*tensors, layer.rows, layer.neurons, state, 3, GELU, 1e-5, 0.25, 3, True)
+    # One width and no rows of no group: what is saved past a width is not written, so two runs would differ there.
+    x, weights, rows, neurons, state, *_ = sample_of([2, 1], [3, 3], torch.float32, width=8, dropout=0.25, dead_rows=0)
+    tensors = [t.requires_grad_() for t in (x, *weights)]
     with dk.use_provider("triton"):
+        arguments = (*tensors, rows, neurons, state, 3, GELU, 1e-5, 0.25, 3, True)
         torch.library.opcheck(torch.ops.dynabert.elastic_ffn_fwd.default, arguments)
 
 
@@ -272,7 +277,11 @@ def test_supports_names_what_it_refuses() -> None:
         (3, lambda w: w.t(), r"out_weight has the wrong shape; got \(8, 32\)"),
         (5, lambda w: w[1:], r"ln_weight has the wrong shape; got \(31,\); allowed: \(32,\), that is C"),
         (7, lambda w: w.long(), r"rows does not fit; .*allowed: torch.int32"),
-        (9, lambda _: torch.zeros(3, dtype=torch.int64), r"dropout_state has the wrong shape; got \(3,\); allowed: \(2,\)"),
+        (
+            9,
+            lambda _: torch.zeros(3, dtype=torch.int64),
+            r"dropout_state has the wrong shape; got \(3,\); allowed: \(2,\)",
+        ),
     ],
     ids=str,
 )
@@ -287,7 +296,21 @@ def test_errors_of_the_forward_launcher(index: int, change: Any, message: str) -
 def test_errors_of_the_backward_launcher() -> None:
     x, weights, rows, neurons, _, most, _, _, dy = sample_of([3], [4], torch.float32)
     pre, statistic = x.new_empty(5, 4), x.new_empty(5)
-    good: list[Any] = [dy, x, weights[0], weights[2], weights[4], pre, x, statistic, statistic, rows, neurons, None, most]
+    good: list[Any] = [
+        dy,
+        x,
+        weights[0],
+        weights[2],
+        weights[4],
+        pre,
+        x,
+        statistic,
+        statistic,
+        rows,
+        neurons,
+        None,
+        most,
+    ]
     for index, value, message in (
         (0, dy[1:], r"dy has the wrong shape; got \(4, 32\)"),
         (5, pre[:, :3], r"pre has the wrong shape; got \(5, 3\)"),

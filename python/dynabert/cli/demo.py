@@ -49,27 +49,52 @@ def add_parser(commands: Any) -> None:
         "fine-tune, rewire and measure a real BERT",
         "Fine-tune a real BERT, rewire it, and score and time its 12 sub-networks with and without rewiring.",
     )
-    parser.add_argument("--task_name", default="drugreview", help="drugreview, or a GLUE task with --data_dir or a hub")
-    parser.add_argument("--data_dir", help="folder of GLUE .tsv files")
-    parser.add_argument("--model_name_or_path", help=f"default: the model in the package {MODEL_PACKAGE}")
-    parser.add_argument("--output_dir", default="out/demo", help="results of an earlier demo there are replaced")
-    parser.add_argument("--num_train_epochs", "--epochs", type=int, default=3, help="passes over the training split")
-    parser.add_argument("--learning_rate", type=float, default=2e-4, help="peak learning rate of the encoder")
     parser.add_argument(
-        "--head_learning_rate", type=float, default=1e-3, help="peak learning rate of pooler and classifier"
+        "--task_name", metavar="TASK", default="drugreview", help="drugreview, or a GLUE task with --data_dir or a hub"
     )
-    parser.add_argument("--per_device_train_batch_size", type=int, default=16, help="examples of an optimiser step")
-    parser.add_argument("--max_seq_length", type=int, default=128, help="longer texts are cut; how many is printed")
+    parser.add_argument("--data_dir", metavar="FOLDER", help="folder of GLUE .tsv files")
+    parser.add_argument(
+        "--model_name_or_path", metavar="PATH", help=f"default: the model in the package {MODEL_PACKAGE}"
+    )
+    parser.add_argument(
+        "--output_dir", metavar="FOLDER", default="out/demo", help="results of an earlier demo there are replaced"
+    )
+    parser.add_argument(
+        "--num_train_epochs", "--epochs", metavar="N", type=int, default=3, help="passes over the training split"
+    )
+    parser.add_argument(
+        "--learning_rate", metavar="RATE", type=float, default=2e-4, help="peak learning rate of the encoder"
+    )
+    parser.add_argument(
+        "--head_learning_rate",
+        metavar="RATE",
+        type=float,
+        default=1e-3,
+        help="peak learning rate of pooler and classifier",
+    )
+    parser.add_argument(
+        "--per_device_train_batch_size", metavar="N", type=int, default=16, help="examples of an optimiser step"
+    )
+    parser.add_argument(
+        "--max_seq_length", metavar="N", type=int, default=128, help="longer texts are cut; how many is printed"
+    )
     parser.add_argument(
         "--dropout",
+        metavar="P",
         type=float,
         default=0.0,
         help="dropout while fine-tuning; 0 because on a CPU the backward is plain PyTorch, which draws masks slowly",
     )
-    parser.add_argument("--max_train_samples", type=int, default=2000, help="at most so many, drawn by the seed")
-    parser.add_argument("--max_eval_samples", type=int, default=1000, help="at most so many, drawn by the seed")
-    parser.add_argument("--latency_rounds", type=int, default=20, help="timed passes of each sub-network")
-    parser.add_argument("--seed", type=int, default=42, help="decides the fresh head, the samples and their order")
+    parser.add_argument(
+        "--max_train_samples", metavar="N", type=int, default=2000, help="at most so many, drawn by the seed"
+    )
+    parser.add_argument(
+        "--max_eval_samples", metavar="N", type=int, default=1000, help="at most so many, drawn by the seed"
+    )
+    parser.add_argument("--latency_rounds", metavar="N", type=int, default=20, help="timed passes of each sub-network")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=42, help="decides the fresh head, the samples and their order"
+    )
 
 
 def default_model_path() -> Path:

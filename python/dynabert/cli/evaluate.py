@@ -22,11 +22,17 @@ def add_parser(commands: Any) -> None:
     )
     add_model_options(parser)
     add_data_options(parser, split="validation")
-    parser.add_argument("--subnets", default="w1-d1", help="all (the paper's 12), or a list such as w1,w0.5-d0.75")
     parser.add_argument(
-        "--metric", help="accuracy, f1, matthews_correlation, pearson or spearman; default: the task's own"
+        "--subnets", metavar="LIST", default="w1-d1", help="all (the paper's 12), or a list such as w1,w0.5-d0.75"
     )
-    parser.add_argument("--per_device_eval_batch_size", type=int, help="most examples of a batch; default: no bound")
+    parser.add_argument(
+        "--metric",
+        metavar="METRIC",
+        help="accuracy, f1, matthews_correlation, pearson or spearman; default: the task's own",
+    )
+    parser.add_argument(
+        "--per_device_eval_batch_size", metavar="N", type=int, help="most examples of a batch; default: no bound"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default only where there is one to name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
 class UsageError(Exception):
     """Options that contradict each other: exit code 2."""
 
@@ -20,7 +27,7 @@ class UsageError(Exception):
 def add_command(commands: Any, name: str, run: Any, help_text: str, description: str) -> argparse.ArgumentParser:
     """A subcommand's parser; ``run(args)`` does its work."""
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=help_text, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        name, help=help_text, description=description, formatter_class=HelpFormatter
     )
     parser.set_defaults(run=run)
     return parser
@@ -29,34 +36,46 @@ def add_command(commands: Any, name: str, run: Any, help_text: str, description:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model, where and in what it runs, and how long a text may be."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model_name_or_path", required=True, help="folder or hub id of a fine-tuned checkpoint")
-    group.add_argument("--device", default="cpu", help="where to run, such as cpu or cuda")
+    group.add_argument(
+        "--model_name_or_path", metavar="PATH", required=True, help="folder or hub id of a fine-tuned checkpoint"
+    )
+    group.add_argument("--device", metavar="DEVICE", default="cpu", help="where to run, such as cpu or cuda")
     group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="weights' dtype")
-    group.add_argument("--max_seq_length", type=int, help="most tokens of a text; default: the model's positions")
+    group.add_argument(
+        "--max_seq_length", metavar="N", type=int, help="most tokens of a text; default: the model's positions"
+    )
     group.add_argument("--truncate", action="store_true", help="cut texts that are too long, else refuse them")
-    group.add_argument("--max_batch_tokens", type=int, default=4096, help="most tokens of a batch")
+    group.add_argument("--max_batch_tokens", metavar="N", type=int, default=4096, help="most tokens of a batch")
 
 
 def add_column_options(parser: argparse.ArgumentParser, *, label: bool) -> None:
     """Names of the columns in the user's own file."""
-    parser.add_argument("--text_column", help="name of the text's column; default: found by its usual names")
-    parser.add_argument("--second_text_column", help="name of the second text's column, for pairs")
+    parser.add_argument(
+        "--text_column", metavar="NAME", help="name of the text's column; default: found by its usual names"
+    )
+    parser.add_argument("--second_text_column", metavar="NAME", help="name of the second text's column, for pairs")
     if label:
-        parser.add_argument("--label_column", help="name of the label's column")
+        parser.add_argument("--label_column", metavar="NAME", help="name of the label's column")
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, split: str) -> None:
     """Where labelled text comes from."""
     group = parser.add_argument_group("data: a named task, or a file of your own")
-    group.add_argument("--task_name", help="sst2, cola, mrpc, rte, stsb, qnli, qqp, wnli, mnli or drugreview")
-    group.add_argument("--data_dir", help="folder of GLUE .tsv files; without it GLUE is read from the hub")
-    group.add_argument("--split", default=split, help="split of the task")
-    group.add_argument("--file", help="your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet")
+    group.add_argument(
+        "--task_name", metavar="TASK", help="sst2, cola, mrpc, rte, stsb, qnli, qqp, wnli, mnli or drugreview"
+    )
+    group.add_argument(
+        "--data_dir", metavar="FOLDER", help="folder of GLUE .tsv files; without it GLUE is read from the hub"
+    )
+    group.add_argument("--split", metavar="SPLIT", default=split, help="split of the task")
+    group.add_argument(
+        "--file", metavar="FILE", help="your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet"
+    )
     add_column_options(group, label=True)  # type: ignore[arg-type]  # a group adds arguments as a parser does
     group.add_argument(
         "--bad_rows", default="error", choices=("error", "skip"), help="what to do with rows that do not fit"
     )
-    group.add_argument("--max_samples", type=int, help="use only the first so many examples")
+    group.add_argument("--max_samples", metavar="N", type=int, help="use only the first so many examples")
 
 
 def read_data(args: argparse.Namespace) -> Examples:

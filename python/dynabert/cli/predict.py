@@ -31,7 +31,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--pairs", action="store_true", help="texts are pairs: two arguments each, or a tab in each line"
     )
-    parser.add_argument("--file", help="read texts from a .txt, .tsv, .csv, .jsonl (each also .gz) or .parquet file")
+    parser.add_argument(
+        "--file", metavar="FILE", help="read texts from a .txt, .tsv, .csv, .jsonl (each also .gz) or .parquet file"
+    )
     add_column_options(parser, label=False)
     parser.add_argument(
         "--subnet",
@@ -39,7 +41,9 @@ def add_parser(commands: Any) -> None:
         metavar="SUBNET",
         help="such as w0.5-d0.75; may be given several times; default: the whole network",
     )
-    parser.add_argument("--out", help="with --file: write rows and answers to this .tsv, .csv or .jsonl file")
+    parser.add_argument(
+        "--out", metavar="FILE", help="with --file: write rows and answers to this .tsv, .csv or .jsonl file"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the --out file if it is there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -43,8 +43,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--mode", default="per_batch", choices=("per_batch", "accumulated", "reference"), help="how batches add up"
     )
-    parser.add_argument("--per_device_train_batch_size", type=int, default=32, help="examples of a calibration batch")
-    parser.add_argument("--output_dir", required=True, help="folder for the rewired checkpoint")
+    parser.add_argument(
+        "--per_device_train_batch_size", metavar="N", type=int, default=32, help="examples of a calibration batch"
+    )
+    parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="folder for the rewired checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="write into the folder although it is not empty")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -133,7 +133,7 @@ class TextEncoder:
             raise ValueError(
                 f"tokenise: text {first_index + index} is too long; got {len(encodings[index].ids)} tokens"
                 f"{f' (and {len(too_long) - 1} more texts are too long)' if len(too_long) > 1 else ''}; "
-                f"allowed: {self.max_length}; shorten it, or pass truncate=True to cut it"
+                f"allowed: {self.max_length}; shorten it, or cut it with truncate=True (--truncate)"
             )
         for index, found in zip(
             too_long, self._cut.encode_batch([inputs[i] for i in too_long]) if too_long else (), strict=True

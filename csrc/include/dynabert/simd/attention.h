@@ -1,9 +1,9 @@
 // Attention over packed sequences with an online softmax. Compiled once for each instruction set: no include guard.
 //
 // A task is one sequence, one head and a block of queries. For each block of kKeys keys: K turned into panels and V
-// copied into panels in scratch memory (the wide type), then for each strip of queries the scores of the block in a tile
-// of at most kStrip x kKeys numbers, their exponentials against the running maximum, and the tile times V added to the
-// strip's sums. Scores exist only in that tile. 4 D operations and one exponential per query and key.
+// copied into panels in scratch memory (the wide type), then for each strip of queries the scores of the block in a
+// tile of at most kStrip x kKeys numbers, their exponentials against the running maximum, and the tile times V added to
+// the strip's sums. Scores exist only in that tile. 4 D operations and one exponential per query and key.
 
 #include "dynabert/simd/vector.h"
 #include "dynabert/simd/math.h"
@@ -28,11 +28,11 @@ DYNABERT_INLINE S minus_infinity() {
   return -static_cast<S>(__builtin_inf());
 }
 
-// Turns a row of `keys` raw scores into exponentials and updates the state; returns what earlier sums are multiplied by.
-// `bias`: the row's biases, or null. The row has room for whole registers.
+// Turns a row of `keys` raw scores into exponentials and updates the state; returns what earlier sums are multiplied
+// by. `bias`: the row's biases, or null. The row has room for whole registers.
 template <class T>
-DYNABERT_INLINE Wide<T> softmax_row(Wide<T>* scores, int64_t keys, Wide<T> scale, const T* bias,
-                                    const Wide<T>* factors, SoftmaxState<Wide<T>>& state) {
+DYNABERT_INLINE Wide<T> softmax_row(Wide<T>* scores, int64_t keys, Wide<T> scale, const T* bias, const Wide<T>* factors,
+                                    SoftmaxState<Wide<T>>& state) {
   using S = Wide<T>;
   constexpr int64_t kStep = kLanes<S>;
   const int64_t whole = keys / kStep * kStep;
@@ -51,7 +51,7 @@ DYNABERT_INLINE Wide<T> softmax_row(Wide<T>* scores, int64_t keys, Wide<T> scale
     Vector<S> v = load(scores + whole) * times;
     if (bias) v = v + load_part(bias + whole, rest);
     for (int lane = rest; lane < kStep; ++lane) v[lane] = minus_infinity<S>();
-    // Without a bias the scores are scaled again below: -inf stays -inf only for a positive scale.
+    // Scaled and biased already, unlike the whole registers without a bias.
     store(scores + whole, v);
     high = maximum(high, v);
   }
@@ -132,9 +132,8 @@ void attention_task(const AttentionForward& a, const AttentionSequence& sequence
           const int64_t place = sequence.begin - sequence.group_begin + query;
           dropout_factors(factors, key, keys, dropout, static_cast<uint32_t>(place), static_cast<uint32_t>(head));
         }
-        const S correction =
-            softmax_row<T>(tile + i * kKeys, keys, static_cast<S>(a.scale),
-                           bias ? bias + key - query : nullptr, factors, states[row + i]);
+        const S correction = softmax_row<T>(tile + i * kKeys, keys, static_cast<S>(a.scale),
+                                            bias ? bias + key - query : nullptr, factors, states[row + i]);
         if (key == 0 || correction == S(1)) continue;
         S* line = out + (row + i) * padded;
         for (int64_t c = 0; c < padded; c += kLane) store(line + c, load(line + c) * broadcast(correction));
@@ -163,7 +162,8 @@ void attention_task(const AttentionForward& a, const AttentionSequence& sequence
       }
     }
     if (a.lse) {
-      static_cast<S*>(a.lse)[head * a.lse_head + row] = states[i].largest + static_cast<S>(__builtin_log(states[i].total));
+      static_cast<S*>(a.lse)[head * a.lse_head + row] =
+          states[i].largest + static_cast<S>(__builtin_log(states[i].total));
     }
   }
 }

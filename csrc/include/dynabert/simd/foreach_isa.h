@@ -42,8 +42,8 @@
 #define DYNABERT_ISA DYNABERT_ISA_AVX512
 #define DYNABERT_ISA_NAMESPACE avx512
 #if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512vl,avx512dq"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 // 512-bit registers also where the compiler's default tuning would prefer 256.

@@ -3,8 +3,8 @@
 // A task is a block of rows times one panel of outputs (two registers wide). The panel of weights is turned once into
 // [k][panel] in the thread's scratch memory, the rows once for each block into strips of [k][rows of a strip]; then a
 // strip times a panel is a register tile that sums over k with one load of two registers and one broadcast per row.
-// Every output is summed over k in one fixed order: it depends neither on the cut into tasks nor on the number of threads.
-// Reads a panel's weights once per block of rows, 2 n k operations per row.
+// Every output is summed over k in one fixed order: it depends neither on the cut into tasks nor on the number of
+// threads. Reads a panel's weights once per block of rows, 2 n k operations per row.
 
 #include "dynabert/simd/vector.h"
 #include "dynabert/simd/math.h"
@@ -84,8 +84,9 @@ int64_t pack_strips(const SpanGemm& g, int64_t first, int64_t last, const Strip*
   return count;
 }
 
-// A strip times a panel. Long sums are cut into blocks that are added at the end: rounding then grows with the length of
-// a block and the number of blocks, not with the whole k. One chain over 3072 numbers is twice as far off as PyTorch.
+// A strip times a panel. Long sums are cut into blocks that are added at the end: rounding then grows with the length
+// of a block and the number of blocks, not with the whole k. One chain over 3072 numbers is twice as far off as
+// PyTorch.
 template <class Multiply>
 void sum_in_blocks(int64_t rows, const float* strip, const float* panel, int64_t units, float* sums) {
   constexpr int64_t kBlock = 256;
@@ -175,7 +176,8 @@ void gemm(const SpanGemm& g, int64_t begin, int64_t end) {
       return run_tasks<Half, FloatUnits<Half>, MultiplyNumbers<float>>(g, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-      if (use_bfloat16_dot() && pairs_fit(g)) return run_tasks<BFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
+      if (use_bfloat16_dot() && pairs_fit(g))
+        return run_tasks<BFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
 #endif
       return run_tasks<BFloat16, FloatUnits<BFloat16>, MultiplyNumbers<float>>(g, begin, end);
     default:

@@ -26,10 +26,10 @@ DYNABERT_INLINE Float whole_powers(Float x) {
   return fma(x, broadcast(1.44269504f), rounder) - rounder;
 }
 
-// e^x. Below -87.3 the result would be subnormal: it stays at the smallest normal number. Above 88 it stays at e^88.
+// e^x. Below -87.3 the result would be subnormal: it stays at the smallest normal number. Above 88.4 it is infinite.
 // A NaN passes.
 DYNABERT_INLINE Float exp(Float x) {
-  const Float clamped = maximum(broadcast(-87.33654f), minimum(broadcast(88.0f), x));
+  const Float clamped = maximum(broadcast(-87.33654f), minimum(broadcast(89.0f), x));
   return exp_reduced(clamped, whole_powers(clamped));
 }
 // e^x for x <= 0, as softmax needs it: 0 below -87.3. A NaN passes.
@@ -44,8 +44,8 @@ DYNABERT_INLINE Double exp(Double x) {
 }
 DYNABERT_INLINE Double exp_nonpositive(Double x) { return exp(x); }
 
-// x * Phi(x). The tail Phi(-|x|) = exp(-x^2 / 2) * P(|x|) / Q(|x|), all coefficients positive, so that no digits cancel:
-// more exact on the negative side than 0.5 * x * (1 + erf(x / sqrt 2)), which subtracts two numbers near 1.
+// x * Phi(x). The tail Phi(-|x|) = exp(-x^2 / 2) * P(|x|) / Q(|x|), all coefficients positive, so that no digits
+// cancel: more exact on the negative side than 0.5 * x * (1 + erf(x / sqrt 2)), which subtracts two numbers near 1.
 // max(x, 0) - |x| Phi(-|x|) holds on both sides. Beyond 13.2 the tail is below float32.
 DYNABERT_INLINE Float gelu(Float x) {
   const Float a = minimum(broadcast(13.2f), maximum(-x, x));

@@ -25,9 +25,9 @@ struct MultiplyBFloat16Pairs {
 };
 #endif
 
-// out[row * out_stride + column] = sum over u of row_unit(row, u) * panel[u * width + column], width = kRegisters registers.
-// kRowStride 0: the strip is packed, unit u of row i at strip[u * kRows + i]; else it lies at strip[i * kRowStride + u].
-// kAdd: the sums start from what out holds.
+// out[row * out_stride + column] = sum over u of row_unit(row, u) * panel[u * width + column], width = kRegisters
+// registers. kRowStride 0: the strip is packed, unit u of row i at strip[u * kRows + i]; else it lies at strip[i *
+// kRowStride + u]. kAdd: the sums start from what out holds.
 template <class Multiply, int kRows, int kRegisters, int kRowStride, bool kAdd>
 void multiply_tile(const typename Multiply::Scalar* strip, const typename Multiply::Scalar* panel, int64_t units,
                    typename Multiply::Scalar* out, int64_t out_stride) {

@@ -117,9 +117,9 @@ void pack_rows(float* panel, int64_t width, const typename Units::Element* sourc
 #pragma GCC unroll 16
         for (int i = 0; i < kSide; ++i) {
           const typename Units::Element* line = source + (row + i) * stride;
-          square[i] = row + i >= rows  ? Float{}
-                      : unit < whole ? Units::read(line, unit)
-                                     : Units::read_part(line, unit, length);
+          square[i] = row + i >= rows ? Float{}
+                      : unit < whole  ? Units::read(line, unit)
+                                      : Units::read_part(line, unit, length);
         }
       }
       transpose_square(square);

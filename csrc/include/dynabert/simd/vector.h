@@ -69,8 +69,8 @@ DYNABERT_INLINE Float fma(Float a, Float b, Float c) {
 DYNABERT_INLINE Double fma(Double a, Double b, Double c) { return a * b + c; }
 
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-// sum + a . b over pairs of bfloat16. Written as assembler so that this instruction appears nowhere by itself: not every
-// processor with AVX-512 has it, callers ask use_bfloat16_dot().
+// sum + a . b over pairs of bfloat16. Written as assembler so that this instruction appears nowhere by itself: not
+// every processor with AVX-512 has it, callers ask use_bfloat16_dot().
 DYNABERT_INLINE Float dot_bfloat16(Float sum, Float a, Float b) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   return sum;
@@ -99,10 +99,10 @@ DYNABERT_INLINE Float minimum(Float a, Float b) {
 DYNABERT_INLINE Double maximum(Double a, Double b) { return a > b ? a : b; }
 DYNABERT_INLINE Double minimum(Double a, Double b) { return a < b ? a : b; }
 
-// x * 2^n for a whole number n of at least -126.
+// x * 2^n for a whole number n from -126 to 128; infinite at 128.
 DYNABERT_INLINE Float scale_by_power(Float x, Float n) {
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-  return (Float)_mm512_scalef_ps((__m512)x, (__m512)n);
+  return (Float)_mm512_scalef_ps((__m512)x, (__m512)n);  // at 128 infinite only if x is at least 1: near enough
 #else
   return x * bit_cast<Float>((__builtin_convertvector(n, Int) + 127) << 23);
 #endif
@@ -155,9 +155,7 @@ DYNABERT_INLINE Double load(const double* p) {
 DYNABERT_INLINE void store(float* p, Float v) { __builtin_memcpy(p, &v, sizeof v); }
 DYNABERT_INLINE void store(double* p, Double v) { __builtin_memcpy(p, &v, sizeof v); }
 
-DYNABERT_INLINE Float from_bfloat16(UShort bits) {
-  return bit_cast<Float>(__builtin_convertvector(bits, UInt) << 16);
-}
+DYNABERT_INLINE Float from_bfloat16(UShort bits) { return bit_cast<Float>(__builtin_convertvector(bits, UInt) << 16); }
 // Round to nearest, ties to even; a NaN stays a NaN.
 DYNABERT_INLINE UShort to_bfloat16(Float v) {
   const UInt bits = bit_cast<UInt>(v);
