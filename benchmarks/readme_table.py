@@ -40,10 +40,10 @@ def table(results: dict[str, Any]) -> str:
         f"Measured by `make demo`: all-MiniLM-L6-v2 fine-tuned on {results['train_examples']} drug reviews (three "
         f"classes), scored on {results['examples']} others; the majority class is "
         f"{100 * results['majority_score']:.1f} %. Seed {results['seed']}. Latency: one text of "
-        f"{latency['seq_length']} tokens, {latency['device']}, {latency['dtype']}, {results['threads']} threads, median "
-        f"of {latency['rounds']} interleaved rounds, on a shared machine; torch {versions['torch']}. *Time* is the share "
-        "of the whole network's latency. No sub-network was trained here: this is what rewiring alone gives. The row: "
-        "`benchmarks/results/demo/results.json`.",
+        f"{latency['seq_length']} tokens, {latency['device']}, {latency['dtype']}, {results['threads']} threads, "
+        f"median of {latency['rounds']} interleaved rounds, on a shared machine; torch {versions['torch']}. *Time* is the "
+        "share of the whole network's latency. No sub-network was trained here: this is what rewiring alone gives. "
+        "The row: `benchmarks/results/demo/results.json`.",
     ]
     return "\n".join(lines)
 

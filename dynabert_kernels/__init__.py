@@ -9,7 +9,9 @@ __version__ = "0.1.0"
 
 from dynabert_kernels.layout import LayerPlan, PackedBatch, Plan, SubnetShape, group_by_shape
 from dynabert_kernels.ops import (
-    NATIVE,
+    NATIVE as NATIVE,
+)
+from dynabert_kernels.ops import (
     SlowerProviderWarning,
     add_layer_norm,
     config,

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-# Triton decides when a kernel is defined whether it is compiled or interpreted, so this must come before the first import
-# of dynabert_kernels: without a GPU the Triton kernels run on the CPU.
+# Triton decides when a kernel is defined whether it is compiled or interpreted, so this must come before the first
+# import of dynabert_kernels: without a GPU the Triton kernels run on the CPU.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

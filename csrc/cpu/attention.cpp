@@ -19,7 +19,7 @@ struct AttentionKernels {
 
 }  // namespace dynabert::cpu
 
-#define DYNABERT_KERNELS "dynabert/simd/attention.h"
+#define DYNABERT_KERNELS "cpu/attention_kernels.h"
 #include "dynabert/simd/foreach_isa.h"
 
 namespace dynabert::cpu {

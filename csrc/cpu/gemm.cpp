@@ -21,7 +21,7 @@ struct GemmKernels {
 
 }  // namespace dynabert::cpu
 
-#define DYNABERT_KERNELS "dynabert/simd/gemm.h"
+#define DYNABERT_KERNELS "cpu/gemm_kernels.h"
 #include "dynabert/simd/foreach_isa.h"
 
 namespace dynabert::cpu {

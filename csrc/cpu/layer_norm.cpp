@@ -20,7 +20,7 @@ struct LayerNormKernels {
 
 }  // namespace dynabert::cpu
 
-#define DYNABERT_KERNELS "dynabert/simd/layer_norm.h"
+#define DYNABERT_KERNELS "cpu/layer_norm_kernels.h"
 #include "dynabert/simd/foreach_isa.h"
 
 namespace dynabert::cpu {

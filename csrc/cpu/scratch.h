@@ -1,4 +1,5 @@
-// Working memory of one thread, kept between calls. Small tiles only: a panel of a matrix, a block of keys, a row.
+// Working memory of one thread, kept between calls: a panel of weights, a block of packed rows, keys, one row. A few
+// MB.
 #pragma once
 
 #include <cstddef>

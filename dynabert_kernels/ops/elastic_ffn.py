@@ -123,8 +123,8 @@ def elastic_ffn(
     :func:`varlen_attention`.
 
     Returns (T, C) in x's dtype. Differentiable in x and every weight; a weight's gradient has its full shape and is
-    zero in the inactive part. No weight is copied. Accumulates in float32 (float64 for float64). Deterministic. Does not
-    synchronise, except with the reference provider on a GPU.
+    zero in the inactive part. No weight is copied. Accumulates in float32 (float64 for float64). Deterministic. Does
+    not synchronise, except with the reference provider on a GPU.
 
     Raises ``ValueError`` on a shape, device or bound that does not fit, ``TypeError`` on a dtype.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +137,7 @@ def elastic_linear_cases() -> Iterator[TritonCase]:
             x, y, weight, rows = tensors(dtype)
             widths = Widths(rows, meta(GROUPS, dtype=torch.int32), None, 1, 1, NEURONS, WIDTH)
             table = GEMM_TILES[architecture(x), dtype.itemsize]
-            options = {"activation": 1, "zero_fill": False, "tile": table[index]}
+            options: dict[str, Any] = {"activation": 1, "zero_fill": False, "tile": table[index]}
             ragged_linear(x, weight, y[0], None, y, y, widths, **options)
             ragged_input_gradient(x, weight.t().contiguous(), y, None, y, y, widths.turned(), **options)
             sums = WEIGHT_GRADIENT_TILES[architecture(x), dtype.itemsize]
@@ -154,6 +155,51 @@ def elastic_linear_cases() -> Iterator[TritonCase]:
             yield TritonCase("ragged products", name, f"768 to 3072, tile {index}", launch, _matrix_kernels(name))
 
 
+def varlen_attention_cases() -> Iterator[TritonCase]:
+    from dynabert_kernels.triton.varlen_attention import varlen_attention_fwd
+    from dynabert_kernels.triton.varlen_attention_backward import varlen_attention_bwd
+
+    heads, sequences, groups, longest = 12, 32, 3, 128
+
+    def launch(dtype: torch.dtype, size: int, bias: bool, dropout: float, backward: bool) -> Callable[[], object]:
+        def run() -> object:
+            def integers(count: int) -> Tensor:
+                return meta(count, dtype=torch.int32)
+
+            qkv = meta(NUM_ROWS, heads, 3, size, dtype=dtype)
+            tables = (integers(sequences + 1), integers(groups + 1), integers(groups))
+            table = meta(heads, 2 * longest - 1, dtype=dtype) if bias else None
+            state = meta(2, dtype=torch.int64) if dropout else None
+            rest = (*tables, table, state, heads, longest, size**-0.5, dropout, 3)
+            if not backward:
+                return varlen_attention_fwd(qkv, *rest, True)
+            out = meta(NUM_ROWS, heads, size, dtype=dtype)
+            return varlen_attention_bwd(out, qkv, out, meta(heads, NUM_ROWS, dtype=torch.float32), *rest)
+
+        return run
+
+    def cases(name: str, size: int, bias: bool, dropout: float) -> Iterator[TritonCase]:
+        shape = f"D={size}" + (" bias" if bias else "") + (" dropout" if dropout else "")
+        for half in ("fwd", "bwd"):
+            # The rows of a bias's gradient are 2R-1 entries: never aligned.
+            yield TritonCase(
+                *(f"varlen_attention_{half}", name, shape, launch(DTYPES[name], size, bias, dropout, half == "bwd")),
+                matrix_kernels=frozenset(
+                    f"_varlen_attention_{kernel}_kernel" for kernel in ("fwd", "bwd_dq", "bwd_dkdv", "bwd_dbias")
+                ),
+                aligned=half == "fwd" or not bias,
+            )
+
+    # BERT in training; MPNet in inference and in training, the kernel that needs most registers.
+    for name in DTYPES:
+        for bias, dropout in ((False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)):
+            yield from cases(name, 64, bias, dropout)
+    # Every other head size, with all that can be asked for. float16 compiles as bfloat16 does.
+    for name in ("fp32", "bf16"):
+        for size in (16, 32, 128):
+            yield from cases(name, size, True, 0.1)
+
+
 def triton_cases() -> list[TritonCase]:
     """All launches, in a fixed order."""
-    return [*add_layer_norm_cases(), *elastic_ffn_cases(), *elastic_linear_cases()]
+    return [*add_layer_norm_cases(), *elastic_ffn_cases(), *elastic_linear_cases(), *varlen_attention_cases()]

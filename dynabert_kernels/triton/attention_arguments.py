@@ -82,7 +82,10 @@ def require_attention(op: str, qkv: Tensor, sequences: Sequences) -> None:
         raise ValueError(
             f"{op}: max_heads is out of range; got {sequences.max_heads}; allowed: 0 to qkv's {qkv.shape[1]} heads"
         )
-    tables = {"cu_seqlens": (sequences.cu_seqlens, None), "rows": (sequences.rows, None)}
+    tables: dict[str, tuple[Tensor, int | None]] = {
+        "cu_seqlens": (sequences.cu_seqlens, None),
+        "rows": (sequences.rows, None),
+    }
     if sequences.head_counts is not None:
         tables["head_counts"] = (sequences.head_counts, sequences.rows.shape[0] - 1)
     for name, (table, entries) in tables.items():

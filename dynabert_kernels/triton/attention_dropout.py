@@ -1,4 +1,4 @@
-"""Device functions of attention's dropout: the bits of `reference/dropout.py`, computed where they are used, never kept.
+"""Device functions of attention's dropout: the bits of `reference/dropout.py`, computed where used, never kept.
 
 Philox4x32-10; a score's counter is (key position // 4, query row inside its group, stream and head, offset plus group),
 its word is `key position % 4`. A call is about 100 integer operations and yields the four words of four neighbours.

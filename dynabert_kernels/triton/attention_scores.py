@@ -1,4 +1,4 @@
-"""Device functions that attention's kernels share: whose keys a row has, how many heads a group has, a tile of scores."""
+"""Device functions that attention's kernels share: a row's keys, a group's heads, a tile of scores."""
 
 from __future__ import annotations
 

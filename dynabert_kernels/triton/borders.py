@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dynabert_kernels.triton.environment import jit, tl
 
-__all__ = ["last_at_most"]
+__all__ = ["last_at_most", "num_row_blocks", "row_block"]
 
 
 @jit
@@ -33,3 +33,38 @@ def last_at_most(
         beyond = tl.where(below, beyond, middle)
         remaining = remaining // 2
     return found
+
+
+def num_row_blocks(num_rows: int, num_groups: int, block: int) -> int:
+    """Programs of a launch whose programs ask `row_block`. A few of them, at most one for each group, find nothing."""
+    return -(-num_rows // block) + num_groups
+
+
+@jit
+def row_block(
+    program: tl.tensor,
+    rows_ptr: tl.tensor,  # (G+1,) int32
+    num_groups: tl.tensor,
+    num_rows: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """(group, its first row, the block's first row, the row past its last): a block of rows of one group.
+
+    Rows are cut at every multiple of BLOCK and at every border. The pieces in order are a staircase over (multiple,
+    group): from one to the next one of the two grows, or both. So their sum tells the pieces apart, and the first piece
+    of group g is number ``rows[g] // BLOCK + g``, which grows with g: one search finds the group. Group G stands for
+    the rows past the last border. Where both grew, a number is left out: then the block is empty, as for a group
+    without rows.
+    """
+    group = tl.full([], 0, tl.int32)
+    beyond = tl.full([], num_groups, tl.int32) + 1
+    while beyond - group > 1:
+        middle = (group + beyond) // 2
+        below = tl.load(rows_ptr + middle) // BLOCK + middle <= program
+        group = tl.where(below, middle, group)
+        beyond = tl.where(below, beyond, middle)
+    group_begin = tl.load(rows_ptr + group)
+    group_end = tl.load(rows_ptr + group + 1, mask=group < num_groups, other=num_rows)
+    multiple = (program - group) * BLOCK
+    end = tl.minimum(tl.minimum(group_end, multiple + BLOCK), num_rows)
+    return group, group_begin, tl.maximum(group_begin, multiple), end

@@ -78,24 +78,55 @@ class AttentionTile(NamedTuple):
     num_stages: int
 
 
-# All unmeasured: what does not spill with bias and dropout (`make codegen`).
-ATTENTION_TILES: dict[tuple[str, str, int], dict[int, AttentionTile]] = {}
+_ATTENTION_FLOAT32 = {
+    "forward": {64: AttentionTile(32, 32, 4, 2), 128: AttentionTile(16, 16, 4, 2)},
+    "dq": {64: AttentionTile(32, 32, 4, 2), 128: AttentionTile(16, 16, 4, 2)},
+    "dkdv": {64: AttentionTile(16, 32, 4, 2), 128: AttentionTile(16, 16, 8, 2)},
+    "dbias": {128: AttentionTile(16, 32, 4, 2)},
+}
+# All unmeasured: the largest that spill neither with a bias nor with dropout nor with both (`make codegen`). By chip and
+# bytes of an element, kernel, and the largest head size that an entry serves. Dropout bounds block_k by 64; the bias's
+# gradient bounds block_q by block_k. On sm_90 a tile has 64 queries (or keys, in dkdv) wherever it fits, which wgmma
+# needs; below that the older instruction multiplies.
+ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, AttentionTile]]] = {
+    ("sm_90", 2): {
+        "forward": {64: AttentionTile(64, 64, 4, 2), 128: AttentionTile(64, 32, 4, 2)},
+        "dq": {64: AttentionTile(64, 64, 4, 2), 128: AttentionTile(64, 32, 4, 2)},
+        "dkdv": {64: AttentionTile(32, 64, 4, 2), 128: AttentionTile(32, 32, 4, 2)},
+        "dbias": {64: AttentionTile(64, 64, 4, 2), 128: AttentionTile(16, 32, 4, 2)},
+    },
+    ("sm_80", 2): {
+        "forward": {64: AttentionTile(32, 64, 4, 2), 128: AttentionTile(32, 32, 4, 2)},
+        "dq": {64: AttentionTile(32, 64, 4, 2), 128: AttentionTile(32, 32, 4, 2)},
+        "dkdv": {64: AttentionTile(64, 32, 4, 2), 128: AttentionTile(32, 32, 4, 2)},
+        "dbias": {128: AttentionTile(16, 32, 4, 2)},
+    },
+    # Three TF32 products for each of float32, with both operands' high and low parts in registers.
+    ("sm_90", 4): _ATTENTION_FLOAT32,
+    ("sm_80", 4): _ATTENTION_FLOAT32,
+}
+# Small, so that a test of few rows meets several tiles in each direction.
+_INTERPRETER_ATTENTION_TILE = AttentionTile(block_q=32, block_k=32, num_warps=4, num_stages=1)
 
 
 def attention_tile(kernel: str, qkv: Tensor) -> AttentionTile:
-    """Tile of the kernel "forward", "dq", "dkdv" or "dbias"."""
+    """Tile of the kernel "forward", "dq", "dkdv" or "dbias". Depends on chip, dtype and head size alone.
+
+    So a row's result does not depend on what else is in the batch, but for the order in which its keys are summed.
+    """
     chip = architecture(qkv)
     if chip == "interpreter":
-        return AttentionTile(block_q=32, block_k=32, num_warps=4, num_stages=1)
-    return AttentionTile(block_q=32, block_k=64 if qkv.shape[3] <= 64 else 32, num_warps=4, num_stages=2)
+        return _INTERPRETER_ATTENTION_TILE
+    by_size = ATTENTION_TILES[chip, qkv.element_size()][kernel]
+    return next(tile for size, tile in by_size.items() if qkv.shape[3] <= size)
 
 
 class GemmTile(NamedTuple):
     """One program's tile of a ragged product.
 
     `block_m` rows by `block_n` columns, `block_k` of the reduction at a time and loads that are `num_stages` deep.
-    `parts`: the epilogue takes the columns in so many parts, for its registers. `programs_per_multiprocessor`: the most
-    that fit a multiprocessor's registers and shared memory, whatever the epilogue; the launch makes no more.
+    `parts`: the epilogue takes the columns in so many parts, for its registers. `programs_per_multiprocessor`:
+    the most that a launch makes; as many fit in the leanest epilogue, and where fewer do, the others wait their turn.
     """
 
     block_m: int
@@ -119,7 +150,7 @@ GEMM_TILES: dict[tuple[str, int], tuple[GemmTile, ...]] = {  # by chip and bytes
     ("sm_80", 2): (
         GemmTile(128, 128, 64, 8, 3, 2, 1),
         GemmTile(64, 128, 64, 8, 3, 2, 2),
-        GemmTile(64, 64, 64, 4, 3, 1, 3),
+        GemmTile(64, 64, 64, 4, 3, 1, 4),
         GemmTile(16, 64, 64, 4, 4, 1, 3),
     ),
     ("sm_90", 4): (GemmTile(64, 64, 32, 8, 3, 1, 2), GemmTile(16, 64, 32, 4, 3, 1, 4)),

@@ -16,8 +16,8 @@ it: their keys are disjoint, so no key is read twice, and a narrower group's unw
 wider group's rows. Programs of inactive heads leave at once, after writing zeros if asked to.
 
 Bytes, all heads: q and out once, k and v once for each row block that needs them (once from memory where a sequence
-fits the cache), 4*T*H*D elements; lse 4*T*H. Operations: 4*D for each pair of query and key of a tile. At D = 64 that is
-S/2 operations a byte: memory-bound up to about S = 512. 64 x 128 is the largest tile that spills on neither sm_80 nor
+fits the cache), 4*T*H*D elements; lse 4*T*H. Operations: 4*D for each pair of query and key of a tile. At D = 64 that
+is S/2 operations a byte: memory-bound up to about S = 512. 64 x 128 is the largest tile that spills on neither sm_80 nor
 sm_90 with a bias, and holds all keys of most short row blocks in one step.
 
 Scores, softmax and sums are float32 (float64 for float64); p is rounded to the input's dtype before it meets v. float32
@@ -33,7 +33,7 @@ from torch import Tensor
 from dynabert_kernels.triton.attention_arguments import Sequences, require_attention, require_like, supports_fwd
 from dynabert_kernels.triton.attention_dropout import is_kept, keep_threshold, kept_bits
 from dynabert_kernels.triton.attention_scores import active_heads, keys_of_rows, multiply_add, scores
-from dynabert_kernels.triton.borders import last_at_most
+from dynabert_kernels.triton.borders import num_row_blocks, row_block
 from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, tl
 from dynabert_kernels.triton.tiles import attention_tile
 
@@ -72,9 +72,10 @@ def _varlen_attention_fwd_kernel(
     BLOCK_K: tl.constexpr,
 ) -> None:
     LOG2_E: tl.constexpr = 1.4426950408889634
-    first_row = tl.program_id(0) * BLOCK_Q
     head = tl.program_id(1)
+    group, group_begin, first_row, end_row = row_block(tl.program_id(0), rows_ptr, num_groups, num_rows, BLOCK_Q)
     rows = first_row + tl.arange(0, BLOCK_Q)
+    inside = rows < end_row
     features = tl.arange(0, D)
     wide_rows = rows.to(tl.int64)
     q_ptrs = qkv_ptr + head.to(tl.int64) * head_stride + wide_rows[:, None] * row_stride + features[None, :]
@@ -84,63 +85,53 @@ def _varlen_attention_fwd_kernel(
     if lse_ptr is not None:
         lse_ptrs = lse_ptr + head.to(tl.int64) * num_rows + rows
 
-    last_row = tl.minimum(first_row + BLOCK_Q, num_rows) - 1
-    first_group = last_at_most(rows_ptr, num_groups, first_row)
-    last_group = last_at_most(rows_ptr, num_groups, last_row)
-    for group in range(first_group, last_group + 1):
-        # Group G, which does not exist, stands for the rows past the last border.
-        group_begin = tl.load(rows_ptr + group)
-        group_end = tl.load(rows_ptr + group + 1, mask=group < num_groups, other=num_rows)
-        inside = (rows >= group_begin) & (rows < group_end) & (rows < num_rows)
-        if head < active_heads(counts_ptr, group, num_groups, max_heads):
-            begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
-            some = begin < end
-            first_key = tl.min(tl.where(some, begin, num_rows))
-            end_key = tl.max(end)
-            q = tl.load(q_ptrs, mask=some[:, None], other=0.0)
-            largest = tl.full([BLOCK_Q], float("-inf"), ACC)
-            total = tl.zeros([BLOCK_Q], ACC)
-            acc = tl.zeros([BLOCK_Q, D], ACC)
-            # From 0: a lower bound that comes from a reduction would cost the loads their 16 bytes (triton 3.8).
-            for step in range(0, end_key - first_key, BLOCK_K):
-                start = first_key + step
-                keys = start + tl.arange(0, BLOCK_K)
-                kv_offsets = keys.to(tl.int64)[:, None] * row_stride + features[None, :]
-                k = tl.load(k_ptr + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
-                v = tl.load(k_ptr + part_stride + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
-                own = (keys[None, :] >= begin[:, None]) & (keys[None, :] < end[:, None])
-                distances = keys[None, :] - rows[:, None] + bias_centre
-                # In units of log 2: exp2 is one instruction.
-                s = scores(q, tl.trans(k), bias_ptr, head * bias_stride + distances, own, scale, LOG2_E, ACC)
-                s = tl.where(own, s, float("-inf"))
-                new_largest = tl.maximum(largest, tl.max(s, axis=1))
-                # A row that has met no key yet: -inf - (-inf) would be NaN.
-                shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-                p = tl.exp2(s - shift[:, None])
-                rescale = tl.exp2(largest - shift)
-                total = total * rescale + tl.sum(p, axis=1)
-                if state_ptr is not None:
-                    first = start - begin
-                    low, high = kept_bits(
-                        state_ptr, rows - group_begin, first, stream + head, group, threshold, BLOCK_K
-                    )
-                    bits = (first & 3)[:, None] + tl.arange(0, BLOCK_K)[None, :]
-                    p = tl.where(is_kept(low[:, None], high[:, None], bits, BLOCK_K), p, 0.0)
-                acc = multiply_add(p.to(v.dtype), v, acc * rescale[:, None], ACC)
-                largest = new_largest
-            # Rows in no sequence have met no key: zero, not 0 / 0.
-            divisor = tl.where(total > 0.0, total, 1.0)
-            factor = 1.0 / divisor
+    if first_row < end_row and head < active_heads(counts_ptr, group, num_groups, max_heads):
+        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
+        some = begin < end
+        first_key = tl.min(tl.where(some, begin, num_rows))
+        end_key = tl.max(end)
+        q = tl.load(q_ptrs, mask=some[:, None], other=0.0)
+        largest = tl.full([BLOCK_Q], float("-inf"), ACC)
+        total = tl.zeros([BLOCK_Q], ACC)
+        acc = tl.zeros([BLOCK_Q, D], ACC)
+        # From 0: a lower bound that comes from a reduction would cost the loads their 16 bytes (triton 3.8).
+        for step in range(0, end_key - first_key, BLOCK_K):
+            start = first_key + step
+            keys = start + tl.arange(0, BLOCK_K)
+            kv_offsets = keys.to(tl.int64)[:, None] * row_stride + features[None, :]
+            k = tl.load(k_ptr + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
+            v = tl.load(k_ptr + part_stride + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
+            own = (keys[None, :] >= begin[:, None]) & (keys[None, :] < end[:, None])
+            distances = keys[None, :] - rows[:, None] + bias_centre
+            # In units of log 2: exp2 is one instruction.
+            s = scores(q, tl.trans(k), bias_ptr, head * bias_stride + distances, own, scale, LOG2_E, ACC)
+            s = tl.where(own, s, float("-inf"))
+            new_largest = tl.maximum(largest, tl.max(s, axis=1))
+            # A row that has met no key yet: -inf - (-inf) would be NaN.
+            shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+            p = tl.exp2(s - shift[:, None])
+            rescale = tl.exp2(largest - shift)
+            total = total * rescale + tl.sum(p, axis=1)
             if state_ptr is not None:
-                factor *= keep_scale
-            tl.store(out_ptrs, (acc * factor[:, None]).to(out_ptr.dtype.element_ty), mask=inside[:, None])
-            if lse_ptr is not None:
-                lse = tl.where(total > 0.0, (largest + tl.log2(divisor)) / LOG2_E, 0.0)
-                tl.store(lse_ptrs, lse, mask=inside)
-        elif FILL:
-            tl.store(out_ptrs, tl.zeros([BLOCK_Q, D], out_ptr.dtype.element_ty), mask=inside[:, None])
-            if lse_ptr is not None:
-                tl.store(lse_ptrs, tl.zeros([BLOCK_Q], ACC), mask=inside)
+                first = start - begin
+                low, high = kept_bits(state_ptr, rows - group_begin, first, stream + head, group, threshold, BLOCK_K)
+                bits = (first & 3)[:, None] + tl.arange(0, BLOCK_K)[None, :]
+                p = tl.where(is_kept(low[:, None], high[:, None], bits, BLOCK_K), p, 0.0)
+            acc = multiply_add(p.to(v.dtype), v, acc * rescale[:, None], ACC)
+            largest = new_largest
+        # Rows in no sequence have met no key: zero, not 0 / 0.
+        divisor = tl.where(total > 0.0, total, 1.0)
+        factor = 1.0 / divisor
+        if state_ptr is not None:
+            factor *= keep_scale
+        tl.store(out_ptrs, (acc * factor[:, None]).to(out_ptr.dtype.element_ty), mask=inside[:, None])
+        if lse_ptr is not None:
+            lse = tl.where(total > 0.0, (largest + tl.log2(divisor)) / LOG2_E, 0.0)
+            tl.store(lse_ptrs, lse, mask=inside)
+    elif FILL:
+        tl.store(out_ptrs, tl.zeros([BLOCK_Q, D], out_ptr.dtype.element_ty), mask=inside[:, None])
+        if lse_ptr is not None:
+            tl.store(lse_ptrs, tl.zeros([BLOCK_Q], ACC), mask=inside)
 
 
 def attention_forward(
@@ -155,10 +146,10 @@ def attention_forward(
     require_like(op, qkv, qkv.dtype, (num_rows, sequences.max_heads, size), out=out)
     if num_rows == 0 or sequences.max_heads == 0:  # an empty grid is a launch error
         return
-    tile = attention_tile("forward", qkv)
+    tile, num_groups = attention_tile("forward", qkv), sequences.rows.shape[0] - 1
     bias = sequences.position_bias
     with launch_device(qkv):
-        _varlen_attention_fwd_kernel[(-(-num_rows // tile.block_q), sequences.max_heads)](
+        _varlen_attention_fwd_kernel[(num_row_blocks(num_rows, num_groups, tile.block_q), sequences.max_heads)](
             qkv,
             out,
             lse,
@@ -169,7 +160,7 @@ def attention_forward(
             sequences.state,
             num_rows,
             sequences.cu_seqlens.shape[0] - 1,
-            sequences.rows.shape[0] - 1,
+            num_groups,
             sequences.max_heads,
             *qkv.stride()[:3],
             *out.stride()[:2],

@@ -30,7 +30,7 @@ from torch import Tensor
 from dynabert_kernels.triton.attention_arguments import Sequences, require_attention, require_like, supports_bwd
 from dynabert_kernels.triton.attention_dropout import is_kept, keep_threshold, kept_bits
 from dynabert_kernels.triton.attention_scores import active_heads, keys_of_rows, multiply_add, probabilities, scores
-from dynabert_kernels.triton.borders import last_at_most
+from dynabert_kernels.triton.borders import num_row_blocks, row_block
 from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, tl
 from dynabert_kernels.triton.tiles import attention_tile, sum_tile
 
@@ -76,63 +76,55 @@ def _varlen_attention_bwd_dq_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    first_row = tl.program_id(0) * BLOCK_Q
     head = tl.program_id(1)
+    group, group_begin, first_row, end_row = row_block(tl.program_id(0), rows_ptr, num_groups, num_rows, BLOCK_Q)
     wide_head = head.to(tl.int64)
     rows = first_row + tl.arange(0, BLOCK_Q)
+    inside = rows < end_row
     wide_rows = rows.to(tl.int64)[:, None]
     features = tl.arange(0, D)
     k_ptr = qkv_ptr + wide_head * head_stride + part_stride
     dq_ptrs = dqkv_ptr + wide_head * dqkv_head_stride + wide_rows * dqkv_row_stride + features[None, :]
 
-    last_row = tl.minimum(first_row + BLOCK_Q, num_rows) - 1
-    first_group = last_at_most(rows_ptr, num_groups, first_row)
-    last_group = last_at_most(rows_ptr, num_groups, last_row)
-    for group in range(first_group, last_group + 1):
-        group_begin = tl.load(rows_ptr + group)
-        group_end = tl.load(rows_ptr + group + 1, mask=group < num_groups, other=num_rows)
-        inside = (rows >= group_begin) & (rows < group_end) & (rows < num_rows)
-        if head < active_heads(counts_ptr, group, num_groups, max_heads):
-            begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
-            some = begin < end
-            first_key = tl.min(tl.where(some, begin, num_rows))
-            end_key = tl.max(end)
-            q_ptrs = qkv_ptr + wide_head * head_stride + wide_rows * row_stride + features[None, :]
-            q = tl.load(q_ptrs, mask=some[:, None], other=0.0)
-            dout_ptrs = dout_ptr + wide_head * dout_head_stride + wide_rows * dout_row_stride + features[None, :]
-            dout = tl.load(dout_ptrs, mask=some[:, None], other=0.0)
-            out_ptrs = out_ptr + wide_head * out_head_stride + wide_rows * out_row_stride + features[None, :]
-            out = tl.load(out_ptrs, mask=some[:, None], other=0.0)
-            delta = tl.sum(dout.to(ACC) * out.to(ACC), axis=1)
-            tl.store(delta_ptr + wide_head * num_rows + rows, delta, mask=some)
-            if state_ptr is not None and head == 0:
-                tl.store(starts_ptr + rows, begin, mask=some)
-            lse = tl.load(lse_ptr + wide_head * num_rows + rows, mask=some, other=0.0)
-            dq = tl.zeros([BLOCK_Q, D], ACC)
-            # From 0: a lower bound that comes from a reduction would cost the loads their 16 bytes (triton 3.8).
-            for step in range(0, end_key - first_key, BLOCK_K):
-                start = first_key + step
-                keys = start + tl.arange(0, BLOCK_K)
-                kv_offsets = keys.to(tl.int64)[:, None] * row_stride + features[None, :]
-                k = tl.load(k_ptr + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
-                v = tl.load(k_ptr + part_stride + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
-                own = (keys[None, :] >= begin[:, None]) & (keys[None, :] < end[:, None])
-                distances = keys[None, :] - rows[:, None] + bias_centre
-                s = scores(q, tl.trans(k), bias_ptr, head * bias_stride + distances, own, scale, 1.0, ACC)
-                p = probabilities(s, lse[:, None], own)
-                dp = multiply_add(dout, tl.trans(v), tl.zeros([BLOCK_Q, BLOCK_K], ACC), ACC)
-                if state_ptr is not None:
-                    first = start - begin
-                    low, high = kept_bits(
-                        state_ptr, rows - group_begin, first, stream + head, group, threshold, BLOCK_K
-                    )
-                    bits = (first & 3)[:, None] + tl.arange(0, BLOCK_K)[None, :]
-                    dp = tl.where(is_kept(low[:, None], high[:, None], bits, BLOCK_K), dp * keep_scale, 0.0)
-                ds = p * (dp - delta[:, None])
-                dq = multiply_add(ds.to(k.dtype), k, dq, ACC)
-            tl.store(dq_ptrs, (dq * scale).to(dqkv_ptr.dtype.element_ty), mask=inside[:, None])
-        elif FILL:
-            tl.store(dq_ptrs, tl.zeros([BLOCK_Q, D], dqkv_ptr.dtype.element_ty), mask=inside[:, None])
+    if first_row < end_row and head < active_heads(counts_ptr, group, num_groups, max_heads):
+        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
+        some = begin < end
+        first_key = tl.min(tl.where(some, begin, num_rows))
+        end_key = tl.max(end)
+        q_ptrs = qkv_ptr + wide_head * head_stride + wide_rows * row_stride + features[None, :]
+        q = tl.load(q_ptrs, mask=some[:, None], other=0.0)
+        dout_ptrs = dout_ptr + wide_head * dout_head_stride + wide_rows * dout_row_stride + features[None, :]
+        dout = tl.load(dout_ptrs, mask=some[:, None], other=0.0)
+        out_ptrs = out_ptr + wide_head * out_head_stride + wide_rows * out_row_stride + features[None, :]
+        out = tl.load(out_ptrs, mask=some[:, None], other=0.0)
+        delta = tl.sum(dout.to(ACC) * out.to(ACC), axis=1)
+        tl.store(delta_ptr + wide_head * num_rows + rows, delta, mask=some)
+        if state_ptr is not None and head == 0:
+            tl.store(starts_ptr + rows, begin, mask=some)
+        lse = tl.load(lse_ptr + wide_head * num_rows + rows, mask=some, other=0.0)
+        dq = tl.zeros([BLOCK_Q, D], ACC)
+        # From 0: a lower bound that comes from a reduction would cost the loads their 16 bytes (triton 3.8).
+        for step in range(0, end_key - first_key, BLOCK_K):
+            start = first_key + step
+            keys = start + tl.arange(0, BLOCK_K)
+            kv_offsets = keys.to(tl.int64)[:, None] * row_stride + features[None, :]
+            k = tl.load(k_ptr + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
+            v = tl.load(k_ptr + part_stride + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
+            own = (keys[None, :] >= begin[:, None]) & (keys[None, :] < end[:, None])
+            distances = keys[None, :] - rows[:, None] + bias_centre
+            s = scores(q, tl.trans(k), bias_ptr, head * bias_stride + distances, own, scale, 1.0, ACC)
+            p = probabilities(s, lse[:, None], own)
+            dp = multiply_add(dout, tl.trans(v), tl.zeros([BLOCK_Q, BLOCK_K], ACC), ACC)
+            if state_ptr is not None:
+                first = start - begin
+                low, high = kept_bits(state_ptr, rows - group_begin, first, stream + head, group, threshold, BLOCK_K)
+                bits = (first & 3)[:, None] + tl.arange(0, BLOCK_K)[None, :]
+                dp = tl.where(is_kept(low[:, None], high[:, None], bits, BLOCK_K), dp * keep_scale, 0.0)
+            ds = p * (dp - delta[:, None])
+            dq = multiply_add(ds.to(k.dtype), k, dq, ACC)
+        tl.store(dq_ptrs, (dq * scale).to(dqkv_ptr.dtype.element_ty), mask=inside[:, None])
+    elif FILL:
+        tl.store(dq_ptrs, tl.zeros([BLOCK_Q, D], dqkv_ptr.dtype.element_ty), mask=inside[:, None])
 
 
 @jit(do_not_specialize=["num_rows", "num_sequences", "num_groups", "threshold", "stream"])
@@ -172,10 +164,11 @@ def _varlen_attention_bwd_dkdv_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    first_key = tl.program_id(0) * BLOCK_K
     head = tl.program_id(1)
+    group, group_begin, first_key, end_key = row_block(tl.program_id(0), rows_ptr, num_groups, num_rows, BLOCK_K)
     wide_head = head.to(tl.int64)
     keys = first_key + tl.arange(0, BLOCK_K)
+    inside = keys < end_key
     wide_keys = keys.to(tl.int64)[:, None]
     features = tl.arange(0, D)
     q_ptr = qkv_ptr + wide_head * head_stride
@@ -185,57 +178,48 @@ def _varlen_attention_bwd_dkdv_kernel(
     dk_ptrs = dqkv_ptr + wide_head * dqkv_head_stride + dqkv_part_stride
     dk_ptrs += wide_keys * dqkv_row_stride + features[None, :]
 
-    last_key = tl.minimum(first_key + BLOCK_K, num_rows) - 1
-    first_group = last_at_most(rows_ptr, num_groups, first_key)
-    last_group = last_at_most(rows_ptr, num_groups, last_key)
-    for group in range(first_group, last_group + 1):
-        group_begin = tl.load(rows_ptr + group)
-        group_end = tl.load(rows_ptr + group + 1, mask=group < num_groups, other=num_rows)
-        inside = (keys >= group_begin) & (keys < group_end) & (keys < num_rows)
-        if head < active_heads(counts_ptr, group, num_groups, max_heads):
-            # A key's queries are the rows whose key it is: its own sequence.
-            begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, keys, inside)
-            some = begin < end
-            first_query = tl.min(tl.where(some, begin, num_rows))
-            end_query = tl.max(end)
-            k_ptrs = q_ptr + part_stride + wide_keys * row_stride + features[None, :]
-            k = tl.load(k_ptrs, mask=some[:, None], other=0.0)
-            v = tl.load(k_ptrs + part_stride, mask=some[:, None], other=0.0)
-            dk = tl.zeros([BLOCK_K, D], ACC)
-            dv = tl.zeros([BLOCK_K, D], ACC)
-            for step in range(0, end_query - first_query, BLOCK_Q):
-                queries = first_query + step + tl.arange(0, BLOCK_Q)
-                real = queries < end_query
-                wide_queries = queries.to(tl.int64)[:, None]
-                q = tl.load(q_ptr + wide_queries * row_stride + features[None, :], mask=real[:, None], other=0.0)
-                dout_ptrs = dout_ptr + wide_queries * dout_row_stride + features[None, :]
-                dout = tl.load(dout_ptrs, mask=real[:, None], other=0.0)
-                lse = tl.load(lse_ptr + queries, mask=real, other=0.0)
-                delta = tl.load(delta_ptr + queries, mask=real, other=0.0)
-                own = (queries[None, :] >= begin[:, None]) & (queries[None, :] < end[:, None])
-                distances = keys[:, None] - queries[None, :] + bias_centre
-                s = scores(k, tl.trans(q), bias_ptr, head * bias_stride + distances, own, scale, 1.0, ACC)
-                p = probabilities(s, lse[None, :], own)
-                dp = multiply_add(v, tl.trans(dout), tl.zeros([BLOCK_K, BLOCK_Q], ACC), ACC)
-                dropped = p
-                if state_ptr is not None:
-                    first = first_key - tl.load(starts_ptr + queries, mask=real, other=0)
-                    low, high = kept_bits(
-                        state_ptr, queries - group_begin, first, stream + head, group, threshold, BLOCK_K
-                    )
-                    bits = (first & 3)[None, :] + tl.arange(0, BLOCK_K)[:, None]
-                    keep = is_kept(low[None, :], high[None, :], bits, BLOCK_K)
-                    dp = tl.where(keep, dp * keep_scale, 0.0)
-                    dropped = tl.where(keep, p * keep_scale, 0.0)
-                dv = multiply_add(dropped.to(dout.dtype), dout, dv, ACC)
-                ds = p * (dp - delta[None, :])
-                dk = multiply_add(ds.to(q.dtype), q, dk, ACC)
-            tl.store(dk_ptrs, (dk * scale).to(dqkv_ptr.dtype.element_ty), mask=inside[:, None])
-            tl.store(dk_ptrs + dqkv_part_stride, dv.to(dqkv_ptr.dtype.element_ty), mask=inside[:, None])
-        elif FILL:
-            nothing = tl.zeros([BLOCK_K, D], dqkv_ptr.dtype.element_ty)
-            tl.store(dk_ptrs, nothing, mask=inside[:, None])
-            tl.store(dk_ptrs + dqkv_part_stride, nothing, mask=inside[:, None])
+    if first_key < end_key and head < active_heads(counts_ptr, group, num_groups, max_heads):
+        # A key's queries are the rows whose key it is: its own sequence.
+        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, keys, inside)
+        some = begin < end
+        first_query = tl.min(tl.where(some, begin, num_rows))
+        end_query = tl.max(end)
+        k_ptrs = q_ptr + part_stride + wide_keys * row_stride + features[None, :]
+        k = tl.load(k_ptrs, mask=some[:, None], other=0.0)
+        v = tl.load(k_ptrs + part_stride, mask=some[:, None], other=0.0)
+        dk = tl.zeros([BLOCK_K, D], ACC)
+        dv = tl.zeros([BLOCK_K, D], ACC)
+        for step in range(0, end_query - first_query, BLOCK_Q):
+            queries = first_query + step + tl.arange(0, BLOCK_Q)
+            real = queries < end_query
+            wide_queries = queries.to(tl.int64)[:, None]
+            q = tl.load(q_ptr + wide_queries * row_stride + features[None, :], mask=real[:, None], other=0.0)
+            dout_ptrs = dout_ptr + wide_queries * dout_row_stride + features[None, :]
+            dout = tl.load(dout_ptrs, mask=real[:, None], other=0.0)
+            lse = tl.load(lse_ptr + queries, mask=real, other=0.0)
+            delta = tl.load(delta_ptr + queries, mask=real, other=0.0)
+            own = (queries[None, :] >= begin[:, None]) & (queries[None, :] < end[:, None])
+            distances = keys[:, None] - queries[None, :] + bias_centre
+            s = scores(k, tl.trans(q), bias_ptr, head * bias_stride + distances, own, scale, 1.0, ACC)
+            p = probabilities(s, lse[None, :], own)
+            dp = multiply_add(v, tl.trans(dout), tl.zeros([BLOCK_K, BLOCK_Q], ACC), ACC)
+            dropped = p
+            if state_ptr is not None:
+                first = first_key - tl.load(starts_ptr + queries, mask=real, other=0)
+                low, high = kept_bits(state_ptr, queries - group_begin, first, stream + head, group, threshold, BLOCK_K)
+                bits = (first & 3)[None, :] + tl.arange(0, BLOCK_K)[:, None]
+                keep = is_kept(low[None, :], high[None, :], bits, BLOCK_K)
+                dp = tl.where(keep, dp * keep_scale, 0.0)
+                dropped = tl.where(keep, p * keep_scale, 0.0)
+            dv = multiply_add(dropped.to(dout.dtype), dout, dv, ACC)
+            ds = p * (dp - delta[None, :])
+            dk = multiply_add(ds.to(q.dtype), q, dk, ACC)
+        tl.store(dk_ptrs, (dk * scale).to(dqkv_ptr.dtype.element_ty), mask=inside[:, None])
+        tl.store(dk_ptrs + dqkv_part_stride, dv.to(dqkv_ptr.dtype.element_ty), mask=inside[:, None])
+    elif FILL:
+        nothing = tl.zeros([BLOCK_K, D], dqkv_ptr.dtype.element_ty)
+        tl.store(dk_ptrs, nothing, mask=inside[:, None])
+        tl.store(dk_ptrs + dqkv_part_stride, nothing, mask=inside[:, None])
 
 
 @jit(do_not_specialize=["num_rows", "num_sequences", "num_groups", "threshold", "stream"])
@@ -271,68 +255,60 @@ def _varlen_attention_bwd_dbias_kernel(
     BLOCK_K: tl.constexpr,
 ) -> None:
     program = tl.program_id(0)
-    first_row = program * BLOCK_Q
     head = tl.program_id(1)
+    group, group_begin, first_row, end_row = row_block(program, rows_ptr, num_groups, num_rows, BLOCK_Q)
     wide_head = head.to(tl.int64)
     local = tl.arange(0, BLOCK_Q)
     columns = tl.arange(0, BLOCK_K)
     # Place c of a turned row holds the score whose distance is c, or c - BLOCK_K where the sum below overran.
     overrun = local[:, None] + columns[None, :]
     rows = first_row + local
+    inside = rows < end_row
     wide_rows = rows.to(tl.int64)[:, None]
     features = tl.arange(0, D)
     k_ptr = qkv_ptr + wide_head * head_stride + part_stride
     num_distances = 2 * bias_centre + 1
 
-    last_row = tl.minimum(first_row + BLOCK_Q, num_rows) - 1
-    first_group = last_at_most(rows_ptr, num_groups, first_row)
-    last_group = last_at_most(rows_ptr, num_groups, last_row)
-    for group in range(first_group, last_group + 1):
-        group_begin = tl.load(rows_ptr + group)
-        group_end = tl.load(rows_ptr + group + 1, mask=group < num_groups, other=num_rows)
-        inside = (rows >= group_begin) & (rows < group_end) & (rows < num_rows)
-        if head < active_heads(counts_ptr, group, num_groups, max_heads):
-            begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
-            some = begin < end
-            first_key = tl.min(tl.where(some, begin, num_rows))
-            end_key = tl.max(end)
-            q_ptrs = qkv_ptr + wide_head * head_stride + wide_rows * row_stride + features[None, :]
-            q = tl.load(q_ptrs, mask=some[:, None], other=0.0)
-            dout_ptrs = dout_ptr + wide_head * dout_head_stride + wide_rows * dout_row_stride + features[None, :]
-            dout = tl.load(dout_ptrs, mask=some[:, None], other=0.0)
-            lse = tl.load(lse_ptr + wide_head * num_rows + rows, mask=some, other=0.0)
-            delta = tl.load(delta_ptr + wide_head * num_rows + rows, mask=some, other=0.0)
-            table_ptr = partial_ptr + ((program + group).to(tl.int64) * max_heads + head) * num_distances
-            # Each step ends what the step before began: its upper distances are the next one's lower ones.
-            carried = tl.zeros([BLOCK_K], ACC)
-            # The column of the first lower distance.
-            lower = first_key - first_row - BLOCK_K + bias_centre
-            for step in range(0, end_key - first_key, BLOCK_K):
-                start = first_key + step
-                keys = start + columns
-                kv_offsets = keys.to(tl.int64)[:, None] * row_stride + features[None, :]
-                k = tl.load(k_ptr + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
-                v = tl.load(k_ptr + part_stride + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
-                own = (keys[None, :] >= begin[:, None]) & (keys[None, :] < end[:, None])
-                distances = keys[None, :] - rows[:, None] + bias_centre
-                s = scores(q, tl.trans(k), bias_ptr, head * bias_stride + distances, own, scale, 1.0, ACC)
-                p = probabilities(s, lse[:, None], own)
-                dp = multiply_add(dout, tl.trans(v), tl.zeros([BLOCK_Q, BLOCK_K], ACC), ACC)
-                if state_ptr is not None:
-                    first = start - begin
-                    low, high = kept_bits(
-                        state_ptr, rows - group_begin, first, stream + head, group, threshold, BLOCK_K
-                    )
-                    bits = (first & 3)[:, None] + columns[None, :]
-                    dp = tl.where(is_kept(low[:, None], high[:, None], bits, BLOCK_K), dp * keep_scale, 0.0)
-                ds = p * (dp - delta[:, None])
-                turned = tl.gather(ds, overrun % BLOCK_K, axis=1)
-                carried += tl.sum(tl.where(overrun >= BLOCK_K, turned, 0.0), axis=0)
-                places = lower + step + columns
-                tl.store(table_ptr + places, carried, mask=(places >= 0) & (places < num_distances))
-                carried = tl.sum(tl.where(overrun < BLOCK_K, turned, 0.0), axis=0)
-            places = lower + (end_key - first_key + BLOCK_K - 1) // BLOCK_K * BLOCK_K + columns
-            tl.store(table_ptr + places, carried, mask=(places >= 0) & (places < num_distances) & (first_key < end_key))
+    if first_row < end_row and head < active_heads(counts_ptr, group, num_groups, max_heads):
+        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
+        some = begin < end
+        first_key = tl.min(tl.where(some, begin, num_rows))
+        end_key = tl.max(end)
+        q_ptrs = qkv_ptr + wide_head * head_stride + wide_rows * row_stride + features[None, :]
+        q = tl.load(q_ptrs, mask=some[:, None], other=0.0)
+        dout_ptrs = dout_ptr + wide_head * dout_head_stride + wide_rows * dout_row_stride + features[None, :]
+        dout = tl.load(dout_ptrs, mask=some[:, None], other=0.0)
+        lse = tl.load(lse_ptr + wide_head * num_rows + rows, mask=some, other=0.0)
+        delta = tl.load(delta_ptr + wide_head * num_rows + rows, mask=some, other=0.0)
+        table_ptr = partial_ptr + (program.to(tl.int64) * max_heads + head) * num_distances
+        # Each step ends what the step before began: its upper distances are the next one's lower ones.
+        carried = tl.zeros([BLOCK_K], ACC)
+        # The column of the first lower distance.
+        lower = first_key - first_row - BLOCK_K + bias_centre
+        for step in range(0, end_key - first_key, BLOCK_K):
+            start = first_key + step
+            keys = start + columns
+            kv_offsets = keys.to(tl.int64)[:, None] * row_stride + features[None, :]
+            k = tl.load(k_ptr + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
+            v = tl.load(k_ptr + part_stride + kv_offsets, mask=(keys < end_key)[:, None], other=0.0)
+            own = (keys[None, :] >= begin[:, None]) & (keys[None, :] < end[:, None])
+            distances = keys[None, :] - rows[:, None] + bias_centre
+            s = scores(q, tl.trans(k), bias_ptr, head * bias_stride + distances, own, scale, 1.0, ACC)
+            p = probabilities(s, lse[:, None], own)
+            dp = multiply_add(dout, tl.trans(v), tl.zeros([BLOCK_Q, BLOCK_K], ACC), ACC)
+            if state_ptr is not None:
+                first = start - begin
+                low, high = kept_bits(state_ptr, rows - group_begin, first, stream + head, group, threshold, BLOCK_K)
+                bits = (first & 3)[:, None] + columns[None, :]
+                dp = tl.where(is_kept(low[:, None], high[:, None], bits, BLOCK_K), dp * keep_scale, 0.0)
+            ds = p * (dp - delta[:, None])
+            turned = tl.gather(ds, overrun % BLOCK_K, axis=1)
+            carried += tl.sum(tl.where(overrun >= BLOCK_K, turned, 0.0), axis=0)
+            places = lower + step + columns
+            tl.store(table_ptr + places, carried, mask=(places >= 0) & (places < num_distances))
+            carried = tl.sum(tl.where(overrun < BLOCK_K, turned, 0.0), axis=0)
+        places = lower + (end_key - first_key + BLOCK_K - 1) // BLOCK_K * BLOCK_K + columns
+        tl.store(table_ptr + places, carried, mask=(places >= 0) & (places < num_distances) & (first_key < end_key))
 
 
 @jit
@@ -394,7 +370,8 @@ def attention_backward(
     # Dropout's words count from a query's first key; the dk, dv kernel meets a query without its sequence.
     starts = None if state is None else torch.empty(num_rows, dtype=torch.int32, device=qkv.device)
     tables = (sequences.cu_seqlens, sequences.rows, sequences.head_counts, bias, state)
-    sizes = (num_rows, sequences.cu_seqlens.shape[0] - 1, sequences.rows.shape[0] - 1, max_heads)
+    num_groups = sequences.rows.shape[0] - 1
+    sizes = (num_rows, sequences.cu_seqlens.shape[0] - 1, num_groups, max_heads)
     numbers = (
         0 if bias is None else bias.stride(0),
         0 if bias is None else bias.shape[1] // 2,
@@ -406,7 +383,7 @@ def attention_backward(
     acc, heads = accumulator(qkv.dtype), num_heads if fill else max_heads
     with launch_device(qkv):
         tile = attention_tile("dq", qkv)
-        _varlen_attention_bwd_dq_kernel[(-(-num_rows // tile.block_q), heads)](
+        _varlen_attention_bwd_dq_kernel[(num_row_blocks(num_rows, num_groups, tile.block_q), heads)](
             *(dout, qkv, out, lse, delta, starts, dqkv, *tables, *sizes),
             *(*dout.stride()[:2], *qkv.stride()[:3], *out.stride()[:2], *dqkv.stride()[:2], *numbers),
             ACC=acc,
@@ -418,7 +395,7 @@ def attention_backward(
             num_stages=tile.num_stages,
         )
         tile = attention_tile("dkdv", qkv)
-        _varlen_attention_bwd_dkdv_kernel[(-(-num_rows // tile.block_k), heads)](
+        _varlen_attention_bwd_dkdv_kernel[(num_row_blocks(num_rows, num_groups, tile.block_k), heads)](
             *(dout, qkv, lse, delta, starts, dqkv, *tables, *sizes),
             *(*dout.stride()[:2], *qkv.stride()[:3], *dqkv.stride()[:3], *numbers),
             ACC=acc,
@@ -432,8 +409,8 @@ def attention_backward(
         if bias is None or dposition_bias is None:
             return
         tile = attention_tile("dbias", qkv)
-        blocks, num_distances = -(-num_rows // tile.block_q), bias.shape[1]
-        partial = lse.new_zeros((blocks + sizes[2], max_heads, num_distances))
+        blocks, num_distances = num_row_blocks(num_rows, num_groups, tile.block_q), bias.shape[1]
+        partial = lse.new_zeros((blocks, max_heads, num_distances))
         _varlen_attention_bwd_dbias_kernel[(blocks, max_heads)](
             *(dout, qkv, lse, delta, partial, *tables, *sizes, *dout.stride()[:2], *qkv.stride()[:3], *numbers),
             ACC=acc,

@@ -139,9 +139,7 @@ def evaluate(
         ValueError: no labels; a label that the model has no output for; a metric of another kind of problem; a
             multi-label model; what `compute_logits` raises.
     """
-    problem = model_problem(model.config)
-    if problem == MULTI_LABEL:
-        raise ValueError("evaluate: a multi-label model cannot be scored on one label per text")
+    problem = _problem(model)
     regression = problem == REGRESSION
     if encoded.labels is None:
         raise ValueError(f"evaluate: {encoded.source} has no labels; name the label column")
@@ -152,10 +150,7 @@ def evaluate(
             "outputs; "
             "use data of the model's task"
         )
-    names = default_metrics(regression)
-    chosen = names[0] if metric is None else metric
-    if chosen not in METRICS or (chosen in REGRESSION_METRICS) != regression:
-        raise ValueError(f"evaluate: metric {chosen!r} does not fit {problem}; allowed: {', '.join(names)}")
+    _metric(problem, metric)
     logits = compute_logits(
         model,
         encoded,
@@ -164,6 +159,22 @@ def evaluate(
         max_batch_size=max_batch_size,
         progress=progress,
     )
+    return score_logits(model, encoded, logits, metric=metric)
+
+
+def score_logits(
+    model: ElasticBertForSequenceClassification,
+    encoded: Encoded,
+    logits: dict[str, npt.NDArray[np.floating]],
+    *,
+    metric: str | None = None,
+) -> list[EvaluationRow]:
+    """The rows of `evaluate`, from logits that `compute_logits` has found. Arguments and errors as there."""
+    problem = _problem(model)
+    regression = problem == REGRESSION
+    if encoded.labels is None:
+        raise ValueError(f"evaluate: {encoded.source} has no labels; name the label column")
+    names, chosen = _metric(problem, metric)
     majority = majority_score(encoded.labels, chosen)
     rows = []
     for name, values in logits.items():
@@ -171,3 +182,56 @@ def evaluate(
         scores = {other: compute_metric(other, predictions, encoded.labels) for other in names}
         rows.append(EvaluationRow(name, scores[chosen], chosen, scores, len(encoded), majority))
     return rows
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close a sub-network stays to the whole network, on the same texts; far less noisy than a score on labels.
+
+    Attributes:
+        agreement: share of texts with the same decision; None for regression.
+        divergence: mean Kullback-Leibler divergence of its probabilities from the whole network's, in nats; mean
+            squared difference for regression.
+    """
+
+    agreement: float | None
+    divergence: float
+
+
+def fidelity(
+    logits: npt.NDArray[np.floating], whole: npt.NDArray[np.floating], *, regression: bool = False
+) -> Fidelity:
+    """Compares a sub-network's logits, (N, labels), with the whole network's.
+
+    Raises:
+        ValueError: the two differ in shape or are empty.
+    """
+    if logits.shape != whole.shape or logits.size == 0:
+        raise ValueError(f"fidelity: logits have shapes {logits.shape} and {whole.shape}; allowed: the same, not empty")
+    if regression:
+        return Fidelity(None, float(np.square(logits.astype(np.float64) - whole).mean()))
+    ours, theirs = _log_softmax(logits), _log_softmax(whole)
+    divergence = float((np.exp(theirs) * (theirs - ours)).sum(axis=1).mean())
+    return Fidelity(float((logits.argmax(axis=1) == whole.argmax(axis=1)).mean()), divergence)
+
+
+def _log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _problem(model: ElasticBertForSequenceClassification) -> str:
+    problem = model_problem(model.config)
+    if problem == MULTI_LABEL:
+        raise ValueError("evaluate: a multi-label model cannot be scored on one label per text")
+    return problem
+
+
+def _metric(problem: str, metric: str | None) -> tuple[tuple[str, ...], str]:
+    """All metrics of the problem, and the one chosen."""
+    regression = problem == REGRESSION
+    names = tuple(default_metrics(regression))
+    chosen = names[0] if metric is None else metric
+    if chosen not in METRICS or (chosen in REGRESSION_METRICS) != regression:
+        raise ValueError(f"evaluate: metric {chosen!r} does not fit {problem}; allowed: {', '.join(names)}")
+    return names, chosen

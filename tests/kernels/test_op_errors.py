@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.kernels.cases import Network, plan_of
 
 import dynabert_kernels as dk
+from tests.kernels.cases import Network, plan_of
 
 N = Network(width=8, heads=4, size=2, neurons=12, dtype=torch.float32)
 PLAN, CU = plan_of("mixed, widest first")

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from tests.kernels.cases import DROPOUT_STATE, PLANS, Network, bias_table, plan_of
 
 import dynabert_kernels as dk
 from dynabert_kernels.reference.dropout import dropout_scale, philox
+from tests.kernels.cases import DROPOUT_STATE, PLANS, Network, bias_table, plan_of
 
 N = Network(width=5, heads=4, size=3, neurons=12, dtype=torch.float64)
 

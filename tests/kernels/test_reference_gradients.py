@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.kernels.cases import DROPOUT_STATE, PLANS, Network, bias_table, plan_of
 from torch import Tensor
 
 import dynabert_kernels as dk
 from dynabert_kernels import reference
+from tests.kernels.cases import DROPOUT_STATE, PLANS, Network, bias_table, plan_of
 
 NETWORK = Network(width=8, heads=4, size=2, neurons=12, dtype=torch.float64)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.kernels.layer_norm_checks import as_keywords, assert_same, check_against_float64, results
 from torch import Tensor
 
 import dynabert_kernels as dk
@@ -14,6 +13,7 @@ from dynabert_kernels.testing.inputs import ADD_LAYER_NORM_SHAPES, DTYPES, add_l
 from dynabert_kernels.triton.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd, supports
 from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED
 from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS, row_backward_tile, row_forward_tile
+from tests.kernels.layer_norm_checks import as_keywords, assert_same, check_against_float64, results
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}

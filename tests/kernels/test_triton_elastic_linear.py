@@ -20,7 +20,7 @@ from dynabert_kernels.triton.activations import activate, activation_slope
 from dynabert_kernels.triton.elastic_linear import elastic_linear_bwd, elastic_linear_fwd, supports
 from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED, jit, tl
 from dynabert_kernels.triton.ragged_gemm import ragged_input_gradient, ragged_linear
-from dynabert_kernels.triton.ragged_sums import ragged_weight_gradient
+from dynabert_kernels.triton.ragged_sums import gradient_and_sums, ragged_weight_gradient
 from dynabert_kernels.triton.row_tiles import Widths, count_tiles, find_tile, row_tile_bound
 from dynabert_kernels.triton.tiles import GEMM_TILES, WEIGHT_GRADIENT_TILES
 from tests.kernels.cases import PLANS
@@ -135,11 +135,11 @@ def check(sample: Sample, ours: dict[str, Tensor] | None = None) -> dict[str, Te
 MIXED: dict[str, tuple[list[int], list[int] | None, list[int] | None]] = {
     "widest first": ([5, 9, 3], [3, 2, 1], None),  # attention's qkv and FFN in
     "ragged reduction": ([5, 9, 3], None, [3, 2, 1]),  # attention out and FFN out
-    "not sorted": ([3, 17, 16], [1, 3, 2], [2, 1, 3]),
+    "not sorted": ([3, 17, 2], [1, 3, 2], [2, 1, 3]),
     "nothing out": ([4, 2, 3], [3, 0, 2], [3, 2, 1]),
     "nothing in": ([4, 2, 3], [3, 2, 1], [3, 0, 2]),
     "an empty group": ([4, 0, 5], [3, 1, 3], [2, 3, 2]),
-    "equal neighbours": ([4, 3, 12], [2, 2, 2], [3, 3, 3]),
+    "equal neighbours": ([4, 3, 6], [2, 2, 2], [3, 3, 3]),
     "all empty": ([0, 0], [1, 2], None),
 }
 
@@ -199,12 +199,12 @@ def test_without_bias_and_residual(activation: int) -> None:
 
 
 @interpreted_only
-@pytest.mark.parametrize("activation", [NONE, GELU, GELU_TANH, RELU])
+@pytest.mark.parametrize("activation", [GELU, GELU_TANH])
 def test_float64_is_computed_in_float64(activation: int) -> None:
     check(sample_of([4, 6], [1, 2], [2, 1], torch.float64, units=(9, 17), activation=activation))
 
 
-@each_dtype
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=NAMES.get)
 def test_strided_rows_and_a_broadcast_gradient(dtype: torch.dtype) -> None:
     # The gaps hold NaN, and rows start at odd addresses.
     sample = sample_of([6, 5], [2, 1], [1, 2], dtype, units=(16, 16), activation=GELU)
@@ -255,7 +255,7 @@ def plans(draw: st.DrawFn) -> tuple[list[int], list[int] | None, list[int] | Non
     return draw(st.lists(st.integers(0, 20), min_size=groups, max_size=groups)), counts(), counts()
 
 
-@settings(deadline=None, max_examples=6, derandomize=True)
+@settings(deadline=None, max_examples=5, derandomize=True)
 @given(plan=plans(), units=st.tuples(st.integers(1, 17), st.integers(1, 17)), dead=st.integers(0, 3))
 def test_any_plan(
     plan: tuple[list[int], list[int] | None, list[int] | None], units: tuple[int, int], dead: int
@@ -265,7 +265,7 @@ def test_any_plan(
 
 
 def test_gradients_are_deterministic_and_rows_independent() -> None:
-    sample = sample_of([20, 17], [2, 3], None, torch.float32, units=(16, 1), bounds=(48, 24), activation=GELU)
+    sample = sample_of([20, 17], [2, 3], None, torch.float32, units=(11, 1), bounds=(33, 16), activation=GELU)
     first, second = results(sample), results(sample)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
@@ -281,6 +281,26 @@ def test_gradients_are_deterministic_and_rows_independent() -> None:
         True,
     )
     assert torch.equal(alone[0], first["y"][20:37])
+
+
+def test_sums_over_more_groups_than_one_step_of_the_scan() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths, outs, ins = torch.randint(0, 4, (3, 36), generator=generator).tolist()
+    sample = sample_of(lengths, outs, ins, torch.float32, units=(5, 6), bounds=(15, 18), residual=False)
+    dw, db = torch.empty_like(sample.weight), torch.empty_like(sample.weight[:, 0])
+    widths = Widths(*sample.plan[:-1])
+    ragged_weight_gradient(sample.dy, sample.x, dw, widths)
+    gradient_and_sums(sample.dy, None, None, db, widths._replace(in_counts=None))
+    check(sample, {"dw": dw, "db": db})
+
+
+def test_a_plan_that_does_not_fit_is_cut_at_the_bounds() -> None:
+    # No foreign memory is read or written: the counts are device data, which no launcher can refuse.
+    sample = sample_of([4, 5], [3, 2], [2, 3], torch.float32, units=(5, 6), dead_rows=0)
+    cut = results(sample)
+    plan = {"rows": int32(0, 4, 900), "out_counts": int32(300, 2), "in_counts": int32(2, 300)}
+    for name, value in results(sample._replace(**plan)).items():
+        assert torch.equal(value, cut[name]), name
 
 
 # The tiles of the chips, and their way to load.
@@ -344,7 +364,7 @@ def _record_tiles_kernel(
 def test_tiles_cover_each_active_entry_once(zero_fill: bool) -> None:
     # More groups than one step of the scan, and a group of more row tiles than a band.
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(0, 3, (40,), generator=generator).tolist()
+    lengths = torch.randint(0, 2, (40,), generator=generator).tolist()
     lengths[35] = 37
     outs = torch.randint(0, 17, (40,), generator=generator).tolist()
     ins = torch.randint(0, 3, (40,), generator=generator).tolist()

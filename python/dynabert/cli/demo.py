@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dynabert.data import Encoded, Examples
-    from dynabert.evaluation import EvaluationRow
+    from dynabert.evaluation import EvaluationRow, Fidelity
     from dynabert.modeling import ElasticBertForSequenceClassification
     from dynabert.profile import LatencyRow
 
@@ -63,7 +63,7 @@ def add_parser(commands: Any) -> None:
         "--num_train_epochs", "--epochs", metavar="N", type=int, default=3, help="passes over the training split"
     )
     parser.add_argument(
-        "--learning_rate", metavar="RATE", type=float, default=2e-4, help="peak learning rate of the encoder"
+        "--learning_rate", metavar="RATE", type=float, default=1e-4, help="peak learning rate of the encoder"
     )
     parser.add_argument(
         "--head_learning_rate",
@@ -76,7 +76,7 @@ def add_parser(commands: Any) -> None:
         "--per_device_train_batch_size", metavar="N", type=int, default=16, help="examples of an optimiser step"
     )
     parser.add_argument(
-        "--max_seq_length", metavar="N", type=int, default=128, help="longer texts are cut; how many is printed"
+        "--max_seq_length", metavar="N", type=int, default=160, help="longer texts are cut; how many is printed"
     )
     parser.add_argument(
         "--dropout",
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
     from dynabert.configuration.grid import subnet_grid
     from dynabert.data import task_metric
     from dynabert.engine import load_tokenizer
-    from dynabert.evaluation import evaluate
+    from dynabert.evaluation import compute_logits, fidelity, score_logits
     from dynabert.finetuning import labelled_batches
     from dynabert.importance import compute_importance
     from dynabert.profile import measure_latency
@@ -158,9 +158,19 @@ def run(args: argparse.Namespace) -> None:
     metric = task_metric(args.task_name)
     say("3/6 score 12 sub-networks, rewired")
     with _Timer(seconds, "evaluate"):
-        after = evaluate(rewired, scored, subnets, metric=metric, progress=None)
+        logits = compute_logits(rewired, scored, subnets, progress=None)
+        after = score_logits(rewired, scored, logits, metric=metric)
         say("4/6 score 12 sub-networks, not rewired")
-        before = evaluate(model, scored, subnets, metric=metric, progress=None)
+        logits_unrewired = compute_logits(model, scored, subnets, progress=None)
+        before = score_logits(model, scored, logits_unrewired, metric=metric)
+        whole = logits_unrewired[before[0].subnet]
+        close = {
+            name: (
+                fidelity(logits[name], whole, regression=whole.shape[1] == 1),
+                fidelity(logits_unrewired[name], whole, regression=whole.shape[1] == 1),
+            )
+            for name in logits
+        }
     say("5/6 time 12 sub-networks")
     length = min(128, rewired.config.max_sequence_length)
     with _Timer(seconds, "latency"):
@@ -171,7 +181,7 @@ def run(args: argparse.Namespace) -> None:
     tokenizer.save_pretrained(out / "model")
     seconds["total"] = time.perf_counter() - started
     results = _results(
-        args, path, train, scored, encoded.num_truncated, after, before, latency, answers, rewired, seconds
+        args, path, train, scored, encoded.num_truncated, after, before, close, latency, answers, rewired, seconds
     )
     (out / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _plot(results, out / "accuracy_latency.png")
@@ -281,6 +291,7 @@ def _results(
     train_truncated: int,
     after: list[EvaluationRow],
     before: list[EvaluationRow],
+    close: dict[str, tuple[Fidelity, Fidelity]],
     latency: list[LatencyRow],
     answers: list[dict[str, Any]],
     model: ElasticBertForSequenceClassification,
@@ -305,6 +316,12 @@ def _results(
                 "score": row.score,
                 "score_unrewired": plain.score,
                 "metrics": row.metrics,
+                "metrics_unrewired": plain.metrics,
+                # against the whole network's decisions and probabilities
+                "agreement": close[row.subnet][0].agreement,
+                "agreement_unrewired": close[row.subnet][1].agreement,
+                "divergence": close[row.subnet][0].divergence,
+                "divergence_unrewired": close[row.subnet][1].divergence,
                 "latency_ms": timed.median_ms,
                 "latency_p20_ms": timed.p20_ms,
                 "latency_p80_ms": timed.p80_ms,
@@ -366,11 +383,12 @@ def _plot(results: dict[str, Any], path: Path) -> None:
 
 
 def _show(results: dict[str, Any], out: Path) -> None:
+    # Accuracy hides a network that only answers the most frequent class; Matthews' correlation calls it 0.
+    shown = [results["metric"], *(["matthews_correlation"] if results["metric"] == "accuracy" else [])]
     rows = [
         [
             row["subnet"],
-            percent(row["score"]),
-            percent(row["score_unrewired"]),
+            *(percent(row[key][metric]) for metric in shown for key in ("metrics", "metrics_unrewired")),
             f"{row['latency_ms']:.1f}",
             f"{row['latency_p20_ms']:.1f} to {row['latency_p80_ms']:.1f}",
             f"{row['parameters'] / 1e6:.1f} M",
@@ -378,23 +396,15 @@ def _show(results: dict[str, Any], out: Path) -> None:
         ]
         for row in results["subnets"]
     ]
-    latency = results["latency"]
+    scores = [name for metric in shown for name in (f"{metric.partition('_')[0]} %, rewired", "not rewired")]
+    threads = results["threads"]
     print_table(
-        [
-            "sub-network",
-            f"{results['metric']} %, rewired",
-            "not rewired",
-            "ms, median",
-            "20 % to 80 %",
-            "parameters",
-            "GFLOP",
-        ],
+        ["sub-network", *scores, "ms, median", "20 % to 80 %", "parameters", "GFLOP"],
         rows,
         title=(
             f"{results['task']}: {results['examples']} examples; majority {percent(results['majority_score'])} %, "
-            "fine-tuned "
-            f"{percent(results['teacher']['score'])} %; 1 x {latency['seq_length']} tokens on {results['threads']} "
-            "threads"
+            f"fine-tuned {percent(results['teacher']['score'])} %; latency of 1 x {results['latency']['seq_length']} "
+            f"tokens, {threads} thread{'s' * (threads > 1)}"
         ),
     )
     print_table(

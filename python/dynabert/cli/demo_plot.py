@@ -12,68 +12,81 @@ from matplotlib.patheffects import Normal, Stroke
 
 # Colours that stay apart in grey and for colour-blind readers (Okabe and Ito).
 REWIRED, PLAIN = "#0072B2", "#D55E00"
+# Where one class is frequent, accuracy hides a network that only ever answers that class; this does not: it scores 0.
+BESIDE_ACCURACY = "matthews_correlation"
 
 
 def plot(results: dict[str, Any], path: str | Path) -> None:
     """Draw ``results`` (the content of ``results.json``) to a picture file.
 
-    One panel for each depth, on the same axes; a point is a width, named beside it. The other depths lie behind in
-    grey, so that panels can be compared.
+    One column of panels for each depth, on the same axes; a point is a width, named beside it. The other depths lie
+    behind in grey, so that panels can be compared. Below accuracy stands Matthews' correlation.
     """
     depths: dict[str, list[dict[str, Any]]] = {}
     for row in results["subnets"]:
         depths.setdefault(row["subnet"].partition("-d")[2], []).append(row)
-    figure = Figure(figsize=(11.0, 4.6), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(depths), sharex=True, sharey=True, squeeze=False)[0]
-    majority, teacher = 100 * results["majority_score"], 100 * results["teacher"]["score"]
-    for axes, (depth, rows) in zip(panels, depths.items(), strict=True):
-        for other in depths.values():
-            if other is not rows:
-                axes.plot(
-                    _times(other), _scores(other, "score"), "-", color="0.87", marker="o", markersize=4, linewidth=1.2
-                )
-        axes.axhline(majority, color="0.45", linestyle="--", linewidth=1)
-        axes.axhline(teacher, color="0.15", linestyle="-.", linewidth=1)
-        _curve(axes, rows, "score_unrewired", PLAIN)
-        _curve(axes, rows, "score", REWIRED)
+    metrics = [results["metric"]]
+    if metrics == ["accuracy"]:
+        metrics.append(BESIDE_ACCURACY)
+    figure = Figure(figsize=(11.0, 1.2 + 3.4 * len(metrics)), dpi=150, layout="constrained")
+    grid = figure.subplots(len(metrics), len(depths), sharex=True, sharey="row", squeeze=False)
+    for panels, metric in zip(grid, metrics, strict=True):
+        _row(list(panels), metric, depths, results)
+    for axes, depth in zip(grid[0], depths, strict=True):
         axes.set_title(f"depth {depth}", fontsize=11)
-        axes.grid(color="0.94")
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    panels[0].set_xlim(0, 1.08 * max(row["latency_ms"] for row in results["subnets"]))
-    low, high = panels[0].get_ylim()
-    panels[0].set_ylim(low - 0.05 * (high - low), high + 0.07 * (high - low))
-    panels[0].set_ylabel(f"{results['metric'].replace('_', ' ')}, % of {results['examples']} examples")
-    latency = results["latency"]
-    panels[len(panels) // 2].set_xlabel(
-        f"median latency, ms (1 x {latency['seq_length']} tokens, {results['threads']} CPU threads)"
+    grid[0][0].set_xlim(0, 1.08 * max(row["latency_ms"] for row in results["subnets"]))
+    latency, threads = results["latency"], results["threads"]
+    grid[-1][len(depths) // 2].set_xlabel(
+        f"median latency, ms (1 x {latency['seq_length']} tokens, {threads} CPU thread{'s' * (threads > 1)})"
     )
-    figure.suptitle(f"One checkpoint, twelve sub-networks: {results['task']}, no distillation", fontsize=12)
+    figure.suptitle(
+        f"One checkpoint, twelve sub-networks, no distillation: {results['task']}, {results['examples']} examples",
+        fontsize=12,
+    )
     handles = [
         Line2D([], [], color=REWIRED, marker="o", label="rewired (number: width)"),
         Line2D([], [], color=PLAIN, marker="o", markerfacecolor="white", linestyle=":", label="not rewired"),
-        Line2D([], [], color="0.15", linestyle="-.", linewidth=1, label=f"fine-tuned network, {teacher:.1f} %"),
-        Line2D([], [], color="0.45", linestyle="--", linewidth=1, label=f"majority class, {majority:.1f} %"),
+        Line2D([], [], color="0.15", linestyle="-.", linewidth=1, label="fine-tuned network"),
+        Line2D([], [], color="0.45", linestyle="--", linewidth=1, label="majority class"),
     ]
     figure.legend(handles=handles, fontsize=9, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(path)
 
 
-def _curve(axes: Axes, rows: list[dict[str, Any]], key: str, colour: str) -> None:
+def _row(panels: list[Axes], metric: str, depths: dict[str, list[dict[str, Any]]], results: dict[str, Any]) -> None:
+    """One panel for each depth, all in one metric."""
+    own = metric == results["metric"]
+    majority = 100 * results["majority_score"] if own else 0.0
+    for axes, rows in zip(panels, depths.values(), strict=True):
+        for other in depths.values():
+            if other is not rows:
+                axes.plot(_times(other), _scores(other, metric), color="0.87", marker="o", markersize=4, linewidth=1.2)
+        axes.axhline(majority, color="0.45", linestyle="--", linewidth=1)
+        axes.axhline(100 * results["teacher"]["metrics"][metric], color="0.15", linestyle="-.", linewidth=1)
+        rewired, plain = _scores(rows, metric), _scores(rows, metric, "metrics_unrewired")
+        _curve(axes, rows, plain, rewired, PLAIN, linestyle=":", markerfacecolor="white")
+        _curve(axes, rows, rewired, plain, REWIRED, linewidth=1.8)
+        axes.grid(color="0.94")
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    panels[0].set_ylabel(f"{metric.replace('_', ' ').capitalize()}, %")
+
+
+def _curve(
+    axes: Axes, rows: list[dict[str, Any]], scores: list[float], others: list[float], colour: str, **style: Any
+) -> None:
     """One line through the widths of a depth; the higher of two points has its label above, the lower one below."""
-    rewired = key == "score"
-    style: dict[str, Any] = {"linewidth": 1.8} if rewired else {"linestyle": ":", "markerfacecolor": "white"}
-    axes.plot(_times(rows), _scores(rows, key), color=colour, marker="o", markersize=6, **style)
-    for row in rows:
-        other = row["score_unrewired" if rewired else "score"]
-        if not rewired and other == row[key]:
+    axes.plot(_times(rows), scores, color=colour, marker="o", markersize=6, **style)
+    for row, score, other in zip(rows, scores, others, strict=True):
+        if score == other and colour != REWIRED:
             continue  # one point, one label
-        above = row[key] > other or (rewired and row[key] == other)
         axes.annotate(
             row["subnet"].partition("-")[0].removeprefix("w"),
-            (row["latency_ms"], 100 * row[key]),
-            xytext=(0, 7 if above else -14),
+            (row["latency_ms"], score),
+            xytext=(0, 7 if score >= other else -14),
             textcoords="offset points",
             ha="center",
             fontsize=8,
@@ -86,5 +99,5 @@ def _times(rows: list[dict[str, Any]]) -> list[float]:
     return [row["latency_ms"] for row in rows]
 
 
-def _scores(rows: list[dict[str, Any]], key: str) -> list[float]:
-    return [100 * row[key] for row in rows]
+def _scores(rows: list[dict[str, Any]], metric: str, key: str = "metrics") -> list[float]:
+    return [100 * row[key][metric] for row in rows]

@@ -204,6 +204,21 @@ DYNABERT_INLINE void store(Half* p, Float v) {
 }
 
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
+// A bfloat16 that is stored by the processor's own instruction, for callers that have asked use_bfloat16_dot(). The
+// same rounding, but for subnormal numbers, which become 0.
+struct NativeBFloat16 : BFloat16 {};
+DYNABERT_INLINE UShort to_native_bfloat16(Float v) {
+  UShort bits;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v));
+  return bits;
+}
+DYNABERT_INLINE void store(NativeBFloat16* p, Float v) {
+  const UShort bits = to_native_bfloat16(v);
+  __builtin_memcpy(p, &bits, sizeof bits);
+}
+#endif
+
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
 DYNABERT_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 DYNABERT_INLINE Float load_part(const float* p, int n) { return (Float)_mm512_maskz_loadu_ps(first_lanes(n), p); }
 DYNABERT_INLINE void store_part(float* p, Float v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v); }
@@ -234,6 +249,9 @@ DYNABERT_INLINE void store_bits_part(void* p, UShort bits, int n) {
 DYNABERT_INLINE Float load_part(const BFloat16* p, int n) { return from_bfloat16(load_bits_part(p, n)); }
 DYNABERT_INLINE Float load_part(const Half* p, int n) { return from_half(load_bits_part(p, n)); }
 DYNABERT_INLINE void store_part(BFloat16* p, Float v, int n) { store_bits_part(p, to_bfloat16(v), n); }
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+DYNABERT_INLINE void store_part(NativeBFloat16* p, Float v, int n) { store_bits_part(p, to_native_bfloat16(v), n); }
+#endif
 DYNABERT_INLINE void store_part(Half* p, Float v, int n) { store_bits_part(p, to_half(v), n); }
 DYNABERT_INLINE Double load_part(const double* p, int n) {
   Double v = {};

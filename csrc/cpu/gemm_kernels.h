@@ -16,35 +16,36 @@ namespace {
 
 constexpr int64_t kPanel = 2 * kLanes<float>;
 
-// ---- epilogue: one row of sums to bias, activation, residual
+#if DYNABERT_ISA != DYNABERT_ISA_GENERIC
 
+// Rows of sums to bias, activation, residual and the element type. `width` columns from `column` on.
 template <class T>
-DYNABERT_INLINE void finish_row(const float* sums, int64_t n, const T* bias, const T* residual, T* pre, T* c,
-                                Activation activation) {
-  constexpr int64_t kStep = kLanes<float>;
-  for (int64_t j = 0; j < n; j += kStep) {
-    const int here = n - j < kStep ? static_cast<int>(n - j) : static_cast<int>(kStep);
-    if (here == kStep) {
-      Float v = load(sums + j);
-      if (bias) v = v + load(bias + j);
-      if (pre) store(pre + j, v);
-      v = activate(v, activation);
-      if (residual) v = v + load(residual + j);
-      store(c + j, v);
-    } else {
-      Float v = load_part(sums + j, here);
-      if (bias) v = v + load_part(bias + j, here);
-      if (pre) store_part(pre + j, v, here);
-      v = activate(v, activation);
-      if (residual) v = v + load_part(residual + j, here);
-      store_part(c + j, v, here);
+void finish_strip(const SpanGemm& g, int64_t first, int64_t rows, int64_t column, int64_t width, const float* sums) {
+  constexpr int kLane = kLanes<float>;
+  for (int64_t j = 0; j < width; j += kLane) {
+    const int here = width - j < kLane ? static_cast<int>(width - j) : kLane;
+    const T* residual =
+        g.residual ? static_cast<const T*>(g.residual) + first * g.residual_stride + column + j : nullptr;
+    T* pre = g.pre ? static_cast<T*>(g.pre) + first * g.pre_stride + column + j : nullptr;
+    T* c = static_cast<T*>(g.c) + first * g.c_stride + column + j;
+    Float bias = {};
+    if (g.bias) bias = load_part(static_cast<const T*>(g.bias) + column + j, here);
+    for (int64_t i = 0; i < rows; ++i) {
+      Float v = load(sums + i * kPanel + j) + bias;
+      if (here == kLane) {
+        if (pre) store(pre + i * g.pre_stride, v);
+        v = activate(v, g.activation);
+        if (residual) v = v + load(residual + i * g.residual_stride);
+        store(c + i * g.c_stride, v);
+      } else {
+        if (pre) store_part(pre + i * g.pre_stride, v, here);
+        v = activate(v, g.activation);
+        if (residual) v = v + load_part(residual + i * g.residual_stride, here);
+        store_part(c + i * g.c_stride, v, here);
+      }
     }
   }
 }
-
-#if DYNABERT_ISA != DYNABERT_ISA_GENERIC
-
-// ---- tasks
 
 struct Strip {
   int64_t row, rows, n, k;
@@ -115,12 +116,8 @@ DYNABERT_INLINE void prefetch_rows(const T* weights, int64_t stride, int64_t row
 template <class T, class Units, class Multiply>
 void run_tasks(const SpanGemm& g, int64_t begin, int64_t end) {
   const T* weights = static_cast<const T*>(g.b);
-  const T* bias = static_cast<const T*>(g.bias);
-  const T* residual = static_cast<const T*>(g.residual);
-  T* pre = static_cast<T*>(g.pre);
-  T* c = static_cast<T*>(g.c);
-  alignas(64) float sums[kStrip * kPanel];
   const Strip* strips = nullptr;
+  alignas(64) float sums[kStrip * kPanel];
   int64_t count = 0, packed_block = -1;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block = task / g.panels, column = task % g.panels * kPanel;
@@ -147,13 +144,7 @@ void run_tasks(const SpanGemm& g, int64_t begin, int64_t end) {
       prefetch_rows(weights + next * g.b_stride, g.b_stride, next_columns, k, s, count);
       if (strip.n <= column) continue;
       sum_in_blocks<Multiply>(strip.rows, strip.packed, panel, units_of<Units>(strip.k), sums);
-      const int64_t width = strip.n - column < kPanel ? strip.n - column : kPanel;
-      for (int64_t i = 0; i < strip.rows; ++i) {
-        const int64_t row = strip.row + i;
-        finish_row<T>(sums + i * kPanel, width, bias ? bias + column : nullptr,
-                      residual ? residual + row * g.residual_stride + column : nullptr,
-                      pre ? pre + row * g.pre_stride + column : nullptr, c + row * g.c_stride + column, g.activation);
-      }
+      finish_strip<T>(g, strip.row, strip.rows, column, strip.n - column < kPanel ? strip.n - column : kPanel, sums);
     }
   }
 }
@@ -177,7 +168,7 @@ void gemm(const SpanGemm& g, int64_t begin, int64_t end) {
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
       if (use_bfloat16_dot() && pairs_fit(g))
-        return run_tasks<BFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
+        return run_tasks<NativeBFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
 #endif
       return run_tasks<BFloat16, FloatUnits<BFloat16>, MultiplyNumbers<float>>(g, begin, end);
     default:
