@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification
 from tests.dynabert.tiny_networks import CONFIGS, TINY, VOCABULARY
 
-WORDS = (  # one word a line would be a page
+WORDS = (  # noqa: SIM905  (one word a line would be a page)
     "a the film story actor plot music ending scene joke good bad great poor fine dull bright slow fast warm cold loud "
     "quiet is was not very too never always and but or it he she they we this that with without for of in on at to "
     "from makes feels"
-).split()  # noqa: SIM905
+).split()
 SPECIAL = {"bert": ("[PAD]", "[CLS]", "[SEP]", "[UNK]"), "roberta": ("<s>", "<pad>", "</s>", "<unk>")}
 SPECIAL["mpnet"] = SPECIAL["roberta"]
 
