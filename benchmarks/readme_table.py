@@ -23,8 +23,8 @@ def table(results: dict[str, Any]) -> str:
     by_name = {entry["subnet"]: entry for entry in results["subnets"]}
     largest = by_name["w1-d1"]
     lines = [
-        "| width, depth | parameters | GFLOP | latency | time | accuracy | without rewiring |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| width, depth | parameters | GFLOP | latency | time | accuracy | not rewired | divergence | not rewired |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for depth in DEPTHS:
         for width in WIDTHS:
@@ -32,18 +32,20 @@ def table(results: dict[str, Any]) -> str:
             lines.append(
                 f"| {width}, {depth} | {entry['parameters'] / 1e6:.1f} M | {entry['gflop']:.2f} "
                 f"| {entry['latency_ms']:.1f} ms | {entry['latency_ms'] / largest['latency_ms']:.2f} "
-                f"| {100 * entry['score']:.1f} % | {100 * entry['score_unrewired']:.1f} % |"
+                f"| {100 * entry['score']:.1f} % | {100 * entry['score_unrewired']:.1f} % "
+                f"| {entry['divergence']:.3f} | {entry['divergence_unrewired']:.3f} |"
             )
     latency, versions = results["latency"], results["versions"]
     lines += [
         "",
-        f"Measured by `make demo`: all-MiniLM-L6-v2 fine-tuned on {results['train_examples']} drug reviews (three "
-        f"classes), scored on {results['examples']} others; the majority class is "
-        f"{100 * results['majority_score']:.1f} %. Seed {results['seed']}. Latency: one text of "
-        f"{latency['seq_length']} tokens, {latency['device']}, {latency['dtype']}, {results['threads']} threads, "
-        f"median of {latency['rounds']} interleaved rounds, on a shared machine; torch {versions['torch']}. *Time* is the "
-        "share of the whole network's latency. No sub-network was trained here: this is what rewiring alone gives. "
-        "The row: `benchmarks/results/demo/results.json`.",
+        f"Measured by `make demo`: all-MiniLM-L6-v2, fine-tuned on {results['train_examples']} drug reviews (three "
+        f"classes) and scored on {results['examples']} others. The majority class is "
+        f"{100 * results['majority_score']:.1f} %; seed {results['seed']}. *Time* is the share of the whole network's "
+        f"latency: one text of {latency['seq_length']} tokens, {latency['device']}, {latency['dtype']}, "
+        f"{results['threads']} threads, median of {latency['rounds']} interleaved rounds on a shared machine, torch "
+        f"{versions['torch']}. *Divergence* is the mean Kullback-Leibler divergence of a sub-network's probabilities "
+        "from the whole network's, in nats: lower is closer. No sub-network was trained here; this is what rewiring "
+        "alone gives. The row: `benchmarks/results/demo/results.json`.",
     ]
     return "\n".join(lines)
 

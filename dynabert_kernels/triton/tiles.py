@@ -80,11 +80,11 @@ class AttentionTile(NamedTuple):
 
 _ATTENTION_FLOAT32 = {
     "forward": {64: AttentionTile(32, 32, 4, 2), 128: AttentionTile(16, 16, 4, 2)},
-    "dq": {64: AttentionTile(32, 32, 4, 2), 128: AttentionTile(16, 16, 4, 2)},
+    "dq": {64: AttentionTile(32, 32, 4, 2), 128: AttentionTile(16, 32, 8, 1)},
     "dkdv": {64: AttentionTile(16, 32, 4, 2), 128: AttentionTile(16, 16, 8, 2)},
-    "dbias": {128: AttentionTile(16, 32, 4, 2)},
+    "dbias": {64: AttentionTile(16, 32, 8, 2), 128: AttentionTile(16, 32, 8, 1)},
 }
-# All unmeasured: the largest that spill neither with a bias nor with dropout nor with both (`make codegen`). By chip and
+# All unmeasured: the largest that spill neither with a bias nor with dropout nor with both (`make codegen`). By chip,
 # bytes of an element, kernel, and the largest head size that an entry serves. Dropout bounds block_k by 64; the bias's
 # gradient bounds block_q by block_k. On sm_90 a tile has 64 queries (or keys, in dkdv) wherever it fits, which wgmma
 # needs; below that the older instruction multiplies.
@@ -97,8 +97,16 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, AttentionTile]]] = {
     },
     ("sm_80", 2): {
         "forward": {64: AttentionTile(32, 64, 4, 2), 128: AttentionTile(32, 32, 4, 2)},
-        "dq": {64: AttentionTile(32, 64, 4, 2), 128: AttentionTile(32, 32, 4, 2)},
-        "dkdv": {64: AttentionTile(64, 32, 4, 2), 128: AttentionTile(32, 32, 4, 2)},
+        "dq": {
+            32: AttentionTile(32, 32, 4, 2),
+            64: AttentionTile(32, 64, 4, 2),
+            128: AttentionTile(32, 32, 4, 2),
+        },
+        "dkdv": {
+            32: AttentionTile(32, 32, 4, 2),
+            64: AttentionTile(64, 32, 4, 2),
+            128: AttentionTile(32, 32, 4, 2),
+        },
         "dbias": {128: AttentionTile(16, 32, 4, 2)},
     },
     # Three TF32 products for each of float32, with both operands' high and low parts in registers.

@@ -17,8 +17,8 @@ wider group's rows. Programs of inactive heads leave at once, after writing zero
 
 Bytes, all heads: q and out once, k and v once for each row block that needs them (once from memory where a sequence
 fits the cache), 4*T*H*D elements; lse 4*T*H. Operations: 4*D for each pair of query and key of a tile. At D = 64 that
-is S/2 operations a byte: memory-bound up to about S = 512. 64 x 128 is the largest tile that spills on neither sm_80 nor
-sm_90 with a bias, and holds all keys of most short row blocks in one step.
+is S/2 operations a byte: memory-bound up to about S = 512. 64 x 128 is the largest tile that spills on neither sm_80
+nor sm_90 with a bias, and holds all keys of most short row blocks in one step.
 
 Scores, softmax and sums are float32 (float64 for float64); p is rounded to the input's dtype before it meets v. float32
 products use three TF32 products each, about as accurate as float32. The scale reaches the kernel as float32. Dropout
