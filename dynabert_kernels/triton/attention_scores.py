@@ -50,11 +50,11 @@ def active_heads(counts_ptr: tl.tensor, group: tl.tensor, num_groups: tl.tensor,
 
 @jit
 def keys_of_rows(
-    cu_seqlens_ptr: tl.tensor, num_sequences: tl.tensor, rows: tl.tensor, inside: tl.tensor
+    cu_seqlens_ptr: tl.tensor, num_sequences: tl.tensor, num_rows: tl.tensor, rows: tl.tensor, inside: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
     """First key and end of keys of each row: its sequence. Both 0 for rows that are not inside, or in no sequence."""
     sequence = last_at_most(cu_seqlens_ptr, num_sequences, rows)
     inside = inside & (sequence < num_sequences)
     begin = tl.load(cu_seqlens_ptr + sequence, mask=inside, other=0)
     end = tl.load(cu_seqlens_ptr + sequence + 1, mask=inside, other=0)
-    return begin, end
+    return begin, tl.minimum(end, num_rows)  # borders past T reach no foreign memory

@@ -1,7 +1,7 @@
 """Device functions that find which group or sequence owns a row, from ascending borders in device memory.
 
 Borders (`cu_seqlens`, a plan's `rows`) change with every batch and are never read on the host. A program searches them
-itself: `log2(entries)` loads, nearly all of them from cache, since every program of a launch asks the same few lines. A
+itself: log2(entries) loads, nearly all of them from cache, since every program of a launch asks the same few lines. A
 table of owners, made by a kernel of its own, would save that and cost a launch for each op.
 """
 

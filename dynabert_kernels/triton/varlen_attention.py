@@ -4,26 +4,28 @@
 
 with i and j in one sequence, for each row's leading heads only, straight from the packed query, key and value.
 
-One program computes `block_q` neighbouring rows of the packed batch for one head, whatever sequences they belong to. A
-search in `cu_seqlens` gives every row its sequence's first and last key; the program walks over the keys from the first
-to the last that any of its rows needs, `block_k` at a time, masks each row to its own, and keeps a running maximum and
-sum (online softmax). So short sequences share a tile, long ones take several steps, and neither needs a table of tiles:
-the grid follows from T and the head bound, and nothing about the batch is known on the host. The price: two searches of
-log2(B) cached loads for each program, and for sequences shorter than a tile scores that are computed and masked.
+One program computes up to `block_q` neighbouring rows of one group and one head, whatever sequences they belong to. It
+searches `rows` for its group and `cu_seqlens` for the first and last key of each of its rows, walks over the keys from
+the first to the last that any of them needs, `block_k` at a time, masks each row to its own sequence, and keeps a
+running maximum and sum (online softmax). So short sequences share a tile, long ones take several steps, and the grid
+follows from T, G and the head bound alone: nothing about the batch is known on the host. A table of tiles, made by a
+kernel of its own, would cost each op a launch; this costs each program log2(G) + log2(B) loads, nearly all from cache,
+and computes and masks the scores between sequences of one tile: for n sequences of one length in a tile, n times the
+operations needed, in a range of lengths where memory is the bound.
 
-Groups have their own head counts. A row block that crosses a group's border is worked through once for each group in
-it: their keys are disjoint, so no key is read twice, and a narrower group's unwritten (perhaps NaN) keys never meet a
-wider group's rows. Programs of inactive heads leave at once, after writing zeros if asked to.
+A block never crosses a group's border (`borders.row_block`), so one head count holds for it, and all keys it meets are
+of its own group: a narrower group's unwritten, perhaps NaN, keys never meet a wider group's rows. The price is at most
+one more, smaller block for each group. Programs of inactive heads leave at once, after writing zeros if asked to.
 
 Bytes, all heads: q and out once, k and v once for each row block that needs them (once from memory where a sequence
-fits the cache), 4*T*H*D elements; lse 4*T*H. Operations: 4*D for each pair of query and key of a tile. At D = 64 that
-is S/2 operations a byte: memory-bound up to about S = 512. 64 x 128 is the largest tile that spills on neither sm_80
-nor sm_90 with a bias, and holds all keys of most short row blocks in one step.
+fits the cache), so 4*T*H*D elements and 4*T*H for lse. Operations: 4*D for each pair of query and key of a tile. At
+D = 64 and half precision that is S/2 operations a byte: memory-bound up to about S = 512. The tiles are the largest
+that spill neither with a bias nor with dropout (`tiles.py`); no speed was measured.
 
 Scores, softmax and sums are float32 (float64 for float64); p is rounded to the input's dtype before it meets v. float32
-products use three TF32 products each, about as accurate as float32. The scale reaches the kernel as float32. Dropout
-words cost one Philox call for each score, four times what is needed: neighbours in a row could share one, but where a
-row's words start depends on its sequence.
+products use three TF32 products each, about as accurate as float32. On a GPU the scale is a float32. A bias is divided
+by the scale and added inside the product, which is why a scale of 0 is refused with one. Dropout costs one Philox call
+for four scores (`attention_dropout.py`); lse is the one without dropout.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ def _varlen_attention_fwd_kernel(
         lse_ptrs = lse_ptr + head.to(tl.int64) * num_rows + rows
 
     if first_row < end_row and head < active_heads(counts_ptr, group, num_groups, max_heads):
-        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
+        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, num_rows, rows, inside)
         some = begin < end
         first_key = tl.min(tl.where(some, begin, num_rows))
         end_key = tl.max(end)

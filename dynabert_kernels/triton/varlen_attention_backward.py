@@ -6,20 +6,23 @@
 
 Three kernels and a sum, all without atomics, so deterministic:
 
-* dq: one program for `block_q` rows and one head walks over their keys, as the forward does. It computes delta from its
-  own rows and keeps it for the next kernel. Three products.
-* dk, dv: one program for `block_k` rows as keys walks over the queries of their sequences; scores are computed the
-  other way round, so that no tile of probabilities is transposed. Four products.
-* dbias, only with a bias: one program for `block_q` rows computes ds again (two products), sums it along its diagonals
-  in registers and writes each distance once, into a table of its own: (T / block_q + G) * H * (2R-1) float32, which are
-  set to zero first and then added in a fixed order. At R = 128 that is as many bytes as q, k and v in bfloat16 and half
-  as many again. A program crosses at most one step of (row block, group) at a time, so `row block + group` numbers the
-  tables without gaps.
+* dq: one program for up to `block_q` rows of a group and one head walks over their keys, as the forward does. It
+  computes delta from its own rows and keeps it for the other kernels. Three products.
+* dk, dv: one program for up to `block_k` rows as keys walks over the queries of their sequences; scores are computed
+  the other way round, so that no tile of probabilities is transposed. Four products.
+* dbias, only with a bias: one program for up to `block_q` rows computes ds again (two products), sums it along its
+  diagonals in registers and writes each distance at most once, into a table of its own. The tables, in all
+  (T / block_q + G) * H * (2R-1) float32, are zeroed first and then added in a fixed order: with 64 rows and R = 128
+  about 16*T*H bytes written and as many read, a twenty-fourth of q, k and v at D = 64 in half precision each way, and
+  four times as much with 16 rows. Recomputing keeps the registers of the other kernels, which run without a bias too.
 
-Bytes, all heads: q, k, v, dout, out, dq, dk, dv, and q, k, v, dout again: 12*T*H*D elements, k, v or q, dout once more
-for each further row block of a long sequence; operations: 14*D for each pair of query and key of a tile.
+Bytes, all heads: q, k, v, dout, out, dq, then q, k, v, dout, dk, dv, so 12*T*H*D elements, and k, v (or q, dout) once
+more for each further block of a sequence that has left the cache. Operations: 14*D for each pair of query and key of a
+tile, 4*D more with a bias. Tiles as in the forward: unmeasured, the largest that do not spill.
 
-ds and p are rounded to the input's dtype before they meet k, q and dout; all sums are float32 (float64 for float64).
+p is computed from the difference of score and lse in natural units, then times log2(e): the difference is small where p
+is not, so less is lost than by scaling both first. ds and p are rounded to the input's dtype before they meet k, q and
+dout; all sums are float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -87,7 +90,7 @@ def _varlen_attention_bwd_dq_kernel(
     dq_ptrs = dqkv_ptr + wide_head * dqkv_head_stride + wide_rows * dqkv_row_stride + features[None, :]
 
     if first_row < end_row and head < active_heads(counts_ptr, group, num_groups, max_heads):
-        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
+        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, num_rows, rows, inside)
         some = begin < end
         first_key = tl.min(tl.where(some, begin, num_rows))
         end_key = tl.max(end)
@@ -180,7 +183,7 @@ def _varlen_attention_bwd_dkdv_kernel(
 
     if first_key < end_key and head < active_heads(counts_ptr, group, num_groups, max_heads):
         # A key's queries are the rows whose key it is: its own sequence.
-        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, keys, inside)
+        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, num_rows, keys, inside)
         some = begin < end
         first_query = tl.min(tl.where(some, begin, num_rows))
         end_query = tl.max(end)
@@ -228,7 +231,7 @@ def _varlen_attention_bwd_dbias_kernel(
     qkv_ptr: tl.tensor,  # (T, Hq, 3, D)
     lse_ptr: tl.tensor,  # (max_heads, T) of ACC
     delta_ptr: tl.tensor,  # (max_heads, T) of ACC
-    partial_ptr: tl.tensor,  # (row blocks + G, max_heads, 2R-1) of ACC, zero
+    partial_ptr: tl.tensor,  # (programs, max_heads, 2R-1) of ACC, zero
     cu_seqlens_ptr: tl.tensor,  # (B+1,) int32
     rows_ptr: tl.tensor,  # (G+1,) int32
     counts_ptr: tl.tensor,  # (G,) int32, or None
@@ -270,7 +273,7 @@ def _varlen_attention_bwd_dbias_kernel(
     num_distances = 2 * bias_centre + 1
 
     if first_row < end_row and head < active_heads(counts_ptr, group, num_groups, max_heads):
-        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, rows, inside)
+        begin, end = keys_of_rows(cu_seqlens_ptr, num_sequences, num_rows, rows, inside)
         some = begin < end
         first_key = tl.min(tl.where(some, begin, num_rows))
         end_key = tl.max(end)

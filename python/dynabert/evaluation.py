@@ -75,7 +75,8 @@ def compute_logits(
         ``encoded``.
 
     Raises:
-        ValueError: no examples; no sub-network, one named twice, or one that does not fit.
+        ValueError: no examples; no sub-network, one named twice, or one that does not fit; outputs that are NaN or
+            infinite.
     """
     if not len(encoded):
         raise ValueError("evaluate: no examples; at least one is needed")
@@ -112,6 +113,11 @@ def compute_logits(
         values = (joined if joined.dtype == torch.float64 else joined.float()).cpu().numpy()
         results[name] = np.empty_like(values)
         results[name][np.asarray(places)] = values
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"evaluate: the outputs of sub-network {name} are not finite; the weights hold NaN or infinity, or the "
+                "dtype overflows; check the checkpoint, or run it in float32"
+            )
     return results
 
 

@@ -21,9 +21,9 @@ ALLOWED_FORMS = '"w0.5-d0.75", "w0.5", "d0.75", "w0.5-l0,2,5" (kept layers) or "
 # A width counts as whole heads when it is this close: 0.833 of 12 heads is 9.996 and means 10.
 WHOLE_TOLERANCE = 0.01
 
-_NUMBER = r"\d+(?:\.\d+)?"
-_COUNTS = r"\d+(?:,\d+)*"
-_MULTIPLIERS = re.compile(rf"(?:w(?P<width>{_NUMBER}))?(?:(?:^|(?<=\d)-)d(?P<depth>{_NUMBER}))?")
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_COUNTS = r"[0-9]+(?:,[0-9]+)*"
+_MULTIPLIERS = re.compile(rf"(?:w(?P<width>{_NUMBER}))?(?:(?:^|(?<=[0-9])-)d(?P<depth>{_NUMBER}))?")
 _NAMED_LAYERS = re.compile(rf"(?:w(?P<width>{_NUMBER})-)?l(?P<layers>{_COUNTS})")
 _LAYER_BY_LAYER = re.compile(rf"h(?P<heads>{_COUNTS})-n(?P<neurons>{_COUNTS})")
 

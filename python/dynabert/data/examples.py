@@ -116,4 +116,12 @@ def check_text(text: object, what: str) -> str:
         raise ValueError(
             f"{what} is empty; got {text!r}; allowed: a text with at least one character that is not white space"
         )
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{what} is no valid Unicode (character {error.start} is half of a pair, or a byte that is not UTF-8); "
+                "decode it with the encoding it was written in"
+            ) from error
     return text

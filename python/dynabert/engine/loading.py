@@ -34,11 +34,13 @@ def load_model(
         options: passed to ``from_pretrained`` (``num_labels``, ``id2label``, ...).
 
     Raises:
-        ValueError: no classification head in the checkpoint.
+        ValueError: no classification head in the checkpoint; a device that is not there.
         OSError: no such model.
     """
+    from dynabert.engine.device import checked_device
     from dynabert.modeling import ElasticBertForSequenceClassification
 
+    target = checked_device(device)
     loaded: Any = ElasticBertForSequenceClassification.from_pretrained(
         str(path), dtype=dtype, output_loading_info=True, **options
     )
@@ -50,7 +52,7 @@ def load_model(
             "answers would be random; "
             "fine-tune it first, or give a fine-tuned checkpoint"
         )
-    placed: ElasticBertForSequenceClassification = model.to(device).eval()
+    placed: ElasticBertForSequenceClassification = model.to(target).eval()
     return placed
 
 

@@ -58,6 +58,13 @@ def interpret(
         threshold: least probability of a label that a multi-label model assigns.
     """
     values = logits.astype(np.float64)
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(broken):
+        raise ValueError(
+            f"predict: the network's outputs are not finite for {len(broken)} of {len(values)} texts (the first: text "
+            f"{broken[0]}, sub-network {subnets[broken[0]]}); its weights hold NaN or infinity, or its dtype "
+            "overflows; check the checkpoint, or run it in float32"
+        )
     if problem == SINGLE_LABEL:
         exponentials = np.exp(values - values.max(axis=1, keepdims=True))
         scores = exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -211,12 +212,18 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         ``TypeError`` for an unknown argument.
         """
         source = os.fspath(pretrained_model_name_or_path)
+        checkpoint.check_source(source)
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
         for name in _AUTO_ARGUMENTS:
             kwargs.pop(name, None)
         output_loading_info = kwargs.pop("output_loading_info", False)
         if config is None:
-            elastic, unknown = ElasticBertConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **kwargs)
+            try:
+                elastic, unknown = ElasticBertConfig.from_pretrained(source, return_unused_kwargs=True, **hub, **kwargs)
+            except StrictDataclassError as error:
+                raise ValueError(
+                    f"from_pretrained: the config.json of {source} does not hold: {error}; mend it or fetch it again"
+                ) from error
             if unknown:
                 raise TypeError(f"from_pretrained: unknown arguments: {', '.join(sorted(unknown))}")
         elif kwargs:

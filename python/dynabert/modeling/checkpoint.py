@@ -152,6 +152,20 @@ def _fresh(
     return fresh
 
 
+def check_source(source: str) -> None:
+    """Refuses what can be neither a folder nor a hub id, before anything is asked of a hub.
+
+    Raises ``OSError``: a file, or a path that is not there.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return
+    if path.exists():
+        raise OSError(f"from_pretrained: {source} is a file; give the folder that holds config.json and the weights")
+    if source.count("/") > 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
+        raise OSError(f"from_pretrained: there is no folder {source}; give a checkpoint's folder, or a hub id")
+
+
 def identity_orders(config: ElasticBertConfig) -> dict[str, Tensor]:
     """``layers.0.head_order`` and so on of a network that was never rewired."""
     orders = {}
@@ -188,13 +202,25 @@ def _read_orders(
         found = stored[name]
         if found.shape != order.shape or found.dtype != torch.int64 or len(set(found.tolist())) != len(found):
             raise ValueError(f"from_pretrained: {path}: {name} must hold {len(order)} different places")
+        if len(found) and int(found.min()) < 0:
+            raise ValueError(f"from_pretrained: {path}: {name} names the place {int(found.min())}; allowed: 0 or more")
         if name.endswith("head_order") and config.has_relative_bias:
             heads = config.relative_attention_heads
             if not 0 <= int(found.min()) <= int(found.max()) < heads:
                 raise ValueError(f"from_pretrained: {path}: {name} names heads outside 0 to {heads - 1}")
         orders[name] = found
     if all(name in stored for name in _SCORES):
-        return orders, (stored[_SCORES[0]], stored[_SCORES[1]])
+        heads, neurons = stored[_SCORES[0]], stored[_SCORES[1]]
+        layers = config.num_hidden_layers
+        for name, table, least in (
+            (_SCORES[0], heads, max(config.layer_heads)),
+            (_SCORES[1], neurons, max(config.layer_neurons)),
+        ):
+            if table.dim() != 2 or table.shape[0] != layers or table.shape[1] < least:
+                raise ValueError(
+                    f"from_pretrained: {path}: {name} has shape {tuple(table.shape)}; allowed: ({layers}, {least})"
+                )
+        return orders, (heads, neurons)
     return orders, None
 
 
