@@ -79,8 +79,18 @@ class AttentionTile(NamedTuple):
 
 
 _ATTENTION_FLOAT32 = {
-    "forward": {64: AttentionTile(32, 32, 4, 2), 128: AttentionTile(16, 16, 4, 2)},
-    "dq": {64: AttentionTile(32, 32, 4, 2), 128: AttentionTile(16, 32, 8, 1)},
+    "forward": {
+        16: AttentionTile(32, 32, 4, 2),
+        32: AttentionTile(16, 32, 4, 2),
+        64: AttentionTile(32, 32, 4, 2),
+        128: AttentionTile(16, 16, 4, 2),
+    },
+    "dq": {
+        16: AttentionTile(32, 32, 4, 2),
+        32: AttentionTile(16, 32, 4, 2),
+        64: AttentionTile(32, 32, 4, 2),
+        128: AttentionTile(16, 32, 8, 1),
+    },
     "dkdv": {64: AttentionTile(16, 32, 4, 2), 128: AttentionTile(16, 16, 8, 2)},
     "dbias": {64: AttentionTile(16, 32, 8, 2), 128: AttentionTile(16, 32, 8, 1)},
 }
