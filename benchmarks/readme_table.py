@@ -45,8 +45,8 @@ def table(results: dict[str, Any]) -> str:
         f"latency: one text of {latency['seq_length']} tokens, {latency['device']}, {latency['dtype']}, "
         f"{results['threads']} threads, median of {latency['rounds']} interleaved rounds on a shared machine, torch "
         f"{versions['torch']}. The classes are uneven, so accuracy says little: a network that answers the majority "
-        "class to everything has a Matthews correlation (times 100) of 0. No sub-network was trained here; this is what "
-        "rewiring alone gives, and at small widths and depths it is not enough. The row: "
+        "class to everything has a Matthews correlation (times 100) of 0. No sub-network was trained here; this is "
+        "what rewiring alone gives, and at small widths and depths it is not enough. The row: "
         "`benchmarks/results/demo/results.json`.",
     ]
     return "\n".join(lines)

@@ -17,8 +17,9 @@ from dynabert_kernels.testing.comparison import assert_close_to_float64
 from dynabert_kernels.testing.inputs import DTYPES, poisoned_allocations
 from dynabert_kernels.triton import varlen_attention, varlen_attention_backward
 from dynabert_kernels.triton.attention_arguments import Sequences, supports_bwd, supports_fwd
+from dynabert_kernels.triton.attention_dropout import MAX_KEYS
 from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED, architecture
-from dynabert_kernels.triton.tiles import AttentionTile
+from dynabert_kernels.triton.tiles import ATTENTION_HEAD_SIZES, ATTENTION_TILES, AttentionTile
 from dynabert_kernels.triton.varlen_attention import varlen_attention_fwd
 from dynabert_kernels.triton.varlen_attention_backward import varlen_attention_bwd
 from tests.kernels.cases import PLANS
@@ -415,6 +416,17 @@ def test_errors_of_the_backward_launcher() -> None:
         varlen_attention_bwd(*sample.backward(out, lse.half()))
     with pytest.raises(ValueError, match=r"lse is not contiguous; got strides \(20, 1\)"):
         varlen_attention_bwd(*sample.backward(out, lse.new_zeros(2, 20)[:, :14]))
+
+
+def test_tiles_keep_what_the_kernels_rely_on() -> None:
+    for table in ATTENTION_TILES.values():
+        assert table.keys() == {"forward", "dq", "dkdv", "dbias"}
+        for kernel, by_size in table.items():
+            assert max(by_size) == max(ATTENTION_HEAD_SIZES)
+            assert list(by_size) == sorted(by_size)
+            for tile in by_size.values():
+                assert tile.block_k <= MAX_KEYS  # a row's dropout bits
+                assert kernel != "dbias" or tile.block_q <= tile.block_k  # a diagonal ends in the next tile
 
 
 def test_the_interpreter_has_small_tiles() -> None:
