@@ -36,7 +36,7 @@ from dynabert_kernels.testing.random_samples import BUILDERS, FEATURES, Sample, 
 
 # One draw of a few numbers may by luck round well for PyTorch: a result that is red is judged by the largest errors,
 # of both, over so many draws of the values.
-DRAWS = 9
+DRAWS = 48
 
 
 @dataclass(frozen=True)
@@ -225,14 +225,20 @@ def ops_of(provider: str) -> list[str]:
     return [op for op in sorted(BUILDERS) if provider in providers.registered().get(f"{op}_fwd", ())]
 
 
-def _try(case: tuple[str, int], provider: str) -> tuple[Outcome, str]:
+def _try(case: tuple[str, int], provider: str, stop: bool) -> tuple[Outcome, str]:
     with one_thread(), interpreter(provider):
         outcome = check(*case, provider)
-        return outcome, explain(outcome) if outcome.faults else ""
+        if not outcome.faults:
+            return outcome, ""
+        if stop:
+            return outcome, f"RED {outcome.op}, seed {outcome.seed}: {'; '.join(outcome.faults)}"
+        return outcome, explain(outcome)
 
 
-def _outcomes(cases: list[tuple[str, int]], provider: str, processes: int) -> Iterator[tuple[Outcome, str]]:
-    work = functools.partial(_try, provider=provider)
+def _outcomes(
+    cases: list[tuple[str, int]], provider: str, processes: int, stop: bool
+) -> Iterator[tuple[Outcome, str]]:
+    work = functools.partial(_try, provider=provider, stop=stop)
     if processes <= 1:
         yield from map(work, cases)
         return
@@ -249,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--first", type=int, default=0, help="the first seed")
     flags.add_argument("--cases", type=int, default=600, help="samples in all, shared among the ops")
     flags.add_argument("--without", nargs="+", default=[], choices=FEATURES, help="leave these out; with --seed")
-    flags.add_argument("--stop", action="store_true", help="end at the first failure")
+    flags.add_argument("--stop", action="store_true", help="end at the first failure, which is said in one line")
     flags.add_argument("-n", type=int, default=1, help="processes")
     options = flags.parse_args(arguments)
     ops = [op for op in options.op or sorted(BUILDERS) if op in ops_of(options.provider)]
@@ -267,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [(op, seed) for seed in range(options.first, options.first + each) for op in ops]
     begin = said = time.monotonic()
     counts = dict.fromkeys(("hold", "refused", "fail"), 0)
-    for outcome, words in _outcomes(cases, options.provider, options.n):
+    for outcome, words in _outcomes(cases, options.provider, options.n, options.stop):
         counts["fail" if outcome.faults else "refused" if outcome.refusal else "hold"] += 1
         if words:
             print(words, flush=True)

@@ -108,6 +108,10 @@ class Maker:
         """A number of features (C, K, ...) that the provider takes."""
         return self.random.randint(1, self.limits.most_units) * self.limits.unit
 
+    def hidden_size(self) -> int:
+        """A number of features that LayerNorm reduces: of two or three it leaves hardly anything to be right about."""
+        return self.size() + max(self.limits.unit, 7)
+
     def dropout(self) -> dict[str, Any]:
         """``dropout_p`` or nothing; the state goes with the plan."""
         p = self.random.choice((0.1, 0.5, 0.9))
@@ -157,7 +161,7 @@ def _unread(shape: tuple[int, int], spans: list[tuple[int, int]]) -> Tensor:
 
 
 def _add_layer_norm(make: Maker) -> Parts:
-    rows, columns = make.batch.num_rows, make.size() + make.limits.unit
+    rows, columns = make.batch.num_rows, make.hidden_size()
     by_row = {"x": make.normal(rows, columns, shift=3.0)}
     fixed: dict[str, Any] = {"eps": make.random.choice((1e-5, 1e-12))}
     residual = make.normal(rows, columns)
@@ -270,7 +274,7 @@ def _varlen_attention(make: Maker) -> Parts:
 
 def _embed_layer_norm(make: Maker) -> Parts:
     random, batch = make.random, make.batch
-    columns, tokens = make.size() + make.limits.unit, batch.num_rows
+    columns, tokens = make.hidden_size(), batch.num_rows
     word, places, types = random.randint(2, 60), max(batch.max_seqlen, 1) + random.choice((0, 2)), random.randint(1, 3)
     by_row = {
         "input_ids": torch.randint(0, word, (tokens,), generator=make.generator),
@@ -313,7 +317,7 @@ def _hidden_dropout(make: Maker) -> dict[str, Any]:
 def _elastic_attention(make: Maker) -> Parts:
     random, batch = make.random, make.batch
     size, spare = random.choice(make.limits.head_sizes), random.choice((0, 0, 1))
-    heads, columns = max(batch.heads) + spare, make.size() + make.limits.unit
+    heads, columns = max(batch.heads) + spare, make.hidden_size()
     x = make.normal(batch.num_rows, columns)
     reached = [batch.heads[group] for group in batch.groups_with_rows]
     first_unread = torch.arange(heads) >= max(reached, default=0)
@@ -349,7 +353,7 @@ def _elastic_attention(make: Maker) -> Parts:
 
 def _elastic_ffn(make: Maker) -> Parts:
     random, batch = make.random, make.batch
-    columns = make.size() + make.limits.unit
+    columns = make.hidden_size()
     neurons = max(batch.neurons) + random.choice((0, 0, make.limits.unit))
     x = make.normal(batch.num_rows, columns)
     activation = make.activation()

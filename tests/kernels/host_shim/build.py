@@ -11,7 +11,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 INCLUDE = FOLDER.parents[2] / "csrc" / "include"
 # -O0: compiling is what takes the time, and sanitizers see every access as it was written.
-FLAGS = ("-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread", f"-I{INCLUDE}")
+FLAGS = ("-std=c++20", "-O0", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-pthread")
 SANITIZERS = {
     "memory": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "races": ("-fsanitize=thread",),
@@ -45,10 +45,11 @@ def why_not(sanitizer: str, folder: Path) -> str | None:
     )
 
 
-def build(name: str, sanitizer: str, folder: Path) -> Path:
+def build(name: str, sanitizer: str, folder: Path, include: Path = INCLUDE) -> Path:
     """The program of ``name``.cpp; raises with the compiler's words where it does not compile."""
     program = folder / f"{name}-{sanitizer}"
-    built = _run([str(_compiler()), *FLAGS, *SANITIZERS[sanitizer], str(FOLDER / f"{name}.cpp"), "-o", str(program)])
+    flags = (*FLAGS, f"-I{include}", *SANITIZERS[sanitizer])
+    built = _run([str(_compiler()), *flags, str(FOLDER / f"{name}.cpp"), "-o", str(program)])
     if built.returncode != 0:
         raise RuntimeError(built.stderr)
     return program
