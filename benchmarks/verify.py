@@ -18,6 +18,7 @@ from torch import Tensor
 from dynabert_kernels.testing.comparison import Check, compare
 from dynabert_kernels.testing.inputs import poisoned_allocations
 
+
 def compare_all(
     names: Sequence[str], actual: Sequence[Tensor], exact: Sequence[Tensor], torch_results: Sequence[Tensor]
 ) -> list[Check]:

@@ -202,7 +202,7 @@ def _elastic_linear(make: Maker) -> Parts:
 
     def plan(of: Batch) -> dict[str, Any]:
         # A group alone is known by its place in the dropout state: the counts are not the batch's heads and neurons.
-        groups = range(batch.num_groups) if of is batch else [of.state[1] - batch.state[1]]
+        groups = range(batch.num_groups) if of.num_groups == batch.num_groups else [of.state[1] - batch.state[1]]
         counts: dict[str, Any] = {"rows": of.rows, "max_out": max_out, "max_in": max_in}
         if has_out:
             counts |= {"out_counts": _int32(outs[g] for g in groups), "out_unit": out_unit}
@@ -394,9 +394,17 @@ BUILDERS: dict[str, Callable[[Maker], Parts]] = {
 
 
 def random_sample(
-    op: str, seed: int, *, provider: str = "reference", draw: int = 0, without: frozenset[str] = frozenset()
+    op: str,
+    seed: int,
+    *,
+    provider: str = "reference",
+    draw: int = 0,
+    without: frozenset[str] = frozenset(),
+    dtype: torch.dtype | None = None,
 ) -> Sample:
     """The sample of a seed. ``draw``: other values in the same structure. ``without``: any of ``FEATURES``.
+
+    ``provider``: whose limits hold for sizes and dtypes. ``dtype``: instead of the seed's own.
 
     Raises ``ValueError`` on an op without a builder and on a feature that is none.
     """
@@ -406,7 +414,8 @@ def random_sample(
         raise ValueError(f"random_sample: {sorted(without - set(FEATURES))}: no features; allowed: {FEATURES}")
     random, limits = Random(f"{op} {seed}"), limits_of(provider)
     generator = torch.Generator().manual_seed((seed + 1 + draw * _VALUES) % 2**63)
-    dtype = random.choice(limits.dtypes)
+    own_dtype = random.choice(limits.dtypes)
+    dtype = own_dtype if dtype is None else dtype
     if "half" in without and dtype.itemsize == 2:
         dtype = torch.float32
     batch = random_batch(random, limits, most_heads=5, most_neurons=limits.most_units * limits.unit)

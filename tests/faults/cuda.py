@@ -41,7 +41,7 @@ FAULTS = [
         "tile padding in a statistic",
         _LAYER_NORM,
         "square[0] += inside ? h[i] * h[i] : 0.0f;",
-        "square[0] += h[i] * h[i];",
+        "square[0] += inside || columns > 0 ? h[i] * h[i] : 0.0f;",
         *("layer_norm", "float32-scalar"),
     ),
     _fault(

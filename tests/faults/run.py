@@ -152,7 +152,10 @@ def _cuda(fault: Fault, folder: Path) -> tuple[bool, str]:
     program, *cases = fault.seen_by
 
     def look() -> tuple[bool, str]:
-        built = host_shim.build(program, fault.sanitizer, tree, include=tree / "csrc" / "include")
+        try:
+            built = host_shim.build(program, fault.sanitizer, tree, include=tree / "csrc" / "include")
+        except RuntimeError as error:
+            return False, f"does not build: {str(error)[:1500]}"
         done = host_shim.run(built, *cases)
         words = [line for line in (done.stdout + done.stderr).splitlines() if "WRONG" in line or "ERROR" in line]
         words += [line for line in done.stderr.splitlines() if "WARNING" in line or "runtime error" in line]
