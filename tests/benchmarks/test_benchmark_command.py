@@ -105,7 +105,7 @@ def test_a_run_that_is_out_of_time_names_what_it_left_out(tmp_path: Path, capsys
         (["--rounds", "0"], "--rounds is 0; allowed: 1 or more"),
         (["--threads", "0"], "--threads is 0; allowed: 1 or more"),
         (["--width", "1", "--plot"], "--plot draws time against width; give an elastic op, --width 1 and another one"),
-        (["--op", "elastic_ffn", "--direction", "backward"], "no benchmark of elastic_ffn in direction backward"),
+        (["--op", "elastic_ffn", "--direction", "forward"], "no benchmark of elastic_ffn in direction forward"),
     ],
 )
 def test_a_wrong_command_says_what_is_allowed(
