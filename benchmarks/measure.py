@@ -15,10 +15,6 @@ from typing import Any
 import torch
 
 import dynabert_kernels as dk
-from benchmarks import rows, verify
-from benchmarks.problems import Problem, tokens_name, uniform
-from benchmarks.registry import Benchmark, Draw, Tensors, peers
-from benchmarks.rows import Row
 from dynabert_kernels.ops import providers as registry_of_providers
 from dynabert_kernels.testing.timing import (
     CacheFlush,
@@ -31,6 +27,11 @@ from dynabert_kernels.testing.timing import (
     sets_to_displace,
     time_interleaved,
 )
+
+from . import rows, verify
+from .problems import Problem, tokens_name, uniform
+from .registry import Benchmark, Draw, Tensors, peers
+from .rows import Row
 
 PEER = "torch"
 FULL = uniform(1.0).name

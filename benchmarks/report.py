@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import rows
-from benchmarks.measure import CACHES
-from benchmarks.rows import Row
 from dynabert_kernels.testing.timing import Ceilings
+
+from . import rows
+from .measure import CACHES
+from .rows import Row
 
 # Narrower terminals and pipes still get whole columns: a cut number is a wrong number.
 MINIMUM_COLUMNS = 190

@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import plots, registry, report, rows
-from benchmarks.measure import CACHES, Settings, measure_group
-from benchmarks.problems import (
+from dynabert_kernels.ops import providers
+from dynabert_kernels.testing.timing import clock_for, dtype_name, measure_ceilings
+
+from . import plots, registry, report, rows
+from .measure import CACHES, Settings, measure_group
+from .problems import (
     DEFAULT_SHAPES,
     DTYPES,
     SHAPES,
@@ -31,10 +34,8 @@ from benchmarks.problems import (
     tokens_name,
     uniform,
 )
-from benchmarks.registry import Benchmark
-from benchmarks.rows import Row
-from dynabert_kernels.ops import providers
-from dynabert_kernels.testing.timing import clock_for, dtype_name, measure_ceilings
+from .registry import Benchmark
+from .rows import Row
 
 DIRECTIONS = ("forward", "backward")
 DEFAULT_DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float32", "float16")}

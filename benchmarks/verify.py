@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.problems import Problem
-from benchmarks.registry import Benchmark, Tensors
 from dynabert_kernels.testing.comparison import floor, max_error
 from dynabert_kernels.testing.inputs import poisoned_allocations
+
+from .problems import Problem
+from .registry import Benchmark, Tensors
 
 FACTOR = 2.0
 

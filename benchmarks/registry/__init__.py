@@ -11,9 +11,9 @@ they are what the measured matrix rate bounds. Element-wise work is not counted,
 
 from __future__ import annotations
 
-from benchmarks.registry import add_layer_norm, elastic_attention, elastic_ffn, elastic_linear, varlen_attention
-from benchmarks.registry.benchmark import Benchmark, Draw
-from benchmarks.registry.peers import Tensors
+from . import add_layer_norm, elastic_attention, elastic_ffn, elastic_linear, varlen_attention
+from .benchmark import Benchmark, Draw
+from .peers import Tensors
 
 _OPS = (add_layer_norm, elastic_linear, varlen_attention, elastic_attention, elastic_ffn)
 REGISTRY: dict[str, Benchmark] = {benchmark.name: benchmark for op in _OPS for benchmark in op.BENCHMARKS}

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.problems import Group, Problem
-from benchmarks.registry.benchmark import EPS, Benchmark, Draw, layer_norm_weights
-from benchmarks.registry.peers import ForwardPeer, Parts, Tensors
 from dynabert_kernels import reference
+
+from ..problems import Group, Problem
+from .benchmark import EPS, Benchmark, Draw, layer_norm_weights
+from .peers import ForwardPeer, Parts, Tensors
 
 
 def _inputs(p: Problem, draw: Draw) -> Tensors:

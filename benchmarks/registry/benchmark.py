@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.problems import Problem
-from benchmarks.registry.peers import Peer, Tensors
 from dynabert_kernels import reference
+
+from ..problems import Problem
+from .peers import Peer, Tensors
 
 EPS = 1e-12
 GELU = 1  # the code of the exact GELU in the ops' schemas

@@ -7,8 +7,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.problems import Group, Problem
-from benchmarks.registry.benchmark import (
+from dynabert_kernels import reference
+
+from ..problems import Group, Problem
+from .benchmark import (
     DROPOUT_STREAM,
     EPS,
     GELU,
@@ -18,8 +20,7 @@ from benchmarks.registry.benchmark import (
     over_groups,
     plan_tensors,
 )
-from benchmarks.registry.peers import BackwardPeer, ForwardPeer, Tensors, dropped
-from dynabert_kernels import reference
+from .peers import BackwardPeer, ForwardPeer, Tensors, dropped
 
 _WEIGHTS = ("in_weight", "in_bias", "out_weight", "out_bias", "ln_weight", "ln_bias")
 _SAVED = ("pre", "hidden", "mean", "rstd")

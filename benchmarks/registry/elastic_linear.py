@@ -7,10 +7,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.problems import Group, Problem
-from benchmarks.registry.benchmark import GELU, Benchmark, Draw, over_groups, plan_tensors
-from benchmarks.registry.peers import BackwardPeer, ForwardPeer, Tensors
 from dynabert_kernels import reference
+
+from ..problems import Group, Problem
+from .benchmark import GELU, Benchmark, Draw, over_groups, plan_tensors
+from .peers import BackwardPeer, ForwardPeer, Tensors
 
 
 def _in_weights(p: Problem, draw: Draw) -> Tensors:

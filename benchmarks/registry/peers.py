@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.problems import Group, Problem
+from ..problems import Group, Problem
 
 Tensors = dict[str, Tensor]
 # Results of one group, or of the batch: a list of parts to be joined for each result.

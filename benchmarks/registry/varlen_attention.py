@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.problems import Group, Problem
-from benchmarks.registry.benchmark import DROPOUT_STREAM, Benchmark, Draw, over_groups, plan_tensors
-from benchmarks.registry.peers import BackwardPeer, ForwardPeer, Tensors, torch_attention
 from dynabert_kernels import reference
+
+from ..problems import Group, Problem
+from .benchmark import DROPOUT_STREAM, Benchmark, Draw, over_groups, plan_tensors
+from .peers import BackwardPeer, ForwardPeer, Tensors, torch_attention
 
 
 def _inputs(p: Problem, draw: Draw) -> Tensors:
