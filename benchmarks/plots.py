@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rows
-from benchmarks.rows import Row
+from . import rows
+from .rows import Row
 
 
 def require_matplotlib() -> None:

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import rows
 from dynabert_kernels.ops import providers
 from dynabert_kernels.testing import properties
 from dynabert_kernels.testing.comparison import Check
@@ -31,6 +30,8 @@ from dynabert_kernels.testing.inputs import poisoned_allocations
 from dynabert_kernels.testing.random_samples import BUILDERS, random_sample
 from dynabert_kernels.testing.timing import dtype_name
 from dynabert_kernels.triton.environment import INTERPRETED
+
+from . import rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DIRECTIONS = ("forward", "backward")

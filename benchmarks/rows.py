@@ -34,6 +34,7 @@ class Row:
 
     ``status``: ``measured``; ``red``: its result is wrong, so it has no times and no ratios; ``failed``: it raised;
     ``unavailable``: it does not take this problem. ``note`` says why. ``provider`` is ``torch`` for the plain peer.
+    ``plan``: the mix of widths; ``width``: a token's on average; ``heads`` and ``neurons``: the widest group's.
     ``ceiling_share``: the floor (measured copy and matrix rates on this problem's bytes and operations) over the
     median. Ratios are of medians of the same run, above 1 is faster. ``ideal_speedup`` is the ratio of operations.
     """
@@ -45,6 +46,7 @@ class Row:
     shape: str
     tokens: str
     num_tokens: int
+    plan: str
     width: float
     heads: int
     neurons: int

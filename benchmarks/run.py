@@ -14,13 +14,28 @@ from typing import Any
 
 import torch
 
-from benchmarks import plots, registry, report, rows
-from benchmarks.measure import CACHES, Settings, measure_group
-from benchmarks.problems import DTYPES, SHAPES, TOKENS, WIDTHS, ModelShape, Problem, parse_tokens, tokens_name
-from benchmarks.registry import Benchmark
-from benchmarks.rows import Row
 from dynabert_kernels.ops import providers
 from dynabert_kernels.testing.timing import clock_for, dtype_name, measure_ceilings
+
+from . import plots, registry, report, rows
+from .measure import CACHES, Settings, measure_group
+from .problems import (
+    DEFAULT_SHAPES,
+    DTYPES,
+    SHAPES,
+    TOKENS,
+    WIDTHS,
+    Mix,
+    ModelShape,
+    Problem,
+    parse_plan,
+    parse_shape,
+    parse_tokens,
+    tokens_name,
+    uniform,
+)
+from .registry import Benchmark
+from .rows import Row
 
 DIRECTIONS = ("forward", "backward")
 DEFAULT_DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float32", "float16")}
@@ -35,9 +50,22 @@ def parser() -> argparse.ArgumentParser:
     several: dict[str, Any] = {"nargs": "+", "metavar": "NAME"}
     flags.add_argument("--op", default=[], help="ops or benchmarks, see --list (default: all)", **several)
     flags.add_argument("--provider", default=[], help=f"of {', '.join(providers.NAMES)} (default: all)", **several)
-    flags.add_argument("--shape", default=[], help=f"of {', '.join(SHAPES)} (default: all)", **several)
+    flags.add_argument(
+        "--shape",
+        default=[],
+        help=f"of {', '.join(SHAPES)}, or C768-H12-D64-F3072 (default: {' '.join(DEFAULT_SHAPES)})",
+        **several,
+    )
     flags.add_argument("--tokens", default=[], help=f"128, 8x128, 17+128+5 (default: {' '.join(TOKENS)})", **several)
     flags.add_argument("--width", default=[], type=float, help="default: 1 0.75 0.5 0.25", **several)
+    flags.add_argument(
+        "--plan",
+        default=[],
+        help="mixed widths: w1:2,w0.5:1,skip:1 gives half of the sequences width 1, a quarter width 0.5, and lets a "
+        "quarter skip the layer",
+        **several,
+    )
+    flags.add_argument("--dropout", type=float, default=0.0, help="of attention and hidden states (default: 0)")
     flags.add_argument("--dtype", default=[], help=f"of {', '.join(DTYPES)} (default: by device)", **several)
     flags.add_argument("--direction", default=[], help="forward, backward (default: both)", **several)
     flags.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -80,16 +108,21 @@ class Job:
     benchmarks: list[Benchmark]
     shapes: list[ModelShape]
     batches: list[tuple[int, ...]]
-    widths: list[float]
+    mixes: list[Mix]
     dtypes: list[torch.dtype]
     providers: tuple[str, ...]
     rounds: int
     cache: str
+    dropout: float
     seed: int
     threads: int | None
     time_limit_s: float
     folder: Path
     plot: Path | None
+
+    def problems(self, shape: ModelShape, lengths: tuple[int, ...], dtype: torch.dtype) -> list[Problem]:
+        """The problems of one group: every mix of widths."""
+        return [Problem(shape, lengths, mix, dtype, self.dropout) for mix in self.mixes]
 
 
 def read(options: argparse.Namespace) -> Job:
@@ -106,13 +139,16 @@ def read(options: argparse.Namespace) -> Job:
         benchmarks=registry.find(
             tuple(options.op), tuple(_known("direction", options.direction, DIRECTIONS) or DIRECTIONS)
         ),
-        shapes=[SHAPES[name] for name in _known("shape", options.shape, SHAPES) or (("minilm",) if quick else SHAPES)],
+        shapes=[
+            parse_shape(text) for text in dict.fromkeys(options.shape or (("minilm",) if quick else DEFAULT_SHAPES))
+        ],
         batches=[parse_tokens(text) for text in dict.fromkeys(options.tokens or (TOKENS[:1] if quick else TOKENS))],
-        widths=list(dict.fromkeys(options.width or ((1.0, 0.5) if quick else WIDTHS))),
+        mixes=_mixes(options, quick),
         dtypes=[DTYPES[name] for name in _known("dtype", options.dtype, DTYPES) or usual_dtypes],
         providers=tuple(_known("provider", options.provider, providers.NAMES) or providers.NAMES),
         rounds=rounds,
         cache=_known("cache", [options.cache], CACHES)[0],
+        dropout=options.dropout,
         seed=secrets.randbelow(2**31) if options.seed is None else options.seed,
         threads=options.threads,
         time_limit_s=float("inf") if options.time_limit_s is None else options.time_limit_s,
@@ -120,11 +156,12 @@ def read(options: argparse.Namespace) -> Job:
         plot=options.plot,
     )
     for shape in job.shapes:
-        for width in job.widths:
-            Problem(shape, (1,), width, torch.float32)  # refuses a width that is not whole heads
+        for lengths in job.batches:
+            job.problems(shape, lengths, torch.float32)  # refuses a width that is not whole heads
     if job.plot is not None:
         plots.require_matplotlib()
-        if 1.0 not in job.widths or len(job.widths) < 2 or not any(benchmark.elastic for benchmark in job.benchmarks):
+        names = [mix.name for mix in job.mixes]
+        if "w1" not in names or len(names) < 2 or not any(benchmark.elastic for benchmark in job.benchmarks):
             raise ValueError(
                 "benchmarks: --plot draws time against width; give an elastic op, --width 1 and another one"
             )
@@ -156,12 +193,12 @@ def _run(job: Job, given: Sequence[str]) -> int:
         if time.monotonic() - started > job.time_limit_s:
             left_out.append(f"{benchmark.name} {shape.name} {tokens_name(lengths)} {dtype_name(dtype)}")
             continue
-        found += measure_group(benchmark, shape, lengths, job.widths, dtype, settings)
+        found += measure_group(benchmark, job.problems(shape, lengths, dtype), settings)
         # After each group, so that a run that is stopped leaves what it measured.
         rows.write(job.folder, stem, found, facts, ceilings)
     order = {benchmark.name: place for place, benchmark in enumerate(job.benchmarks)}
     out.print(report.table_of(sorted(found, key=lambda row: order[row.benchmark])))
-    if any(not benchmark.elastic for benchmark in job.benchmarks) and set(job.widths) != {1.0}:
+    if any(not benchmark.elastic for benchmark in job.benchmarks) and [mix.name for mix in job.mixes] != ["w1"]:
         out.print("add_layer_norm does not depend on the width: measured once, at width 1")
     report.print_faults(out, found)
     if left_out:
@@ -175,6 +212,13 @@ def _run(job: Job, given: Sequence[str]) -> int:
         else:
             out.print("no picture: no op was measured at width 1 and another one")
     return 1 if any(row.status in (rows.RED, rows.FAILED) for row in found) else 0
+
+
+def _mixes(options: argparse.Namespace, quick: bool) -> list[Mix]:
+    """Widths first, then plans. With a plan and no width, width 1 stands beside it, to be compared with."""
+    usual = (1.0,) if options.plan else (1.0, 0.5) if quick else WIDTHS
+    mixes = [*map(uniform, options.width or usual), *map(parse_plan, options.plan)]
+    return list({mix.name: mix for mix in mixes}.values())
 
 
 def _known(flag: str, given: Sequence[str], allowed: Collection[str]) -> list[str]:

@@ -6,7 +6,6 @@
 #include <tuple>
 
 #include "torch/attention.h"
-#include "torch/matmul.h"
 
 namespace dynabert::binding {
 
@@ -22,7 +21,7 @@ void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
   shared.x_stride = shared.y_stride = shared.hidden_stride = columns;
   shared.residual_stride = x_stride;
   shared.eps = end.eps;
-  const DType wide = end.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  const DType wide = wide_dtype(end.dtype);
   int64_t done = 0;
   // Without dropout a row does not care which group it is in.
   const bool dropping = end.dropout.threshold != 0;
@@ -49,8 +48,6 @@ void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
   zero_columns(end.y, columns, done, tokens, 0, columns, end.dtype);
 }
 
-namespace {
-
 std::vector<ProductSpan> product_spans(const std::vector<Span>& spans, int64_t n_per_count, int64_t fixed_n,
                                        int64_t k_per_count, int64_t fixed_k) {
   std::vector<ProductSpan> products;
@@ -74,6 +71,8 @@ void check_weight(const char* op, const char* name, const Tensor& weight, const 
   check_dtype(op, name, weight, "x", x.scalar_type());
   check_last_stride(op, name, weight);
 }
+
+namespace {
 
 // qkv[t, :k] = x[t] . weight[:k]^T + bias[:k] with k heads. Heads that lie one behind the other are one product; in any
 // other layout each head's query, key and value is one.

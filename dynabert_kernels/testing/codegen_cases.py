@@ -79,6 +79,9 @@ def add_layer_norm_cases() -> Iterator[TritonCase]:
 # BERT-base, a batch of four widths.
 WIDTH, NEURONS, GROUPS = 768, 3072, 4
 MATRIX_KERNELS = frozenset({"_ragged_linear_kernel", "_ragged_input_gradient_kernel", "_ragged_weight_gradient_kernel"})
+ATTENTION_KERNELS = frozenset(
+    f"_varlen_attention_{kernel}_kernel" for kernel in ("fwd", "bwd_dq", "bwd_dkdv", "bwd_dbias")
+)
 
 
 def _matrix_kernels(dtype: str) -> frozenset[str]:
@@ -107,6 +110,35 @@ def elastic_ffn_cases() -> Iterator[TritonCase]:
     for direction, backward in (("fwd", False), ("bwd", True)):
         case = launch(torch.bfloat16, backward)
         yield TritonCase(f"elastic_ffn_{direction}", "bf16", "768 to 3072", case, MATRIX_KERNELS)
+
+
+def elastic_attention_cases() -> Iterator[TritonCase]:
+    """The sub-layer in training: the products of heads, and attention that leaves what nobody reads unwritten."""
+    from dynabert_kernels.triton.elastic_attention import elastic_attention_bwd, elastic_attention_fwd
+
+    heads, size, sequences, longest = 12, 64, 32, 128
+
+    def launch(dtype: torch.dtype, backward: bool) -> Callable[[], object]:
+        def run() -> object:
+            x, vector = meta(NUM_ROWS, WIDTH, dtype=dtype), meta(WIDTH, dtype=dtype)
+            into, out_of = meta(heads, 3, size, WIDTH, dtype=dtype), meta(WIDTH, heads * size, dtype=dtype)
+            cu_seqlens, rows = meta(sequences + 1, dtype=torch.int32), meta(GROUPS + 1, dtype=torch.int32)
+            tables = (cu_seqlens, rows, meta(GROUPS, dtype=torch.int32), None, meta(2, dtype=torch.int64))
+            sizes = (heads, longest, size**-0.5)
+            if backward:
+                qkv, context = meta(NUM_ROWS, heads, 3, size, dtype=dtype), meta(NUM_ROWS, heads, size, dtype=dtype)
+                lse, statistic = meta(heads, NUM_ROWS, dtype=torch.float32), meta(NUM_ROWS, dtype=torch.float32)
+                saved = (qkv, context, lse, x, statistic, statistic)
+                return elastic_attention_bwd(*(x, x, into, out_of, vector, *saved, *tables, *sizes, 0.1, 0.1, 3))
+            weights = (into, meta(heads, 3, size, dtype=dtype), out_of, vector, vector, vector)
+            return elastic_attention_fwd(x, *weights, *tables, *sizes, 1e-12, 0.1, 0.1, 3, True)
+
+        return run
+
+    for direction, backward in (("fwd", False), ("bwd", True)):
+        case = launch(torch.bfloat16, backward)
+        kernels = MATRIX_KERNELS | ATTENTION_KERNELS
+        yield TritonCase(f"elastic_attention_{direction}", "bf16", "768, 12 heads", case, kernels)
 
 
 def elastic_linear_cases() -> Iterator[TritonCase]:
@@ -184,9 +216,7 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
             # The rows of a bias's gradient are 2R-1 entries: never aligned.
             yield TritonCase(
                 *(f"varlen_attention_{half}", name, shape, launch(DTYPES[name], size, bias, dropout, half == "bwd")),
-                matrix_kernels=frozenset(
-                    f"_varlen_attention_{kernel}_kernel" for kernel in ("fwd", "bwd_dq", "bwd_dkdv", "bwd_dbias")
-                ),
+                matrix_kernels=ATTENTION_KERNELS,
                 aligned=half == "fwd" or not bias,
             )
 
@@ -205,4 +235,10 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
 
 def triton_cases() -> list[TritonCase]:
     """All launches, in a fixed order."""
-    return [*add_layer_norm_cases(), *elastic_ffn_cases(), *elastic_linear_cases(), *varlen_attention_cases()]
+    return [
+        *add_layer_norm_cases(),
+        *elastic_ffn_cases(),
+        *elastic_attention_cases(),
+        *elastic_linear_cases(),
+        *varlen_attention_cases(),
+    ]
