@@ -133,11 +133,12 @@ def _groups_alone(sample: Sample, provider: str, ours: dict[str, Tensor]) -> Ite
     for group in sample.batch.groups_with_rows:
         alone = sample.alone(group)
         rows = sample.batch.rows_of(group)
+        places = sample.places_of(group)
         with poisoned_allocations():
             found = results(alone, provider, backward=len(ours) > 1)
         for name, value in found.items():
             if name == "y" or name[1:] in sample.by_row:
-                together[name][(rows, *(slice(size) for size in value.shape[1:]))] = value.double()
+                together[name][(places if name == "y" else rows, *(slice(size) for size in value.shape[1:]))] = value.double()
             else:
                 together[name] += value.double()
     if sample.op in _ROWS_OF_NO_GROUP_COUNT and sample.batch.padding:
