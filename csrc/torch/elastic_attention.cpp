@@ -68,7 +68,10 @@ AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight
   Sequences sequences = read_sequences(op, cu_seqlens, spans, max_seqlen);
 
   cpu::AttentionForward attention = {};
-  set_position_bias(op, position_bias, type, max_heads, max_seqlen, attention);
+  const PositionBias bias = read_position_bias(op, position_bias, type, max_heads, max_seqlen);
+  attention.position_bias = bias.table;
+  attention.bias_head = bias.head;
+  attention.bias_centre = bias.centre;
   attention.dropout = dropout_of(op, dropout_state, attention_dropout, dropout_stream);
   const ScalarType wide = wide_type(dtype);
   Tensor y = torch::stable::new_empty(x, {tokens, width});
