@@ -16,6 +16,8 @@ namespace dynabert::cpu {
 struct GemmKernels {
   void (*gemm)(const SpanGemm&, int64_t begin, int64_t end);
   void (*epilogue)(const RowEpilogue&, int64_t begin, int64_t end);
+  void (*gradient)(const RowGradient&, int64_t begin, int64_t end);
+  void (*column_sums)(const ColumnSums&, int64_t begin, int64_t end);
   int64_t panel;
 };
 
@@ -63,6 +65,14 @@ void run_gemm(const SpanGemm& gemm, int64_t begin, int64_t end) { kernels.chosen
 
 void run_epilogue(const RowEpilogue& epilogue, int64_t begin, int64_t end) {
   kernels.chosen().epilogue(epilogue, begin, end);
+}
+
+void run_gradient(const RowGradient& gradient, int64_t begin, int64_t end) {
+  kernels.chosen().gradient(gradient, begin, end);
+}
+
+void run_column_sums(const ColumnSums& sums, int64_t begin, int64_t end) {
+  kernels.chosen().column_sums(sums, begin, end);
 }
 
 }  // namespace dynabert::cpu

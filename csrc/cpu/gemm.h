@@ -52,4 +52,30 @@ struct RowEpilogue {
 };
 void run_epilogue(const RowEpilogue& epilogue, int64_t begin, int64_t end);
 
+// c = gradient * act'(pre) + added, over rows begin to end - 1; activated receives act(pre).
+struct RowGradient {
+  DType dtype;
+  const void* gradient;  // may be c
+  const void* pre;       // or null: factor 1
+  const void* added;     // or null; may be c
+  void* c;
+  void* activated;  // or null
+  int64_t gradient_stride, pre_stride, added_stride, c_stride, activated_stride;
+  int64_t columns;
+  Activation activation;
+};
+void run_gradient(const RowGradient& gradient, int64_t begin, int64_t end);
+
+// out[j] = sum of column j over the rows of all spans with more than j columns, rows in their order, for columns begin
+// to end - 1.
+struct ColumnSums {
+  DType dtype;
+  const void* a;
+  void* out;
+  int64_t a_stride;
+  const GemmSpan* spans;  // n columns each
+  int64_t num_spans;
+};
+void run_column_sums(const ColumnSums& sums, int64_t begin, int64_t end);
+
 }  // namespace dynabert::cpu

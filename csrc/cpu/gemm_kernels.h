@@ -215,8 +215,88 @@ void epilogue(const RowEpilogue& e, int64_t begin, int64_t end) {
   }
 }
 
+template <class T>
+void gradient_rows(const RowGradient& g, int64_t begin, int64_t end) {
+  using S = Wide<T>;
+  constexpr int64_t kStep = kLanes<S>;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* gradient = static_cast<const T*>(g.gradient) + row * g.gradient_stride;
+    const T* pre = g.pre ? static_cast<const T*>(g.pre) + row * g.pre_stride : nullptr;
+    const T* added = g.added ? static_cast<const T*>(g.added) + row * g.added_stride : nullptr;
+    T* activated = g.activated ? static_cast<T*>(g.activated) + row * g.activated_stride : nullptr;
+    T* c = static_cast<T*>(g.c) + row * g.c_stride;
+    for (int64_t j = 0; j < g.columns; j += kStep) {
+      const int here = g.columns - j < kStep ? static_cast<int>(g.columns - j) : static_cast<int>(kStep);
+      const bool whole = here == kStep;
+      Vector<S> v = whole ? load(gradient + j) : load_part(gradient + j, here);
+      if (pre) {
+        const ValueAndSlope<Vector<S>> act =
+            activate_with_slope(whole ? load(pre + j) : load_part(pre + j, here), g.activation);
+        v = v * act.slope;
+        if (activated) whole ? store(activated + j, act.value) : store_part(activated + j, act.value, here);
+      }
+      if (added) v = v + (whole ? load(added + j) : load_part(added + j, here));
+      whole ? store(c + j, v) : store_part(c + j, v, here);
+    }
+  }
+}
+
+void gradient(const RowGradient& g, int64_t begin, int64_t end) {
+  switch (g.dtype) {
+    case DType::kFloat32:
+      return gradient_rows<float>(g, begin, end);
+    case DType::kBFloat16:
+      return gradient_rows<BFloat16>(g, begin, end);
+    case DType::kFloat16:
+      return gradient_rows<Half>(g, begin, end);
+    case DType::kFloat64:
+      return gradient_rows<double>(g, begin, end);
+  }
+}
+
+// One register of columns at a time, in blocks of rows that are added at the end: see sum_in_blocks.
+template <class T>
+void sum_columns(const ColumnSums& g, int64_t begin, int64_t end) {
+  using S = Wide<T>;
+  constexpr int64_t kStep = kLanes<S>, kBlock = 64;
+  for (int64_t j = begin; j < end; j += kStep) {
+    const int here = end - j < kStep ? static_cast<int>(end - j) : static_cast<int>(kStep);
+    Vector<S> total = {};
+    for (int64_t s = 0; s < g.num_spans; ++s) {
+      const GemmSpan& span = g.spans[s];
+      if (span.n <= j) continue;
+      const int reached = span.n - j < here ? static_cast<int>(span.n - j) : here;
+      for (int64_t block = span.begin; block < span.end; block += kBlock) {
+        const int64_t last = span.end - block < kBlock ? span.end : block + kBlock;
+        Vector<S> part = {};
+        const T* a = static_cast<const T*>(g.a) + block * g.a_stride + j;
+        if (reached == kStep) {
+          for (int64_t row = block; row < last; ++row, a += g.a_stride) part += load(a);
+        } else {
+          for (int64_t row = block; row < last; ++row, a += g.a_stride) part += load_part(a, reached);
+        }
+        total += part;
+      }
+    }
+    store_part(static_cast<T*>(g.out) + j, total, here);
+  }
+}
+
+void column_sums(const ColumnSums& g, int64_t begin, int64_t end) {
+  switch (g.dtype) {
+    case DType::kFloat32:
+      return sum_columns<float>(g, begin, end);
+    case DType::kBFloat16:
+      return sum_columns<BFloat16>(g, begin, end);
+    case DType::kFloat16:
+      return sum_columns<Half>(g, begin, end);
+    case DType::kFloat64:
+      return sum_columns<double>(g, begin, end);
+  }
+}
+
 }  // namespace
 
-constexpr GemmKernels kGemm = {gemm, epilogue, kPanel};
+constexpr GemmKernels kGemm = {gemm, epilogue, gradient, column_sums, kPanel};
 
 }  // namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE

@@ -53,9 +53,11 @@ PositionBias read_position_bias(const char* op, const std::optional<Tensor>& pos
   return {table.const_data_ptr(), table.stride(0), table.size(1) / 2};
 }
 
+namespace {
+
 // Zeros in heads first to last - 1 of rows begin to end - 1 of a (T, H, 3, D) tensor with these strides.
-static void zero_heads(void* base, int64_t row_stride, int64_t head_stride, int64_t part_stride, int64_t begin,
-                       int64_t end, int64_t first, int64_t last, int64_t size, DType dtype) {
+void zero_heads(void* base, int64_t row_stride, int64_t head_stride, int64_t part_stride, int64_t begin, int64_t end,
+                int64_t first, int64_t last, int64_t size, DType dtype) {
   if (head_stride == 3 * part_stride && part_stride == size) {
     return zero_columns(base, row_stride, begin, end, first * head_stride, last * head_stride, dtype);
   }
@@ -66,6 +68,8 @@ static void zero_heads(void* base, int64_t row_stride, int64_t head_stride, int6
     }
   }
 }
+
+}  // namespace
 
 void attend(cpu::AttentionForward& attention, Sequences& sequences, const std::vector<Span>& spans) {
   for (const Span& span : spans) {

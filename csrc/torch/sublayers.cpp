@@ -19,7 +19,7 @@ void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
   shared.x_stride = shared.y_stride = shared.hidden_stride = columns;
   shared.residual_stride = x_stride;
   shared.eps = end.eps;
-  const DType wide = end.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  const DType wide = wide_dtype(end.dtype);
   int64_t done = 0;
   // Without dropout a row does not care which group it is in.
   const bool dropping = end.dropout.threshold != 0;
