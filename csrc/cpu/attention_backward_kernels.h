@@ -237,7 +237,8 @@ struct BackwardTask {
       if (key == 0) {
         multiply<Multiply, kRegisters, kKeyUnits, false>(rows, lines, panel, units_in<Products>(keys), into, padded);
       } else {
-        multiply<Multiply, kRegisters, kKeyUnits, true>(rows, lines, panel, units_in<Products>(keys), into, padded);
+        multiply<Multiply, kRegisters, kKeyUnits, false, true>(rows, lines, panel, units_in<Products>(keys), into,
+                                                               padded);
       }
     }
   }
@@ -273,10 +274,10 @@ struct BackwardTask {
       for (int64_t c = 0; c < column_panels; ++c) {
         const int64_t panel = (c * query_units + first / kPerUnit) * kColumnPanel;
         const int64_t into = row * padded + c * kColumnPanel;
-        multiply<Multiply, kRegisters, 0, kAdd, kKeys>(rows, weights + row, dout_panels + panel, here, dv_sums + into,
-                                                       padded);
-        multiply<Multiply, kRegisters, 0, kAdd, kKeys>(rows, gradients + row, q_panels + panel, here, dk_sums + into,
-                                                       padded);
+        multiply<Multiply, kRegisters, 0, false, kAdd, kKeys>(rows, weights + row, dout_panels + panel, here,
+                                                              dv_sums + into, padded);
+        multiply<Multiply, kRegisters, 0, false, kAdd, kKeys>(rows, gradients + row, q_panels + panel, here,
+                                                              dk_sums + into, padded);
       }
     }
   }

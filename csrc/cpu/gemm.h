@@ -26,6 +26,12 @@ struct SpanGemm {
   Activation activation;
   const GemmSpan* spans;
   int64_t num_spans;
+  // The gradient of the inputs: b is (k, n), and c[r, :n] = (a[r, :k] . b[:k, :n]) * act'(slope_at[r, :n]) +
+  // residual[r, :n]. bias and pre are not used.
+  bool gradient;
+  const void* slope_at;  // or null: factor 1
+  void* activated;       // receives act(slope_at), or null
+  int64_t slope_stride, activated_stride;
   // Set by plan_gemm.
   int64_t row_block, row_blocks, panels, first_row;
 };
@@ -65,17 +71,5 @@ struct RowGradient {
   Activation activation;
 };
 void run_gradient(const RowGradient& gradient, int64_t begin, int64_t end);
-
-// out[j] = sum of column j over the rows of all spans with more than j columns, rows in their order, for columns begin
-// to end - 1.
-struct ColumnSums {
-  DType dtype;
-  const void* a;
-  void* out;
-  int64_t a_stride;
-  const GemmSpan* spans;  // n columns each
-  int64_t num_spans;
-};
-void run_column_sums(const ColumnSums& sums, int64_t begin, int64_t end);
 
 }  // namespace dynabert::cpu

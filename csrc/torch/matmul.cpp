@@ -73,6 +73,13 @@ void span_by_torch(const Product& p, const ProductSpan& span) {
                               [&](int64_t begin, int64_t end) { cpu::run_epilogue(epilogue, begin, end); });
 }
 
+void run_on_all_threads(cpu::SpanGemm& gemm, const std::vector<ProductSpan>& spans) {
+  gemm.spans = spans.data();
+  gemm.num_spans = static_cast<int64_t>(spans.size());
+  const int64_t tasks = cpu::plan_gemm(gemm, static_cast<int64_t>(torch::stable::get_num_threads()));
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { cpu::run_gemm(gemm, begin, end); });
+}
+
 }  // namespace
 
 void multiply_spans(const Product& p, const std::vector<ProductSpan>& spans) {
@@ -100,10 +107,7 @@ void multiply_spans(const Product& p, const std::vector<ProductSpan>& spans) {
   gemm.c_stride = p.c_stride;
   gemm.pre_stride = p.pre_stride;
   gemm.activation = p.activation;
-  gemm.spans = mine.data();
-  gemm.num_spans = static_cast<int64_t>(mine.size());
-  const int64_t tasks = cpu::plan_gemm(gemm, static_cast<int64_t>(torch::stable::get_num_threads()));
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { cpu::run_gemm(gemm, begin, end); });
+  run_on_all_threads(gemm, mine);
 }
 
 namespace {
@@ -151,15 +155,6 @@ void input_gradient_by_torch(const InputGradient& p, const ProductSpan& span) {
   after.activation = p.activation;
   torch::stable::parallel_for(0, rows, row_grain(span.k),
                               [&](int64_t begin, int64_t end) { cpu::run_gradient(after, begin, end); });
-}
-
-// The borders between which every span either reaches all columns or none: 0 and each width, in order, once.
-std::vector<int64_t> borders_of(const std::vector<ProductSpan>& spans, int64_t ProductSpan::* width) {
-  std::vector<int64_t> borders{0};
-  for (const ProductSpan& span : spans) borders.push_back(span.*width);
-  std::sort(borders.begin(), borders.end());
-  borders.erase(std::unique(borders.begin(), borders.end()), borders.end());
-  return borders;
 }
 
 // One block of dw that the same spans reach: a product for each run of rows. Widest first, that is one run.
@@ -216,25 +211,68 @@ void bias_gradient(const WeightGradient& p, const std::vector<ProductSpan>& span
 }  // namespace
 
 void input_gradient(const InputGradient& p, const std::vector<ProductSpan>& spans) {
+  std::vector<ProductSpan> mine;
   for (const ProductSpan& span : spans) {
     if (span.end <= span.begin || span.k == 0) continue;
-    input_gradient_by_torch(p, span);
+    if (span.n == 0 || !cpu::has_gemm(p.dtype)) {
+      input_gradient_by_torch(p, span);
+    } else {
+      mine.push_back({span.begin, span.end, span.k, span.n});  // its outputs are the map's inputs
+    }
   }
+  if (mine.empty()) return;
+  cpu::SpanGemm gemm = {};
+  gemm.dtype = p.dtype;
+  gemm.gradient = true;
+  gemm.a = p.a;
+  gemm.a_stride = p.a_stride;
+  gemm.b = p.b;
+  gemm.b_stride = p.b_stride;
+  gemm.residual = p.added;
+  gemm.residual_stride = p.added_stride;
+  gemm.c = p.c;
+  gemm.c_stride = p.c_stride;
+  gemm.slope_at = p.pre;
+  gemm.slope_stride = p.pre_stride;
+  gemm.activated = p.activated;
+  gemm.activated_stride = p.activated_stride;
+  gemm.activation = p.activation;
+  run_on_all_threads(gemm, mine);
 }
 
 void weight_gradient(const WeightGradient& p, const std::vector<ProductSpan>& spans) {
   if (p.db != nullptr) bias_gradient(p, spans);
-  const std::vector<int64_t> n_borders = borders_of(spans, &ProductSpan::n);
-  const std::vector<int64_t> k_borders = borders_of(spans, &ProductSpan::k);
-  for (size_t i = 0; i + 1 < n_borders.size(); ++i) {
-    for (size_t j = 0; j + 1 < k_borders.size(); ++j) {
-      weight_block_by_torch(p, spans, n_borders[i], n_borders[i + 1], k_borders[j], k_borders[j + 1]);
+  int64_t reached_rows = 0, reached_columns = 0;
+  if (cpu::has_gemm(p.dtype)) {
+    cpu::WeightGemm gemm = {};
+    gemm.dtype = p.dtype;
+    gemm.dy = p.dy;
+    gemm.dy_stride = p.dy_stride;
+    gemm.x = p.x;
+    gemm.x_stride = p.x_stride;
+    gemm.dw = p.dw;
+    gemm.dw_stride = p.dw_stride;
+    cpu::WeightPlan plan;
+    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    const int64_t tasks = cpu::plan_weight_gemm(gemm, plan, spans, threads);
+    torch::stable::parallel_for(0, tasks, 1,
+                                [&](int64_t begin, int64_t end) { cpu::run_weight_gemm(gemm, begin, end); });
+    reached_rows = plan.reached_rows;
+    reached_columns = plan.reached_columns;
+  } else {
+    const std::vector<int64_t> n_borders = cpu::borders_of(spans, &ProductSpan::n);
+    const std::vector<int64_t> k_borders = cpu::borders_of(spans, &ProductSpan::k);
+    for (size_t i = 0; i + 1 < n_borders.size(); ++i) {
+      for (size_t j = 0; j + 1 < k_borders.size(); ++j) {
+        weight_block_by_torch(p, spans, n_borders[i], n_borders[i + 1], k_borders[j], k_borders[j + 1]);
+      }
     }
+    reached_rows = n_borders.back();
+    reached_columns = k_borders.back();
   }
-  const int64_t reached = n_borders.back(), wide = k_borders.back();
   torch::stable::parallel_for(0, p.rows, row_grain(p.columns), [&](int64_t begin, int64_t end) {
-    zero_columns(p.dw, p.dw_stride, begin, std::min(end, reached), wide, p.columns, p.dtype);
-    zero_columns(p.dw, p.dw_stride, std::max(begin, reached), end, 0, p.columns, p.dtype);
+    zero_columns(p.dw, p.dw_stride, begin, std::min(end, reached_rows), reached_columns, p.columns, p.dtype);
+    zero_columns(p.dw, p.dw_stride, std::max(begin, reached_rows), end, 0, p.columns, p.dtype);
   });
 }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/gemm.h"
+#include "cpu/weight_gradient.h"
 #include "torch/arguments.h"
 
 namespace dynabert::binding {
