@@ -163,10 +163,11 @@ def distillation_loss_cases() -> Iterator[TritonCase]:
     def launch(dtype: torch.dtype, num_columns: int, kind: int, backward: bool) -> Callable[[], object]:
         def run() -> object:
             student, teacher = (meta(count, num_columns, dtype=dtype) for count in (NUM_ROWS, NUM_ROWS // GROUPS))
-            integers = (meta(count, dtype=torch.int32) for count in (GROUPS + 1, NUM_ROWS, GROUPS))
+            rows, partners, active = (meta(count, dtype=torch.int32) for count in (GROUPS + 1, NUM_ROWS, GROUPS))
+            arguments = (student, teacher, rows, partners, active, kind)
             if backward:
-                return distillation_loss_bwd(meta(GROUPS, dtype=torch.float32), student, teacher, *integers, kind)
-            return distillation_loss_fwd(student, teacher, *integers, kind)
+                return distillation_loss_bwd(meta(GROUPS, dtype=torch.float32), *arguments)
+            return distillation_loss_fwd(*arguments)
 
         return run
 
