@@ -81,7 +81,11 @@ def add_layer_norm_cases() -> Iterator[TritonCase]:
 WIDTH, NEURONS, GROUPS = 768, 3072, 4
 MATRIX_KERNELS = frozenset({"_ragged_linear_kernel", "_ragged_input_gradient_kernel", "_ragged_weight_gradient_kernel"})
 ATTENTION_KERNELS = frozenset(
-    f"_varlen_attention_{kernel}_kernel" for kernel in ("fwd", "bwd_dq", "bwd_dkdv", "bwd_dbias")
+    f"_{kernel}_kernel"
+    for kernel in (
+        *("varlen_attention_fwd", "varlen_attention_bwd_dq", "varlen_attention_bwd_dkdv", "varlen_attention_bwd_dbias"),
+        *("short_attention_fwd", "short_attention_bwd"),
+    )
 )
 
 
@@ -226,9 +230,11 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
     from dynabert_kernels.triton.varlen_attention import varlen_attention_fwd
     from dynabert_kernels.triton.varlen_attention_backward import varlen_attention_bwd
 
-    heads, sequences, groups, longest = 12, 32, 3, 128
+    heads, sequences, groups = 12, 32, 3
 
-    def launch(dtype: torch.dtype, size: int, bias: bool, dropout: float, backward: bool) -> Callable[[], object]:
+    def launch(
+        dtype: torch.dtype, size: int, bias: bool, dropout: float, longest: int, backward: bool
+    ) -> Callable[[], object]:
         def run() -> object:
             def integers(count: int) -> Tensor:
                 return meta(count, dtype=torch.int32)
@@ -245,12 +251,18 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
 
         return run
 
-    def cases(name: str, size: int, bias: bool, dropout: float) -> Iterator[TritonCase]:
+    def cases(name: str, size: int, bias: bool, dropout: float, longest: int = 128) -> Iterator[TritonCase]:
         shape = f"D={size}" + (" bias" if bias else "") + (" dropout" if dropout else "")
+        shape += f" S={longest}" if longest <= 64 else ""
         for half in ("fwd", "bwd"):
             # The rows of a bias's gradient are 2R-1 entries: never aligned.
             yield TritonCase(
-                *(f"varlen_attention_{half}", name, shape, launch(DTYPES[name], size, bias, dropout, half == "bwd")),
+                *(
+                    f"varlen_attention_{half}",
+                    name,
+                    shape,
+                    launch(DTYPES[name], size, bias, dropout, longest, half == "bwd"),
+                ),
                 matrix_kernels=ATTENTION_KERNELS,
                 aligned=half == "fwd" or not bias,
             )
@@ -264,8 +276,14 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
     yield from cases("bf16", 32, False, 0.0)  # MiniLM
     for size in (16, 32, 128):
         yield from cases("bf16", size, True, 0.1)
-    for size in (32, 128):
+    for size in (16, 32, 128):
         yield from cases("fp32", size, True, 0.1)
+    # Sequences that fit a tile: the one-step kernels.
+    for bias, dropout in ((False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)):
+        yield from cases("bf16", 64, bias, dropout, longest=64)
+    yield from cases("fp16", 64, True, 0.1, longest=64)
+    for size in (16, 32):
+        yield from cases("bf16", size, True, 0.1, longest=64)
 
 
 def triton_cases() -> list[TritonCase]:
