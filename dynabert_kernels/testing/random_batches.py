@@ -29,7 +29,7 @@ class Limits:
 
 # 12, 13, 14: around a strip of rows; 33, 65: past a tile of queries; 129: past a block of keys.
 _ANY = Limits(1, (1, 2, 3, 5, 8, 16, 19, 32, 40, 64, 67), (1, 1, 2, 3, 5, 7, 12, 13, 14, 33, 65, 129), 70, 220)
-_TILED = Limits(16, (16, 16, 16, 32), (1, 1, 2, 3, 5, 7, 15, 17, 33), 4, 48)
+_TILED = Limits(16, (16, 16, 16, 32), (1, 1, 2, 3, 5, 7, 15, 17, 33), 3, 40)
 LIMITS: dict[str, Limits] = {
     "triton": _TILED,
     "cuda": replace(_TILED, dtypes=(torch.float32, torch.bfloat16, torch.float16)),

@@ -108,6 +108,10 @@ class Maker:
         """A number of features (C, K, ...) that the provider takes."""
         return self.random.randint(1, self.limits.most_units) * self.limits.unit
 
+    def hidden_size(self) -> int:
+        """A number of features that LayerNorm reduces: of two or three it leaves hardly anything to be right about."""
+        return self.size() + max(self.limits.unit, 7)
+
     def dropout(self) -> dict[str, Any]:
         """``dropout_p`` or nothing; the state goes with the plan."""
         p = self.random.choice((0.1, 0.5, 0.9))
@@ -157,7 +161,7 @@ def _unread(shape: tuple[int, int], spans: list[tuple[int, int]]) -> Tensor:
 
 
 def _add_layer_norm(make: Maker) -> Parts:
-    rows, columns = make.batch.num_rows, make.size() + make.limits.unit
+    rows, columns = make.batch.num_rows, make.hidden_size()
     by_row = {"x": make.normal(rows, columns, shift=3.0)}
     fixed: dict[str, Any] = {"eps": make.random.choice((1e-5, 1e-12))}
     residual = make.normal(rows, columns)
@@ -198,7 +202,7 @@ def _elastic_linear(make: Maker) -> Parts:
 
     def plan(of: Batch) -> dict[str, Any]:
         # A group alone is known by its place in the dropout state: the counts are not the batch's heads and neurons.
-        groups = range(batch.num_groups) if of is batch else [of.state[1] - batch.state[1]]
+        groups = range(batch.num_groups) if of.num_groups == batch.num_groups else [of.state[1] - batch.state[1]]
         counts: dict[str, Any] = {"rows": of.rows, "max_out": max_out, "max_in": max_in}
         if has_out:
             counts |= {"out_counts": _int32(outs[g] for g in groups), "out_unit": out_unit}
@@ -270,7 +274,7 @@ def _varlen_attention(make: Maker) -> Parts:
 
 def _embed_layer_norm(make: Maker) -> Parts:
     random, batch = make.random, make.batch
-    columns, tokens = make.size() + make.limits.unit, batch.num_rows
+    columns, tokens = make.hidden_size(), batch.num_rows
     word, places, types = random.randint(2, 60), max(batch.max_seqlen, 1) + random.choice((0, 2)), random.randint(1, 3)
     by_row = {
         "input_ids": torch.randint(0, word, (tokens,), generator=make.generator),
@@ -313,7 +317,7 @@ def _hidden_dropout(make: Maker) -> dict[str, Any]:
 def _elastic_attention(make: Maker) -> Parts:
     random, batch = make.random, make.batch
     size, spare = random.choice(make.limits.head_sizes), random.choice((0, 0, 1))
-    heads, columns = max(batch.heads) + spare, make.size() + make.limits.unit
+    heads, columns = max(batch.heads) + spare, make.hidden_size()
     x = make.normal(batch.num_rows, columns)
     reached = [batch.heads[group] for group in batch.groups_with_rows]
     first_unread = torch.arange(heads) >= max(reached, default=0)
@@ -349,7 +353,7 @@ def _elastic_attention(make: Maker) -> Parts:
 
 def _elastic_ffn(make: Maker) -> Parts:
     random, batch = make.random, make.batch
-    columns = make.size() + make.limits.unit
+    columns = make.hidden_size()
     neurons = max(batch.neurons) + random.choice((0, 0, make.limits.unit))
     x = make.normal(batch.num_rows, columns)
     activation = make.activation()
@@ -390,9 +394,17 @@ BUILDERS: dict[str, Callable[[Maker], Parts]] = {
 
 
 def random_sample(
-    op: str, seed: int, *, provider: str = "reference", draw: int = 0, without: frozenset[str] = frozenset()
+    op: str,
+    seed: int,
+    *,
+    provider: str = "reference",
+    draw: int = 0,
+    without: frozenset[str] = frozenset(),
+    dtype: torch.dtype | None = None,
 ) -> Sample:
     """The sample of a seed. ``draw``: other values in the same structure. ``without``: any of ``FEATURES``.
+
+    ``provider``: whose limits hold for sizes and dtypes. ``dtype``: instead of the seed's own.
 
     Raises ``ValueError`` on an op without a builder and on a feature that is none.
     """
@@ -402,7 +414,8 @@ def random_sample(
         raise ValueError(f"random_sample: {sorted(without - set(FEATURES))}: no features; allowed: {FEATURES}")
     random, limits = Random(f"{op} {seed}"), limits_of(provider)
     generator = torch.Generator().manual_seed((seed + 1 + draw * _VALUES) % 2**63)
-    dtype = random.choice(limits.dtypes)
+    own_dtype = random.choice(limits.dtypes)
+    dtype = own_dtype if dtype is None else dtype
     if "half" in without and dtype.itemsize == 2:
         dtype = torch.float32
     batch = random_batch(random, limits, most_heads=5, most_neurons=limits.most_units * limits.unit)
