@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from dynabert.configuration import SubnetConfig
@@ -201,6 +201,8 @@ def _run_stage(
     trainer = DistillationTrainer(
         student, own, stage, train, validation, teacher, tokenizer, metric, callbacks=[StageProgress(stage.name)]
     )
+    for usual in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(usual)  # ours says more
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is not None:
         say(f"{stage.name}: goes on from {last}")
