@@ -220,6 +220,7 @@ def _with_times(row: Row, benchmark: Benchmark, problem: Problem, timing: Timing
         median_ms=timing.median_ms,
         p20_ms=timing.p20_ms,
         p80_ms=timing.p80_ms,
+        best_ms=timing.best_ms,
         host_ms=timing.host_ms,
         rounds=timing.rounds,
         calls_per_sample=timing.calls_per_sample,

@@ -17,6 +17,10 @@ std::vector<ProductSpan> product_spans(const std::vector<Span>& spans, int64_t n
 DType check_hidden(const char* op, const Tensor& x);
 void check_weight(const char* op, const char* name, const Tensor& weight, const Tensor& x);
 
+// The numbers of a result that the forward saved, which are contiguous.
+const void* saved_result(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> sizes,
+                         ScalarType dtype, const char* letters);
+
 struct SublayerEnd {
   const char* op;
   DType dtype;

@@ -57,16 +57,15 @@ void begin_sublayer_backward(const SublayerEndBackward& end, const std::vector<S
   cpu::layer_norm_sum_partials(end.dtype, partials.const_data_ptr(), chunks, shared.sums, columns, out);
 }
 
-namespace {
-
-// A (rows, columns) result of the forward or the gradient of one, contiguous where it comes from the forward.
-const void* saved_matrix(const char* op, const char* name, const Tensor& tensor, int64_t rows, int64_t columns,
+const void* saved_result(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> sizes,
                          ScalarType dtype, const char* letters) {
-  check_shape(op, name, tensor, {rows, columns}, letters);
+  check_shape(op, name, tensor, sizes, letters);
   check_dtype(op, name, tensor, "x", dtype);
   if (!tensor.is_contiguous()) refuse(op, name, " is not contiguous; pass what the forward returned");
   return tensor.const_data_ptr();
 }
+
+namespace {
 
 using FfnGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
@@ -107,7 +106,7 @@ FfnGradients elastic_ffn_bwd(const Tensor& dy, const Tensor& x, const Tensor& in
   begin_sublayer_backward({.op = op,
                            .dtype = dtype,
                            .dy = dy,
-                           .hidden = saved_matrix(op, "hidden", hidden, tokens, width, type, "(T, C)"),
+                           .hidden = saved_result(op, "hidden", hidden, {tokens, width}, type, "(T, C)"),
                            .ln_weight = vector_of(op, "ln_weight", ln_weight, width, type),
                            .mean = vector_of(op, "mean", mean, tokens, wide, "(T,)"),
                            .rstd = vector_of(op, "rstd", rstd, tokens, wide, "(T,)"),
@@ -127,7 +126,7 @@ FfnGradients elastic_ffn_bwd(const Tensor& dy, const Tensor& x, const Tensor& in
   out.a_stride = width;
   out.b = out_weight.const_data_ptr();
   out.b_stride = out_weight.stride(0);
-  out.pre = saved_matrix(op, "pre", pre, tokens, max_neurons, type, "(T, max_neurons)");
+  out.pre = saved_result(op, "pre", pre, {tokens, max_neurons}, type, "(T, max_neurons)");
   out.pre_stride = max_neurons;
   out.c = dz.mutable_data_ptr();
   out.c_stride = max_neurons;

@@ -24,7 +24,7 @@ class TritonCase:
 
     `matrix_kernels`: names of the kernels in it that must use tensor cores. `aligned`: rows start at multiples of 16
     bytes, so every kernel in it must load 16 bytes at a time (a mask or a stride that the compiler cannot see through
-    loses that in silence).
+    loses that in silence), but for `unaligned_kernels`, which begin at any row that the plan says.
     """
 
     op: str
@@ -33,6 +33,7 @@ class TritonCase:
     launch: Callable[[], object]
     matrix_kernels: frozenset[str] = frozenset()
     aligned: bool = True
+    unaligned_kernels: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -80,7 +81,11 @@ def add_layer_norm_cases() -> Iterator[TritonCase]:
 WIDTH, NEURONS, GROUPS = 768, 3072, 4
 MATRIX_KERNELS = frozenset({"_ragged_linear_kernel", "_ragged_input_gradient_kernel", "_ragged_weight_gradient_kernel"})
 ATTENTION_KERNELS = frozenset(
-    f"_varlen_attention_{kernel}_kernel" for kernel in ("fwd", "bwd_dq", "bwd_dkdv", "bwd_dbias")
+    f"_{kernel}_kernel"
+    for kernel in (
+        *("varlen_attention_fwd", "varlen_attention_bwd_dq", "varlen_attention_bwd_dkdv", "varlen_attention_bwd_dbias"),
+        *("short_attention_fwd", "short_attention_bwd"),
+    )
 )
 
 
@@ -187,13 +192,49 @@ def elastic_linear_cases() -> Iterator[TritonCase]:
             yield TritonCase("ragged products", name, f"768 to 3072, tile {index}", launch, _matrix_kernels(name))
 
 
+def distillation_loss_cases() -> Iterator[TritonCase]:
+    from dynabert_kernels.triton.distillation_loss import distillation_loss_bwd, distillation_loss_fwd
+    from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
+
+    def launch(dtype: torch.dtype, num_columns: int, kind: int, backward: bool) -> Callable[[], object]:
+        def run() -> object:
+            student, teacher = (meta(count, num_columns, dtype=dtype) for count in (NUM_ROWS, NUM_ROWS // GROUPS))
+            rows, partners, active = (meta(count, dtype=torch.int32) for count in (GROUPS + 1, NUM_ROWS, GROUPS))
+            arguments = (student, teacher, rows, partners, active, kind)
+            if backward:
+                return distillation_loss_bwd(meta(GROUPS, dtype=torch.float32), *arguments)
+            return distillation_loss_fwd(*arguments)
+
+        return run
+
+    def cases(name: str, num_columns: int, kind: int) -> Iterator[TritonCase]:
+        shape = f"C={num_columns} " + ("squared error" if kind else "soft cross-entropy")
+        for half in ("fwd", "bwd"):
+            case = launch(DTYPES[name], num_columns, kind, half == "bwd")
+            yield TritonCase(
+                *(f"distillation_loss_{half}", name, shape, case),
+                aligned=num_columns % 16 == 0,
+                unaligned_kernels=frozenset({"_distillation_loss_group_sum_kernel"}),
+            )
+
+    # Hidden states of BERT-base, logits of two classes, and the widest row allowed, which needs most registers.
+    for name in DTYPES:
+        yield from cases(name, WIDTH, 1)
+        yield from cases(name, 2, 0)
+    for kind in (0, 1):
+        yield from cases("bf16", MAX_ROW_COLUMNS, kind)
+    yield from cases("fp32", MAX_ROW_COLUMNS, 0)
+
+
 def varlen_attention_cases() -> Iterator[TritonCase]:
     from dynabert_kernels.triton.varlen_attention import varlen_attention_fwd
     from dynabert_kernels.triton.varlen_attention_backward import varlen_attention_bwd
 
-    heads, sequences, groups, longest = 12, 32, 3, 128
+    heads, sequences, groups = 12, 32, 3
 
-    def launch(dtype: torch.dtype, size: int, bias: bool, dropout: float, backward: bool) -> Callable[[], object]:
+    def launch(
+        dtype: torch.dtype, size: int, bias: bool, dropout: float, longest: int, backward: bool
+    ) -> Callable[[], object]:
         def run() -> object:
             def integers(count: int) -> Tensor:
                 return meta(count, dtype=torch.int32)
@@ -210,12 +251,18 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
 
         return run
 
-    def cases(name: str, size: int, bias: bool, dropout: float) -> Iterator[TritonCase]:
+    def cases(name: str, size: int, bias: bool, dropout: float, longest: int = 128) -> Iterator[TritonCase]:
         shape = f"D={size}" + (" bias" if bias else "") + (" dropout" if dropout else "")
+        shape += f" S={longest}" if longest <= 64 else ""
         for half in ("fwd", "bwd"):
             # The rows of a bias's gradient are 2R-1 entries: never aligned.
             yield TritonCase(
-                *(f"varlen_attention_{half}", name, shape, launch(DTYPES[name], size, bias, dropout, half == "bwd")),
+                *(
+                    f"varlen_attention_{half}",
+                    name,
+                    shape,
+                    launch(DTYPES[name], size, bias, dropout, longest, half == "bwd"),
+                ),
                 matrix_kernels=ATTENTION_KERNELS,
                 aligned=half == "fwd" or not bias,
             )
@@ -229,8 +276,14 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
     yield from cases("bf16", 32, False, 0.0)  # MiniLM
     for size in (16, 32, 128):
         yield from cases("bf16", size, True, 0.1)
-    for size in (32, 128):
+    for size in (16, 32, 128):
         yield from cases("fp32", size, True, 0.1)
+    # Sequences that fit a tile: the one-step kernels.
+    for bias, dropout in ((False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)):
+        yield from cases("bf16", 64, bias, dropout, longest=64)
+    yield from cases("fp16", 64, True, 0.1, longest=64)
+    for size in (16, 32):
+        yield from cases("bf16", size, True, 0.1, longest=64)
 
 
 def triton_cases() -> list[TritonCase]:
@@ -240,5 +293,6 @@ def triton_cases() -> list[TritonCase]:
         *elastic_ffn_cases(),
         *elastic_attention_cases(),
         *elastic_linear_cases(),
+        *distillation_loss_cases(),
         *varlen_attention_cases(),
     ]

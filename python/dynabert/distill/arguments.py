@@ -29,7 +29,6 @@ class DistillationArguments(TrainingArguments):
     max_grad_norm: float = field(default=1.0, metadata={"help": "the summed gradient is clipped to this norm"})
     save_strategy: str = field(default="epoch", metadata={"help": "when a checkpoint is written"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept of a stage"})
-    report_to: str | list[str] = field(default="none", metadata={"help": "such as tensorboard"})
 
     recipe: str = field(default="paper", metadata={"help": f"one of {', '.join(RECIPES)}; other switches change it"})
     widths: list[float] | None = field(default=None, metadata={"help": "width multipliers"})

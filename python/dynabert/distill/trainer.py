@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -174,7 +175,7 @@ class DistillationTrainer(Trainer):
         self, epoch_iterator: Iterator[Sequences], num_batches: int, device: torch.device
     ) -> tuple[list[Sequences], None]:
         """The batches of an optimiser step, and how many sequences and tokens it has in all processes."""
-        batches = [batch for batch, _ in zip(epoch_iterator, range(num_batches), strict=False)]
+        batches = list(islice(epoch_iterator, num_batches))
         counts = torch.tensor([sum(map(len, batches)), sum(batch.num_tokens for batch in batches)], device=device)
         if self.args.world_size > 1:
             dist.all_reduce(counts)
