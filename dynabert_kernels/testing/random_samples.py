@@ -58,6 +58,11 @@ class Sample:
     def differentiable(self) -> tuple[str, ...]:
         return tuple(name for name, t in self.tensors.items() if t.is_floating_point() and name not in self.frozen)
 
+    @property
+    def wide(self) -> bool:
+        """Whether no tensor is of a half dtype."""
+        return all(tensor.dtype.itemsize > 2 for tensor in self.tensors.values())
+
     def places_of(self, group: int) -> slice:
         """Where a group's results lie in the first dimension of the result."""
         return slice(group, group + 1) if self.by_group else self.batch.rows_of(group)
