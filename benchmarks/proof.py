@@ -111,7 +111,7 @@ def cells_of(op: str, provider: str, dtype: torch.dtype, seed: int, samples: int
 
 
 def shim_cells(lines: Sequence[str]) -> Iterator[Cell]:
-    """Cells of what the host-shim programs printed: ``program case result error``, and ``program passed`` at the end."""
+    """Cells of what the host-shim programs printed: ``program case result error``, at the end ``program passed``."""
     found: dict[tuple[str, str, str], Cell] = {}
     passed = {words[0] for line in lines if len(words := line.split()) == 2 and words[1] == "passed"}
     for line in lines:
@@ -210,7 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "triton" in options.provider and not torch.cuda.is_available() and not INTERPRETED and arguments is None:
         # Triton decides when kernels are defined whether they are interpreted, so only a new process can.
         environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        return subprocess.run([sys.executable, "-m", "benchmarks.proof", *given], env=environment, check=False).returncode
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.proof", *given], env=environment, check=False
+        ).returncode
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     ops = options.op or sorted(BUILDERS)
     cells: list[Cell] = []

@@ -92,9 +92,7 @@ class Check:
         return f"{self.name}: error {self.error:.2e}, {limit}"
 
 
-def compare(
-    name: str, actual: Tensor, exact: Tensor, torch_result: Tensor, *, factor: float = OUTPUT_FACTOR
-) -> Check:
+def compare(name: str, actual: Tensor, exact: Tensor, torch_result: Tensor, *, factor: float = OUTPUT_FACTOR) -> Check:
     """``actual`` against ``exact`` (float64), with PyTorch's result in the same dtype as the yardstick."""
     fault = None
     if actual.shape != exact.shape:

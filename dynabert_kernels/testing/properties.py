@@ -137,12 +137,16 @@ def _groups_alone(sample: Sample, provider: str, ours: dict[str, Tensor]) -> Ite
             found = results(alone, provider, backward=len(ours) > 1)
         for name, value in found.items():
             if name == "y" or name[1:] in sample.by_row:
-                together[name][(places if name == "y" else rows, *(slice(size) for size in value.shape[1:]))] = value.double()
+                together[name][(places if name == "y" else rows, *(slice(size) for size in value.shape[1:]))] = (
+                    value.double()
+                )
             else:
                 together[name] += value.double()
     if sample.op in _ROWS_OF_NO_GROUP_COUNT and sample.batch.padding:
         return
-    for check in _against_float64(sample, {name: value.to(ours[name].dtype) for name, value in together.items()}).values():
+    for check in _against_float64(
+        sample, {name: value.to(ours[name].dtype) for name, value in together.items()}
+    ).values():
         if not check.green:
             yield f"groups alone, put together: {check}"
 
@@ -165,7 +169,9 @@ def check(op: str, seed: int, provider: str, *, without: frozenset[str] = frozen
         if not faults and seed % 3 == 0:
             with poisoned_allocations():
                 again = results(sample, provider, backward=backward)
-            faults += [f"{name}: other bits the second time" for name in ours if not _same_bits(ours[name], again[name])]
+            faults += [
+                f"{name}: other bits the second time" for name in ours if not _same_bits(ours[name], again[name])
+            ]
         if not faults and sample.splits and sample.wide and len(sample.batch.groups_with_rows) > 1:
             faults += _groups_alone(sample, provider, ours)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
@@ -244,9 +250,7 @@ def _try(case: tuple[str, int], provider: str, stop: bool) -> tuple[Outcome, str
         return outcome, explain(outcome)
 
 
-def _outcomes(
-    cases: list[tuple[str, int]], provider: str, processes: int, stop: bool
-) -> Iterator[tuple[Outcome, str]]:
+def _outcomes(cases: list[tuple[str, int]], provider: str, processes: int, stop: bool) -> Iterator[tuple[Outcome, str]]:
     work = functools.partial(_try, provider=provider, stop=stop)
     if processes <= 1:
         yield from map(work, cases)

@@ -45,8 +45,8 @@ def limits_of(provider: str) -> Limits:
 class Batch:
     """Sequences in groups, and two counts for each group: heads and neurons (or rows and columns of a weight).
 
-    ``lengths[g]``: of the group's sequences. ``padding``: rows past the last border. ``layers``, ``index``: the plan has
-    so many layers, and this is the one; the others' counts are other numbers, to be stepped over.
+    ``lengths[g]``: of the group's sequences. ``padding``: rows past the last border. ``layers``, ``index``: the plan
+    has so many layers, and this is the one; the others' counts are other numbers, to be stepped over.
     """
 
     lengths: tuple[tuple[int, ...], ...]
@@ -177,7 +177,7 @@ def random_batch(random: Random, limits: Limits, *, most_heads: int, most_neuron
 
 
 def simpler_batch(batch: Batch, without: frozenset[str]) -> Batch:
-    """The batch less what ``without`` names: ``padding``, ``long`` sequences, all ``groups`` but the first with rows."""
+    """The batch less what ``without`` names: ``padding``, ``long`` sequences, ``groups`` but the first with rows."""
     if "padding" in without:
         batch = replace(batch, padding=0)
     if "long" in without:

@@ -31,8 +31,8 @@ class Sample:
     ``by_row``: tensors with a row for each token. ``shared``: weights. The floating ones of both are differentiated,
     but the ``frozen``. ``fixed``: all other arguments but those that ``plan`` makes of the batch. ``inactive``:
     elements of each that must not be read; they hold NaN, and their gradient is exactly zero. ``unused``: elements of
-    the result that are exactly zero, and whose gradient must not be read. ``by_group``: the result has an entry for each
-    group, not for each row. ``splits``: a group alone gives what it gives in the batch.
+    the result that are exactly zero, and whose gradient must not be read. ``by_group``: the result has an entry for
+    each group, not for each row. ``splits``: a group alone gives what it gives in the batch.
     """
 
     op: str
@@ -96,7 +96,7 @@ class Sample:
 
 @dataclass
 class Maker:
-    """What a builder draws from: structure from ``random``, values from ``generator``, so that values can be redrawn."""
+    """What a builder draws from: structure from ``random``, values from ``generator``, so values can be redrawn."""
 
     random: Random
     generator: torch.Generator
@@ -426,9 +426,7 @@ def _distillation_loss(make: Maker) -> Parts:
         return {"rows": of.rows} | ({"active": _int32(of.heads)} if has_active else {})
 
     make.notes.append(f"{fixed['kind']}, C {columns}, {teachers} teacher rows, map {has_map}, active {has_active}")
-    return Parts(
-        by_row, shared, fixed, plan, inactive, nothing, splits=has_map, by_group=True, frozen=("teacher",)
-    )
+    return Parts(by_row, shared, fixed, plan, inactive, nothing, splits=has_map, by_group=True, frozen=("teacher",))
 
 
 BUILDERS: dict[str, Callable[[Maker], Parts]] = {

@@ -24,7 +24,7 @@ class HiddenDropout(NamedTuple):
 
     @property
     def counter(self) -> int:
-        """The counter word of the stream, head 0, as the int32 of these bits: from 2^31 on a launch makes it an int64."""
+        """The counter word of the stream, head 0, as an int32: from 2^31 on a launch would make it an int64."""
         word = (self.stream << HEAD_BITS) & 0xFFFFFFFF
         return word - 2**32 if word >= 2**31 else word
 

@@ -119,8 +119,8 @@ FAULTS = [
         "the activation's slope is taken as one where a register is not full",
         "missing activation gradient at a tile's edge",
         "cpu/gemm_kernels.h",
-        "v = v * act.slope;",
-        "if (!kPart) v = v * act.slope;",
+        "v = v * act.slope;\n        if (activated) write(",
+        "if (!kPart) v = v * act.slope;\n        if (activated) write(",
         "elastic_ffn",
     ),
     _fault(

@@ -1,4 +1,4 @@
-"""What a fault is, and the list of all of them. Each is a change of one place in a kernel that must turn a check red."""
+"""What a fault is, and the list of all: a change of one place in a kernel that must turn a check red."""
 
 from __future__ import annotations
 

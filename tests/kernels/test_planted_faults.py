@@ -1,4 +1,4 @@
-"""A few planted faults of each kind that needs no build of the library, and the machinery itself. ``make faults``: all."""
+"""The machinery of planted faults, and a few of them that need no build of the library. ``make faults``: all."""
 
 from __future__ import annotations
 
