@@ -5,16 +5,10 @@
 
 #include "dynabert/simd/vector.h"
 #include "dynabert/simd/philox.h"
+#include "dynabert/simd/row_moments.h"
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
-
-// Four sums at a time hide the latency of the addition.
-template <class S>
-struct RowSum {
-  Vector<S> part[4] = {};
-  DYNABERT_INLINE S total() const { return sum((part[0] + part[1]) + (part[2] + part[3])); }
-};
 
 // One row of h = residual + factor * (x + x_bias), register by register. Pointers that are null take no part.
 template <class T>
@@ -73,23 +67,7 @@ void layer_norm_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
     if (rest) sums.part[1] += in.part(whole, rest);
     const S mean = sums.total() / static_cast<S>(columns);
     const Vector<S> centre = broadcast(mean);
-    RowSum<S> squares;
-    for (int64_t c = 0; c < by_four; c += 4 * kStep) {
-      for (int u = 0; u < 4; ++u) {
-        const Vector<S> d = load(h + c + u * kStep) - centre;
-        squares.part[u] = fma(d, d, squares.part[u]);
-      }
-    }
-    for (int64_t c = by_four; c < whole; c += kStep) {
-      const Vector<S> d = load(h + c) - centre;
-      squares.part[0] = fma(d, d, squares.part[0]);
-    }
-    if (rest) {
-      const Vector<S> d = keep_part(load(h + whole) - centre, rest);
-      squares.part[1] = fma(d, d, squares.part[1]);
-    }
-    const S variance = squares.total() / static_cast<S>(columns);
-    const S rstd = S(1) / static_cast<S>(__builtin_sqrt(variance + static_cast<S>(a.eps)));
+    const S rstd = reciprocal_spread(h, columns, mean, a.eps);
     const Vector<S> spread = broadcast(rstd);
     for (int64_t c = 0; c < whole; c += kStep) {
       store(y + c, fma((load(h + c) - centre) * spread, load(weight + c), load(bias + c)));
