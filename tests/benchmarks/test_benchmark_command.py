@@ -105,7 +105,10 @@ def test_a_run_that_is_out_of_time_names_what_it_left_out(tmp_path: Path, capsys
         (["--rounds", "0"], "--rounds is 0; allowed: 1 or more"),
         (["--threads", "0"], "--threads is 0; allowed: 1 or more"),
         (["--width", "1", "--plot"], "--plot draws time against width; give an elastic op, --width 1 and another one"),
-        (["--op", "elastic_ffn.backward", "--direction", "forward"], "no benchmark of elastic_ffn.backward in direction"),
+        (
+            ["--op", "elastic_ffn.backward", "--direction", "forward"],
+            "no benchmark of elastic_ffn.backward in direction",
+        ),
         (["--plan", "0.5"], "--plan '0.5' is not a plan"),
         (["--plan", "w1:2,skip", "--tokens", "128"], "the batch 128 has 1; allowed: a multiple of 3"),
         (["--dropout", "1"], "--dropout is 1; allowed: from 0 to below 1"),
