@@ -72,9 +72,10 @@ class Change:
         return NOISE
 
 
-def checkout(revision: str, root: Path, say: Callable[[str], None]) -> Side:
-    """The tree of a revision, with its native library built. Raises ``ValueError`` where there is no such revision,
-    ``Refused`` where it does not build.
+def checkout(revision: str, root: Path, device: str, say: Callable[[str], None]) -> Side:
+    """The tree of a revision, with the native library for ``device`` built.
+
+    Raises ``ValueError`` where there is no such revision, ``Refused`` where it does not build.
     """
     done = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if done.returncode:
@@ -87,11 +88,11 @@ def checkout(revision: str, root: Path, say: Callable[[str], None]) -> Side:
         done = _git(root, "worktree", "add", "--detach", "--force", str(folder), commit)
         if done.returncode:
             raise Refused(f"benchmarks: git cannot check out {revision}: {done.stderr.strip()}")
-    built = folder / "build" / ".complete"
-    if not built.exists():
+    marks = {kind: folder / "build" / f".complete-{kind}" for kind in ("cpu", "cuda")}
+    if not marks[device].exists() and not marks["cuda"].exists():
         say(f"{revision}: building {commit} (a minute; once for each commit)")
-        _build(revision, folder)
-        built.touch()
+        _build(revision, folder, device)
+        marks[device].touch()
     return Side(revision, folder)
 
 
@@ -99,13 +100,14 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
 
 
-def _build(revision: str, folder: Path) -> None:
+def _build(revision: str, folder: Path, device: str) -> None:
     # Where this interpreter lies, ninja does too.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     done = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         cwd=folder,
-        env={**os.environ, "PATH": path},
+        # The CUDA half takes most of a build, and a CPU has no use for it.
+        env={"DYNABERT_CUDA": "1" if device == "cuda" else "0", **os.environ, "PATH": path},
         capture_output=True,
         text=True,
         check=False,

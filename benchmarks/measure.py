@@ -109,6 +109,7 @@ def _checked(benchmark: Benchmark, problem: Problem, settings: Settings) -> list
         heads=problem.k,
         neurons=problem.f,
         dtype=dtype_name(problem.dtype),
+        dropout=problem.dropout,
         cache=settings.cache,
         seed=settings.seed,
         status=rows.MEASURED,
