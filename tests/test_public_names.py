@@ -31,6 +31,7 @@ KERNEL_NAMES = [
     "embed_layer_norm",
     "elastic_attention",
     "elastic_ffn",
+    "distillation_loss",
     "use_provider",
     "show_config",
     "config",
