@@ -56,7 +56,7 @@ format: $(BUILT)
 	@$(BIN)/clang-format -i $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 bench: $(BUILT)
-	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+	@$(BIN)/dynabert-bench $(BENCH_ARGS)
 
 codegen: $(BUILT)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dynabert_kernels.testing.codegen --out out/codegen.json

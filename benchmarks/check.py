@@ -23,11 +23,12 @@ from rich.table import Table
 from torch import Tensor
 
 import dynabert_kernels as dk
-from benchmarks import report, rows, verify
-from benchmarks.problems import DTYPES
-from benchmarks.registry import Draw, Tensors
 from dynabert_kernels.ops import providers
 from dynabert_kernels.testing.timing import dtype_name
+
+from . import report, rows, verify
+from .problems import DTYPES
+from .registry import Draw, Tensors
 
 # Heads of each group and the lengths of its sequences, in no order; the third skips the layer, the fourth is empty.
 HEADS = (6, 12, 0, 9, 3)
