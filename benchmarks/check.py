@@ -235,6 +235,25 @@ def _ffn(width: int, activation: str, dropout: float) -> Build:
     return build
 
 
+def _distillation_loss(kind: str, columns: int) -> Build:
+    def build(draw: Draw) -> tuple[Call, Tensors]:
+        batch = Batch.on(draw.device, 64)
+        student, teacher = draw.normal(batch.num_rows, columns), draw.normal(batch.num_rows // 2, columns)
+        partners = torch.arange(batch.num_rows, dtype=torch.int32, device=draw.device) % (teacher.shape[0] - 1) - 1
+        student[partners < 0] = float("nan")
+        teacher[-1] = float("nan")  # nobody's
+        tensors = {"student": batch.poison_inactive(student, columns)}  # so all of a group that skips, nothing else
+
+        def call(t: dict[str, Any]) -> Tensor:
+            frozen = teacher.to(t["student"].dtype)
+            plan: dict[str, Any] = {"rows": batch.layer.rows, "active": batch.layer.heads, "teacher_rows": partners}
+            return dk.distillation_loss(t["student"], frozen, **plan, kind=kind)
+
+        return call, tensors
+
+    return build
+
+
 # op, then what the case covers: how it is built
 CASES: dict[tuple[str, str], Build] = {
     ("add_layer_norm", "BERT-base width, ragged row tile"): _add_layer_norm(133, 768, True),
@@ -250,6 +269,8 @@ CASES: dict[tuple[str, str], Build] = {
     ("elastic_attention", "BERT-base, bias, dropout"): _attention(64, True, 0.1),
     ("elastic_ffn", "MiniLM, GELU"): _ffn(384, "gelu", 0.0),
     ("elastic_ffn", "BERT-base, tanh-GELU, dropout"): _ffn(768, "gelu_tanh", 0.1),
+    ("distillation_loss", "hidden states of BERT-base"): _distillation_loss("squared_error", 768),
+    ("distillation_loss", "logits of three classes"): _distillation_loss("soft_cross_entropy", 3),
 }
 
 
