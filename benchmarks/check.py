@@ -235,21 +235,35 @@ def _ffn(width: int, activation: str, dropout: float) -> Build:
     return build
 
 
-def _distillation_loss(kind: str, columns: int) -> Build:
+def _distillation(kind: str, columns: int, rows_each: int | None) -> Build:
+    """``rows_each``: rows of each group (logits); None: the batch's tokens (hidden states)."""
+
     def build(draw: Draw) -> tuple[Call, Tensors]:
         batch = Batch.on(draw.device, 64)
-        student, teacher = draw.normal(batch.num_rows, columns), draw.normal(batch.num_rows // 2, columns)
-        partners = torch.arange(batch.num_rows, dtype=torch.int32, device=draw.device) % (teacher.shape[0] - 1) - 1
-        student[partners < 0] = float("nan")
-        teacher[-1] = float("nan")  # nobody's
-        tensors = {"student": batch.poison_inactive(student, columns)}  # so all of a group that skips, nothing else
+        tokens = sum(length for group in LENGTHS for length in group)
+        rows = batch.layer.rows
+        if rows_each is not None:
+            rows = torch.arange(len(HEADS) + 1, dtype=torch.int32, device=draw.device) * rows_each
+            tokens = len(HEADS) * rows_each
+        num_teacher = max(tokens // 3, 1)
+        # Every fifth row counts nothing, nor do the rows of a group that skips the layer.
+        theirs = torch.arange(tokens, device=draw.device, dtype=torch.int32) % num_teacher
+        theirs[4::5] = -1
+        student = draw.normal(tokens, columns)
+        student[4::5] = float("nan")
+        teacher = draw.normal(num_teacher, columns)
 
         def call(t: dict[str, Any]) -> Tensor:
-            frozen = teacher.to(t["student"].dtype)
-            plan: dict[str, Any] = {"rows": batch.layer.rows, "active": batch.layer.heads, "teacher_rows": partners}
-            return dk.distillation_loss(t["student"], frozen, **plan, kind=kind)
+            return dk.distillation_loss(
+                t["student"],
+                teacher.to(t["student"].dtype),
+                rows=rows,
+                teacher_rows=theirs,
+                active=batch.layer.heads,
+                kind=kind,
+            )
 
-        return call, tensors
+        return call, {"student": student}
 
     return build
 
@@ -265,12 +279,12 @@ CASES: dict[tuple[str, str], Build] = {
     ("varlen_attention", "head size 64, bias, dropout"): _varlen(64, True, 0.1),
     ("embed_layer_norm", "padding row"): _embed(0.0),
     ("embed_layer_norm", "dropout"): _embed(0.1),
+    ("distillation_loss", "logits"): _distillation("soft_cross_entropy", 3, 40),
+    ("distillation_loss", "hidden states"): _distillation("squared_error", 768, None),
     ("elastic_attention", "MiniLM"): _attention(32, False, 0.0),
     ("elastic_attention", "BERT-base, bias, dropout"): _attention(64, True, 0.1),
     ("elastic_ffn", "MiniLM, GELU"): _ffn(384, "gelu", 0.0),
     ("elastic_ffn", "BERT-base, tanh-GELU, dropout"): _ffn(768, "gelu_tanh", 0.1),
-    ("distillation_loss", "hidden states of BERT-base"): _distillation_loss("squared_error", 768),
-    ("distillation_loss", "logits of three classes"): _distillation_loss("soft_cross_entropy", 3),
 }
 
 
@@ -299,8 +313,8 @@ def check_case(
     call, tensors = CASES[op, case](draw)
     with dk.use_provider("reference"):
         wide = {name: tensor.double() for name, tensor in tensors.items()}
-        shape = call(wide).shape
-        dy = draw.normal(*shape)
+        y = call(tensors)
+        dy = draw.normal(*y.shape).to(y.dtype)
         exact = _results(call, wide, dy.double(), True)
         torch_results = _results(call, tensors, dy, True)
     labels = ["y", *(f"d{name}" for name in tensors)]
