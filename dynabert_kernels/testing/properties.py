@@ -129,20 +129,20 @@ def _zeros(sample: Sample, ours: dict[str, Tensor]) -> Iterator[str]:
 def _groups_alone(sample: Sample, provider: str, ours: dict[str, Tensor]) -> Iterator[str]:
     """The groups one by one, put together, are held to what the batch is held to; in the wide dtypes only."""
     together = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in ours.items()}
-    dtype = ours["y"].dtype
     for group in sample.batch.groups_with_rows:
         alone = sample.alone(group)
         rows = sample.batch.rows_of(group)
+        places = sample.places_of(group)
         with poisoned_allocations():
             found = results(alone, provider, backward=len(ours) > 1)
         for name, value in found.items():
             if name == "y" or name[1:] in sample.by_row:
-                together[name][(rows, *(slice(size) for size in value.shape[1:]))] = value.double()
+                together[name][(places if name == "y" else rows, *(slice(size) for size in value.shape[1:]))] = value.double()
             else:
                 together[name] += value.double()
     if sample.op in _ROWS_OF_NO_GROUP_COUNT and sample.batch.padding:
         return
-    for check in _against_float64(sample, {name: value.to(dtype) for name, value in together.items()}).values():
+    for check in _against_float64(sample, {name: value.to(ours[name].dtype) for name, value in together.items()}).values():
         if not check.green:
             yield f"groups alone, put together: {check}"
 
@@ -166,7 +166,7 @@ def check(op: str, seed: int, provider: str, *, without: frozenset[str] = frozen
             with poisoned_allocations():
                 again = results(sample, provider, backward=backward)
             faults += [f"{name}: other bits the second time" for name in ours if not _same_bits(ours[name], again[name])]
-        if not faults and sample.splits and ours["y"].dtype.itemsize > 2 and len(sample.batch.groups_with_rows) > 1:
+        if not faults and sample.splits and sample.wide and len(sample.batch.groups_with_rows) > 1:
             faults += _groups_alone(sample, provider, ours)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         refusal = str(error).partition("was forced, but ")[2]

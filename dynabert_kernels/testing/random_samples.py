@@ -28,10 +28,11 @@ _VALUES = 0x9E3779B97F4A7C15  # parts the values' seeds of one sample
 class Sample:
     """One call of an op. Invariant: ``call`` of any tensors of these shapes is the same computation.
 
-    ``by_row``: tensors with a row for each token. ``shared``: weights. The floating ones of both are differentiated.
-    ``fixed``: all other arguments but those that ``plan`` makes of the batch. ``inactive``: elements of each that must
-    not be read; they hold NaN, and their gradient is exactly zero. ``unused``: elements of the result that are exactly
-    zero, and whose gradient must not be read.
+    ``by_row``: tensors with a row for each token. ``shared``: weights. The floating ones of both are differentiated,
+    but the ``frozen``. ``fixed``: all other arguments but those that ``plan`` makes of the batch. ``inactive``:
+    elements of each that must not be read; they hold NaN, and their gradient is exactly zero. ``unused``: elements of
+    the result that are exactly zero, and whose gradient must not be read. ``by_group``: the result has an entry for each
+    group, not for each row. ``splits``: a group alone gives what it gives in the batch.
     """
 
     op: str
@@ -46,6 +47,8 @@ class Sample:
     unused: Tensor
     dy: Tensor
     splits: bool
+    by_group: bool
+    frozen: tuple[str, ...]
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -53,7 +56,16 @@ class Sample:
 
     @property
     def differentiable(self) -> tuple[str, ...]:
-        return tuple(name for name, tensor in self.tensors.items() if tensor.is_floating_point())
+        return tuple(name for name, t in self.tensors.items() if t.is_floating_point() and name not in self.frozen)
+
+    @property
+    def wide(self) -> bool:
+        """Whether no tensor is of a half dtype."""
+        return all(tensor.dtype.itemsize > 2 for tensor in self.tensors.values())
+
+    def places_of(self, group: int) -> slice:
+        """Where a group's results lie in the first dimension of the result."""
+        return slice(group, group + 1) if self.by_group else self.batch.rows_of(group)
 
     def call(self, tensors: dict[str, Tensor]) -> Tensor:
         """The op's public function, on whichever provider the rule or ``use_provider`` picks."""
@@ -79,7 +91,7 @@ class Sample:
         )
         with torch.no_grad(), dk.use_provider("reference"):
             columns = sample.call(sample.tensors).shape[1:]
-        return replace(sample, dy=self.dy[(rows, *(slice(size) for size in columns))])
+        return replace(sample, dy=self.dy[(self.places_of(group), *(slice(size) for size in columns))])
 
 
 @dataclass
@@ -149,7 +161,9 @@ class Parts:
     inactive: dict[str, Tensor] = field(default_factory=dict)
     unused: Tensor | None = None  # None: every element of the result is used
     contiguous: tuple[str, ...] = ()  # tensors of several dimensions that ops take contiguous only
-    splits: bool = True  # whether a group alone gives what it gives in the batch
+    splits: bool = True
+    by_group: bool = False
+    frozen: tuple[str, ...] = ()
 
 
 def _unread(shape: tuple[int, int], spans: list[tuple[int, int]]) -> Tensor:
@@ -383,8 +397,43 @@ def _elastic_ffn(make: Maker) -> Parts:
     return Parts({"x": x}, shared, fixed, plan, inactive, batch.no_group[:, None].expand(x.shape))
 
 
+def _distillation_loss(make: Maker) -> Parts:
+    random, batch = make.random, make.batch
+    columns, rows = make.size(), batch.num_rows
+    has_map, has_active = random.random() < 0.7, random.random() < 0.6
+    # Fewer teacher rows than student rows: several sub-networks learn from the same ones.
+    teachers = random.randint(1, max(rows, 1)) if has_map else rows + random.choice((0, 2))
+    by_row = {"student": make.normal(rows, columns)}
+    shared = {"teacher": make.normal(teachers, columns)}
+    counts = ~batch.no_group
+    if has_active:
+        counts &= batch.widths(batch.heads) > 0
+    theirs = torch.arange(rows)
+    if has_map:
+        theirs = torch.randint(-1, teachers, (rows,), generator=make.generator)
+        by_row["teacher_rows"] = theirs.to(torch.int32)
+        counts &= theirs >= 0
+    unread = torch.ones(teachers, dtype=torch.bool)
+    unread[theirs[counts]] = False
+    inactive = {
+        "student": ~counts[:, None].expand(rows, columns),
+        "teacher": unread[:, None].expand(teachers, columns),
+    }
+    fixed = {"kind": random.choice(("soft_cross_entropy", "squared_error"))}
+    nothing = torch.tensor([not bool(counts[batch.rows_of(group)].any()) for group in range(batch.num_groups)])
+
+    def plan(of: Batch) -> dict[str, Any]:
+        return {"rows": of.rows} | ({"active": _int32(of.heads)} if has_active else {})
+
+    make.notes.append(f"{fixed['kind']}, C {columns}, {teachers} teacher rows, map {has_map}, active {has_active}")
+    return Parts(
+        by_row, shared, fixed, plan, inactive, nothing, splits=has_map, by_group=True, frozen=("teacher",)
+    )
+
+
 BUILDERS: dict[str, Callable[[Maker], Parts]] = {
     "add_layer_norm": _add_layer_norm,
+    "distillation_loss": _distillation_loss,
     "elastic_attention": _elastic_attention,
     "elastic_ffn": _elastic_ffn,
     "elastic_linear": _elastic_linear,
@@ -444,11 +493,13 @@ def random_sample(
         unused=torch.zeros(0),
         dy=torch.zeros(0),
         splits=parts.splits,
+        by_group=parts.by_group,
+        frozen=parts.frozen,
     )
     with torch.no_grad(), dk.use_provider("reference"):
-        shape = sample.call(sample.tensors).shape
-    unused = torch.zeros(shape, dtype=torch.bool) if parts.unused is None else parts.unused
-    dy = make.normal(*shape)
+        y = sample.call(sample.tensors)
+    unused = torch.zeros(y.shape, dtype=torch.bool) if parts.unused is None else parts.unused
+    dy = make.normal(*y.shape).to(y.dtype)
     if "poison" not in without:
         dy = dy.masked_fill(unused, float("nan"))
     return replace(sample, unused=unused, dy=make.laid_out(dy))

@@ -43,6 +43,11 @@ BY_HAND = {
         4 * 40 * 4 + 40 * 4 + 2 * 5 * 4,
         4 * 5 * 2 * 64,
     ),
+    # Four widths of 5 tokens of 8, or of 2 sequences of 3 classes, and one teacher of each.
+    "distillation_loss.hidden": (0, 0, (4 + 1) * 40 * 4 + 4 * 4, 0),
+    "distillation_loss.hidden.backward": (0, 0, (4 + 1 + 4) * 40 * 4 + 4 * 4, 0),
+    "distillation_loss.logits": (0, 0, (4 + 1) * 6 * 4 + 4 * 4, 0),
+    "distillation_loss.logits.backward": (0, 0, (4 + 1 + 4) * 6 * 4 + 4 * 4, 0),
 }
 # The same of the mixed batch, for some: weights at the widest group, operations summed over the groups.
 MIXED_BY_HAND = {

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,12 +107,12 @@ def _triton(fault: Fault, folder: Path) -> tuple[bool, str]:
     return _in_tree(fault, tree, lambda: _properties(fault, tree))
 
 
-def _in_tree(fault: Fault, tree: Path, look: object) -> tuple[bool, str]:
+def _in_tree(fault: Fault, tree: Path, look: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
     path = tree / fault.file
     clean = path.read_text(encoding="utf-8")
     path.write_text(planted(fault, clean), encoding="utf-8")
     try:
-        return look()  # type: ignore[operator]
+        return look()
     finally:
         path.write_text(clean, encoding="utf-8")
 
@@ -157,6 +157,10 @@ def _cuda(fault: Fault, folder: Path) -> tuple[bool, str]:
         except RuntimeError as error:
             return False, f"does not build: {str(error)[:1500]}"
         done = host_shim.run(built, *cases)
+        # The thread sanitizer remembers the last four readers of a place only: a race shows in most runs, not in all.
+        for _ in range(4 if fault.sanitizer == "races" and done.returncode == 0 else 0):
+            if done.returncode == 0:
+                done = host_shim.run(built, *cases)
         words = [line for line in (done.stdout + done.stderr).splitlines() if "WRONG" in line or "ERROR" in line]
         words += [line for line in done.stderr.splitlines() if "WARNING" in line or "runtime error" in line]
         return done.returncode != 0, f"host shim {program}: {words[0].strip()[:200] if words else done.returncode}"

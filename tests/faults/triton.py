@@ -225,4 +225,20 @@ FAULTS = [
         "tl.store(partial_ptr + num_columns + columns, dw, mask=in_columns)",
         "add_layer_norm",
     ),
+    _fault(
+        "a student row learns from its neighbour's teacher row",
+        "wrong teacher row in the loss",
+        "distillation_loss.py",
+        "partner = tl.load(teacher_rows_ptr + rows, mask=counts, other=-1)",
+        "partner = tl.maximum(tl.load(teacher_rows_ptr + rows, mask=counts, other=-1) - 1, -1)",
+        "distillation_loss",
+    ),
+    _fault(
+        "a group that skips its layer is counted",
+        "a read beyond the active part",
+        "distillation_loss.py",
+        "counts = counts & (tl.load(active_ptr + group, mask=counts, other=0) > 0)",
+        "counts = counts & (tl.load(active_ptr + group, mask=counts, other=0) >= 0)",
+        "distillation_loss",
+    ),
 ]

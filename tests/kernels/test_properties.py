@@ -62,7 +62,7 @@ def test_cpu(op: str) -> None:
 def test_triton_interpreted(op: str) -> None:
     if not has(op, "triton"):
         pytest.skip(f"the triton provider has no {op}")
-    hold(op, "triton", range(5))
+    hold(op, "triton", range(4))
 
 
 # The samples themselves.
@@ -98,7 +98,7 @@ def test_poison_is_where_nothing_is_read_and_nowhere_else(op: str) -> None:
 
 
 def test_the_seeds_reach_every_corner() -> None:
-    samples = [random_sample("elastic_attention", seed, provider="cpu") for seed in range(200)]
+    samples = [random_sample("elastic_attention", seed, provider="cpu") for seed in range(150)]
     batches = [sample.batch for sample in samples]
     assert {batch.num_groups for batch in batches} == {1, 2, 3, 4, 5, 6}
     assert any(() in batch.lengths for batch in batches), "an empty group"
@@ -112,7 +112,7 @@ def test_the_seeds_reach_every_corner() -> None:
     assert {sample.dy.dtype for sample in samples} == {torch.float32, torch.float64, torch.bfloat16, torch.float16}
     assert any(not sample.tensors["qkv_weight"].is_contiguous() for sample in samples), "views"
     for feature in ("dropout", "bias"):
-        assert 20 < sum(feature in sample.about for sample in samples) < 180
+        assert 15 < sum(feature in sample.about for sample in samples) < 135
 
 
 def test_samples_keep_a_provider_s_limits() -> None:
@@ -139,13 +139,16 @@ def test_what_is_unknown_is_refused() -> None:
 # The properties see what is wrong.
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, op: str, function: Callable[..., Any]) -> None:
-    """``function`` is the ``cuda`` provider of ``op``, which takes anything."""
-    table = {**providers._registry[op], "cuda": Provider("cuda", function, None)}
-    monkeypatch.setitem(providers._registry, op, table)
+def plant(monkeypatch: pytest.MonkeyPatch, op: str, **halves: Callable[..., Any]) -> None:
+    """``fwd`` and ``bwd`` are the ``cuda`` provider of ``op``, which takes anything; by default the definition's."""
+    for half in ("fwd", "bwd"):
+        name = f"{op}_{half}"
+        function = halves.get(half, getattr(reference, name))
+        table = {**providers._registry[name], "cuda": Provider("cuda", function, None)}
+        monkeypatch.setitem(providers._registry, name, table)
 
 
-def first_failure(op: str, seeds: int = 60) -> properties.Outcome:
+def first_failure(op: str, seeds: int = 30) -> properties.Outcome:
     for seed in range(seeds):
         outcome = properties.check(op, seed, "cuda")
         if outcome.faults:
@@ -160,7 +163,7 @@ def test_a_wrong_result_is_seen_and_explained(monkeypatch: pytest.MonkeyPatch) -
             arguments = (*arguments[:2], torch.cat([bias[:-1], bias.new_zeros(1)]), *arguments[3:])
         return reference.elastic_linear_fwd(*arguments)
 
-    plant(monkeypatch, "elastic_linear_fwd", forgets_the_last_bias)
+    plant(monkeypatch, "elastic_linear", fwd=forgets_the_last_bias)
     outcome = first_failure("elastic_linear")
     assert outcome.faults[0].startswith("y: error ")
     words = properties.explain(outcome)
@@ -174,7 +177,7 @@ def test_a_read_beyond_the_width_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
         y, *others = reference.elastic_ffn_fwd(x, *rest)
         return y + 0.0 * rest[0].sum(), *others  # NaN times 0 is NaN
 
-    plant(monkeypatch, "elastic_ffn_fwd", reads_all)
+    plant(monkeypatch, "elastic_ffn", fwd=reads_all)
     assert "error inf" in first_failure("elastic_ffn").faults[0]
 
 
@@ -183,7 +186,7 @@ def test_an_unwritten_and_a_nonzero_inactive_part_are_seen(monkeypatch: pytest.M
         y, lse = reference.varlen_attention_fwd(*arguments)
         return torch.where(y == 0, torch.full_like(y, 1e-30), y), lse  # far below any tolerance
 
-    plant(monkeypatch, "varlen_attention_fwd", tiny)
+    plant(monkeypatch, "varlen_attention", fwd=tiny)
     assert "y: not exactly zero" in first_failure("varlen_attention").faults[0]
 
 
@@ -195,7 +198,7 @@ def test_other_bits_the_second_time_are_seen(monkeypatch: pytest.MonkeyPatch) ->
         y, *others = reference.add_layer_norm_fwd(*arguments)
         return y * (1 + len(calls) % 2 * torch.finfo(y.dtype).eps), *others
 
-    plant(monkeypatch, "add_layer_norm_fwd", drifts)
+    plant(monkeypatch, "add_layer_norm", fwd=drifts)
     assert any("other bits the second time" in fault for fault in first_failure("add_layer_norm").faults)
 
 
@@ -208,8 +211,7 @@ def test_a_gradient_that_is_not_the_sum_over_groups_is_seen(monkeypatch: pytest.
         _, *others = reference.elastic_ffn_bwd(*arguments[:9], rows, *arguments[10:])
         return dx, *others
 
-    plant(monkeypatch, "elastic_ffn_fwd", reference.elastic_ffn_fwd)
-    plant(monkeypatch, "elastic_ffn_bwd", last_group_alone)
+    plant(monkeypatch, "elastic_ffn", bwd=last_group_alone)
     assert "din_weight: error" in str(first_failure("elastic_ffn").faults)
 
 
@@ -231,7 +233,7 @@ def test_the_command_prints_how_to_try_a_failure_again(
         y, *others = reference.add_layer_norm_fwd(*arguments)
         return y * 1.1, *others
 
-    plant(monkeypatch, "add_layer_norm_fwd", wrong)
+    plant(monkeypatch, "add_layer_norm", fwd=wrong)
     assert properties.main(["--provider", "cuda", "--op", "add_layer_norm", "--cases", "3"]) == 1
     printed = capsys.readouterr().out
     assert "again:    python -m dynabert_kernels.testing.properties --provider cuda --op add_layer_norm" in printed

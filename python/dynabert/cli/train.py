@@ -51,7 +51,8 @@ class InputArguments:
         default=None, metadata={"help": "your own labelled file that sub-networks are scored on"}
     )
     unlabelled_file: str | None = field(
-        default=None, metadata={"help": "text without labels that the distillation stages use in place of the training text"}
+        default=None,
+        metadata={"help": "text without labels that the distillation stages use in place of the training text"},
     )
     text_column: str | None = field(default=None, metadata={"help": "name of the text's column in your own files"})
     second_text_column: str | None = field(default=None, metadata={"help": "name of the second text's column"})

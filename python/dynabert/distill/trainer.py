@@ -35,7 +35,7 @@ from dynabert.distill.stages import Stage
 from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
 from dynabert.evaluation import evaluate
 from dynabert.modeling.stacking import Stack, stack
-from dynabert_kernels import PackedBatch, SubnetShape
+from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
@@ -54,7 +54,9 @@ class _StudentStep(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, stacked: Stack, teacher: TeacherOutput | None, targets: Tensor | None, **options: Any) -> LossSums:
+    def forward(
+        self, stacked: Stack, teacher: TeacherOutput | None, targets: Tensor | None, **options: Any
+    ) -> LossSums:
         if teacher is not None:
             return loss_sums(self.student, stacked, teacher, **options)
         state = options["dropout_state"]
@@ -230,9 +232,7 @@ class DistillationTrainer(Trainer):
             targets = self._targets(student, launch)
         else:
             assert self.teacher is not None  # checked at construction
-            output = run_teacher(
-                self.teacher, packed, seqlens, shapes, stage.teacher_width, hidden=wants_hidden
-            )
+            output = run_teacher(self.teacher, packed, seqlens, shapes, stage.teacher_width, hidden=wants_hidden)
         sequences, tokens = self._counts
         runs = [shapes] if self.args.step == "stacked" else [[shape] for shape in shapes]
         found, done = [], 0
@@ -276,9 +276,7 @@ class DistillationTrainer(Trainer):
         """Seed and offset of a launch: they follow from the run's seed and the place in it, so a resumed run draws the
         same. Processes, steps and launches differ in the seed, sub-networks in the offset."""
         config = student.config
-        if not (
-            config.hidden_dropout_prob or config.attention_probs_dropout_prob or student.classifier.dropout.p
-        ):
+        if not (config.hidden_dropout_prob or config.attention_probs_dropout_prob or student.classifier.dropout.p):
             return None
         place = self.state.global_step * 65536 + self._batch_of_step * 256 + launch
         seed = (self.args.seed * 1_000_003 + self.args.process_index) % 2**31
