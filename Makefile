@@ -5,10 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := $(VENV)/.requirements
 BUILT := $(VENV)/.built
+OLDER_TRITON := $(VENV)/triton-3.6.0
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?= --quick
+CODEGEN_ARGS ?=
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
@@ -19,7 +21,7 @@ help:
 	@echo "make demo     a real BERT, fine-tuned, rewired, at 12 sub-networks; DEMO_ARGS='--task_name sst2' for another task"
 	@echo "make test     all tests; PYTEST_ARGS='-k attention' for some"
 	@echo "make bench    kernel microbenchmarks; BENCH_ARGS='--op elastic_ffn' for some"
-	@echo "make codegen  compiles every GPU kernel without a GPU and reads registers, spills and shared memory"
+	@echo "make codegen  compiles every GPU kernel without a GPU, with two Tritons, and reads registers, spills and shared memory; CODEGEN_ARGS='--only attention' for some"
 	@echo "make lint     ruff, mypy, clang-format; make format mends what can be mended"
 
 $(REQUIREMENTS): requirements-dev.txt requirements-models.txt constraints.txt
@@ -58,8 +60,14 @@ format: $(BUILT)
 bench: $(BUILT)
 	@$(BIN)/dynabert-bench $(BENCH_ARGS)
 
-codegen: $(BUILT)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dynabert_kernels.testing.codegen --out out/codegen.json
+# A second Triton, in a folder that nothing imports by itself.
+$(OLDER_TRITON)/.installed: requirements-older-triton.txt | $(REQUIREMENTS)
+	@echo "Installing the older Triton that kernels are compiled with too ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OLDER_TRITON) -r requirements-older-triton.txt
+	@touch $@
+
+codegen: $(BUILT) $(OLDER_TRITON)/.installed
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dynabert_kernels.testing.codegen --out out/codegen.json --triton $(OLDER_TRITON) $(CODEGEN_ARGS)
 
 clean:
 	rm -rf build out *.egg-info dynabert_kernels/_C*.so

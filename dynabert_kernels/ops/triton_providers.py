@@ -31,3 +31,10 @@ def load() -> None:
     for module, half in ((varlen_attention, "fwd"), (varlen_attention_backward, "bwd")):
         name = f"varlen_attention_{half}"
         providers.register(name, "triton", getattr(module, name), getattr(module, f"supports_{half}"))
+
+    from dynabert_kernels.triton import elastic_attention
+
+    for half in ("fwd", "bwd"):
+        name = f"elastic_attention_{half}"
+        supports = getattr(elastic_attention, f"supports_{half}")
+        providers.register(name, "triton", getattr(elastic_attention, name), supports)

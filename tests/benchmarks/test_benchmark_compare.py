@@ -14,7 +14,7 @@ from benchmarks import compare, rows, run
 from benchmarks.compare import FASTER, NOISE, SLOWER, Change, Refused, Side
 
 ROOT = Path(__file__).parents[2]
-KEY = ("elastic_ffn", "cpu", "minilm", "128", "w0.5", "float32")
+KEY: compare.Key = ("elastic_ffn", "cpu", "minilm", "128", "w0.5", "float32")
 
 
 def document(median_ms: float | None, status: str = rows.MEASURED, note: str = "") -> dict[str, Any]:
@@ -41,6 +41,16 @@ def test_equal_code_on_an_uneasy_machine_is_within_noise() -> None:
     # Half of the pairs say the opposite.
     assert one_change([1.0, 1.0, 1.0, 1.0], [1.1, 0.9, 1.1, 0.9]).verdict == NOISE
     assert one_change([1.0, 1.0], [1.0, 1.0]).verdict == NOISE
+
+
+def test_a_peer_that_differs_is_noise_of_the_machine() -> None:
+    peer: compare.Key = (KEY[0], "torch", *KEY[2:])
+    first: list[compare.Medians] = [{KEY: 2.0, peer: 2.0}] * 3
+    second: list[compare.Medians] = [{KEY: 1.5, peer: 1.5}] * 3
+    ours, theirs = compare.changes(first, second)
+    assert ours.noise == theirs.noise == pytest.approx(1 / 3)
+    assert (ours.verdict, theirs.verdict) == (NOISE, NOISE)
+    assert compare.changes(first, [{KEY: 1.0, peer: 1.5}] * 3)[0].verdict == FASTER
 
 
 def test_drift_that_both_share_cancels() -> None:
