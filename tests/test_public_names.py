@@ -17,6 +17,9 @@ MODEL_NAMES = [
     "ElasticBertForSequenceClassification",
     "compute_importance",
     "rewire",
+    "DistillationArguments",
+    "DistillationTrainer",
+    "distillation_losses",
     "InferenceEngine",
 ]
 KERNEL_NAMES = [

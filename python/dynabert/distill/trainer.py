@@ -141,7 +141,6 @@ class DistillationTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=lambda rows: rows,
             train_dataset=EncodedRows(train_dataset),  # type: ignore[arg-type]
             eval_dataset=None if eval_dataset is None else EncodedRows(eval_dataset),  # type: ignore[arg-type]
             processing_class=processing_class,
@@ -150,10 +149,10 @@ class DistillationTrainer(Trainer):
         self.args: DistillationArguments = args
         self._half = next((HALF[name] for name in HALF if getattr(args, name)), None)
         self._step = _StudentStep(model)
-        self.teacher = None
+        self.teacher: Any = None
         if teacher is not None:
-            frozen = teacher if self._half is None else copy.deepcopy(teacher).to(self._half)
-            self.teacher = frozen.to(args.device).eval()
+            frozen: nn.Module = teacher if self._half is None else copy.deepcopy(teacher)
+            self.teacher = nn.Module.to(frozen, device=args.device, dtype=self._half).eval()
         self._counts = (0, 0)
         self._batch_of_step = 0
         self._losses: dict[str, tuple[Tensor, int]] = {}
@@ -195,7 +194,7 @@ class DistillationTrainer(Trainer):
 
     # The step --------------------------------------------------------------------------------------------------------
 
-    def training_step(
+    def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: Sequences, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of all sub-networks on one batch; gradients are added, and reduced with the last."""
