@@ -363,7 +363,9 @@ def embed_layer_norm_fwd(
     if num_tokens == 0:  # an empty grid is a launch error
         return y, mean, rstd
     dropout = hidden_dropout(dropout_state, dropout_p, dropout_stream)
-    tile = row_forward_tile(max(num_columns, 4))  # dropout draws four columns at a time
+    columns = max(num_columns, 4)  # dropout draws four columns at a time
+    # Past 4,096 columns 32 elements a thread and their masks spill: the backward's tile has 16.
+    tile = row_forward_tile(columns) if columns <= 4096 else row_backward_tile(columns)
     with launch_device(word):
         _embed_layer_norm_fwd_kernel[(-(-num_tokens // tile.block_t),)](
             input_ids,
