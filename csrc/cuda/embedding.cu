@@ -13,10 +13,17 @@ namespace {
 
 // As for add_layer_norm, and like there not timed on a card yet: chosen by registers (no spills on sm_80 and sm_90a)
 // and by bytes in flight.
-constexpr int kForwardValues = 32;         // elements a thread holds
-constexpr int kForwardWarpColumns = 1024;  // 32 threads * 32 elements: up to here a warp holds a row
-constexpr int kForwardRowsPerBlock = 4;    // rows of one warp each that share a block
-constexpr int kForwardBlockThreads = 128;
+// Up to 1024 columns a warp holds a row, 32 elements a thread, and four rows share a block. Without packs every element
+// draws its own counters, which spills: then a block holds the row, 8 elements a thread. Up to 4096 columns a block
+// does.
+constexpr int kNarrowColumns = 1024;
+template <int kVector>
+constexpr int kNarrowThreads = kVector == 1 ? 128 : 32;
+template <int kVector>
+constexpr int kNarrowRowsPerBlock = kVector == 1 ? 1 : 4;
+template <int kVector>
+constexpr int kNarrowValues = kNarrowColumns / kNarrowThreads<kVector>;
+constexpr int kWideThreads = 128, kWideValues = 32;
 constexpr int kBackwardValues = 8;
 // Blocks per multiprocessor are the grid and the register bound both.
 constexpr int kBackwardNarrowThreads = 128, kBackwardNarrowBlocks = 4;  // up to 1024 columns
@@ -27,17 +34,17 @@ constexpr int kPieceThreads = 96;  // 4 columns each: MiniLM in one turn, BERT-b
 constexpr int kPieceVector = 4;    // floats of one 16-byte load
 constexpr int kJoinLanes = 8;
 
-static_assert(kForwardBlockThreads * kForwardValues == kMaxEmbeddingColumns);
+static_assert(kWideThreads * kWideValues == kMaxEmbeddingColumns);
 static_assert(kBackwardWideThreads * kBackwardValues == kMaxEmbeddingColumns);
 
 bool backward_is_narrow(int64_t columns) { return columns <= kBackwardNarrowThreads * kBackwardValues; }
 
 template <class T, int kVector>
-constexpr auto* kForwardWarp =
-    &embed_layer_norm_forward_kernel<T, 32, kForwardRowsPerBlock, kVector, kForwardValues / kVector>;
+constexpr auto* kForwardNarrow =
+    &embed_layer_norm_forward_kernel<T, kNarrowThreads<kVector>, kNarrowRowsPerBlock<kVector>, kVector,
+                                     kNarrowValues<kVector> / kVector>;
 template <class T, int kVector>
-constexpr auto* kForwardBlock =
-    &embed_layer_norm_forward_kernel<T, kForwardBlockThreads, 1, kVector, kForwardValues / kVector>;
+constexpr auto* kForwardWide = &embed_layer_norm_forward_kernel<T, kWideThreads, 1, kVector, kWideValues / kVector>;
 template <class T, int kVector>
 constexpr auto* kBackwardNarrow = &embed_layer_norm_backward_kernel<T, kBackwardNarrowThreads, kBackwardNarrowBlocks,
                                                                     kVector, kBackwardValues / kVector>;
@@ -89,8 +96,9 @@ cudaError_t forward(const EmbedLayerNormForward& a, cudaStream_t stream) {
         static_cast<T*>(a.y), a.mean, a.rstd, a.tokens, static_cast<int>(a.columns), a.eps);
     return cudaGetLastError();
   };
-  return a.columns <= kForwardWarpColumns ? launch(kForwardWarp<T, kVector>, 32, kForwardRowsPerBlock)
-                                          : launch(kForwardBlock<T, kVector>, kForwardBlockThreads, 1);
+  return a.columns <= kNarrowColumns
+             ? launch(kForwardNarrow<T, kVector>, kNarrowThreads<kVector>, kNarrowRowsPerBlock<kVector>)
+             : launch(kForwardWide<T, kVector>, kWideThreads, 1);
 }
 
 template <class T, int kVector>
@@ -162,8 +170,8 @@ void append_kernels(std::vector<KernelHandle>& kernels, const std::string& dtype
                            std::to_string(kVector) + ">",
                        reinterpret_cast<const void*>(kernel)});
   };
-  add("embed_layer_norm_forward", 32, kForwardWarp<T, kVector>);
-  add("embed_layer_norm_forward", kForwardBlockThreads, kForwardBlock<T, kVector>);
+  add("embed_layer_norm_forward, narrow", kNarrowThreads<kVector>, kForwardNarrow<T, kVector>);
+  add("embed_layer_norm_forward, wide", kWideThreads, kForwardWide<T, kVector>);
   add("embed_layer_norm_backward", kBackwardNarrowThreads, kBackwardNarrow<T, kVector>);
   add("embed_layer_norm_backward", kBackwardWideThreads, kBackwardWide<T, kVector>);
 }

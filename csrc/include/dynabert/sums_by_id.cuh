@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads)
 
   const int cut = kChunk - place % kChunk, limit = cut < tokens - place ? cut : tokens - place;
   int count = 0;
-#pragma unroll
-  for (int j = 0; j < kChunk; ++j) {  // no early end: the loads do not wait for each other
+#pragma unroll 8
+  for (int j = 0; j < kChunk; ++j) {  // no early end: eight loads do not wait for each other
     if (j < limit && ids[place + j] == own) ++count;
   }
   const int end = place + count;

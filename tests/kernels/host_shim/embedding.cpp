@@ -271,16 +271,16 @@ int main(int argc, char** argv) {
   const Case prime{"float32-scalar", 7, 61, 3, true, true, {0, 3, 3, 6}};  // an empty group, a row of none
   const Case edge{"float32-vector", 5, 132, 4, false, false, {}};          // one pack past a warp's 32, no types
   const Case base{"bfloat16-vector", 5, 768, 0, true, true, {}};           // BERT-base, one group
-  const Case odd{"float16-scalar", 3, 129, 0, true, false, {}};            // one column past a warp's four
+  const Case odd{"float16-scalar", 3, 129, 0, true, false, {}};            // one column past a turn of the block
   const Case wide{"bfloat16-block", 3, 1032, 0, true, true, {0, 3}};       // a block holds the row
   const Case below{"float32-id-below", 4, 36, 0, true, false, {}, 1};      // -1
   const Case above{"float32-id-above", 4, 36, 0, true, false, {}, 2};      // the table's size
   // Forward threads, rows per block, values per thread, backward threads, vector: as csrc/cuda/embedding.cu launches
   // them. Chunks are smaller, so that few rows make runs of several pieces.
-  if (wanted(prime)) run<float, 32, 4, 32, 128, 1, 2>(prime);
+  if (wanted(prime)) run<float, 128, 1, 8, 128, 1, 2>(prime);
   if (wanted(edge)) run<float, 32, 4, 32, 128, 4, 2>(edge);
   if (wanted(base)) run<__nv_bfloat16, 32, 4, 32, 128, 8, 32>(base);
-  if (wanted(odd)) run<__half, 32, 4, 32, 128, 1, 32>(odd);
+  if (wanted(odd)) run<__half, 128, 1, 8, 128, 1, 32>(odd);
   if (wanted(wide)) run<__nv_bfloat16, 128, 1, 32, 512, 8, 2>(wide);
   if (wanted(below)) run<float, 32, 4, 32, 128, 4, 2>(below);
   if (wanted(above)) run<float, 32, 4, 32, 128, 4, 2>(above);
