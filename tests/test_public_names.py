@@ -31,6 +31,8 @@ KERNEL_NAMES = [
     "embed_layer_norm",
     "elastic_attention",
     "elastic_ffn",
+    "plan_table",
+    "plan_on_device",
     "use_provider",
     "show_config",
     "config",

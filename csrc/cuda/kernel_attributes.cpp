@@ -6,6 +6,7 @@
 
 #include "cuda/embedding.h"
 #include "cuda/layer_norm.h"
+#include "cuda/plan_table.h"
 
 namespace dynabert::cuda {
 
@@ -13,6 +14,7 @@ std::vector<KernelAttributes> kernel_attributes() {
   std::vector<KernelAttributes> found;
   std::vector<KernelHandle> kernels = layer_norm_kernels();
   for (const KernelHandle& kernel : embedding_kernels()) kernels.push_back(kernel);
+  for (const KernelHandle& kernel : plan_table_kernels()) kernels.push_back(kernel);
   for (const KernelHandle& kernel : kernels) {
     cudaFuncAttributes attributes;
     const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel.function);
