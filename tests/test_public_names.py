@@ -35,6 +35,8 @@ KERNEL_NAMES = [
     "elastic_attention",
     "elastic_ffn",
     "distillation_loss",
+    "plan_table",
+    "plan_on_device",
     "use_provider",
     "show_config",
     "config",
