@@ -4,13 +4,16 @@
 
 #include <stdexcept>
 
+#include "cuda/distillation_loss.h"
 #include "cuda/layer_norm.h"
 
 namespace dynabert::cuda {
 
 std::vector<KernelAttributes> kernel_attributes() {
+  std::vector<KernelHandle> kernels = layer_norm_kernels();
+  for (const KernelHandle& kernel : distillation_loss_kernels()) kernels.push_back(kernel);
   std::vector<KernelAttributes> found;
-  for (const KernelHandle& kernel : layer_norm_kernels()) {
+  for (const KernelHandle& kernel : kernels) {
     cudaFuncAttributes attributes;
     const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel.function);
     if (status != cudaSuccess) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dynabert_kernels.reference.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd, statistics_dtype
@@ -19,9 +20,10 @@ def _embedded(
     token_type: Tensor | None,
 ) -> Tensor:
     wide = statistics_dtype(word.dtype)
-    total = word[input_ids].to(wide) + position[position_ids].to(wide)
+    # Not by indexing, which takes a negative id for one counted from the end.
+    total = F.embedding(input_ids, word).to(wide) + F.embedding(position_ids, position).to(wide)
     if token_type is not None:
-        types = token_type[0] if token_type_ids is None else token_type[token_type_ids]
+        types = token_type[0] if token_type_ids is None else F.embedding(token_type_ids, token_type)
         total = total + types.to(wide)
     return total
 

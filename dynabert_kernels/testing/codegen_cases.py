@@ -24,7 +24,7 @@ class TritonCase:
 
     `matrix_kernels`: names of the kernels in it that must use tensor cores. `aligned`: rows start at multiples of 16
     bytes, so every kernel in it must load 16 bytes at a time (a mask or a stride that the compiler cannot see through
-    loses that in silence).
+    loses that in silence), but for `unaligned_kernels`, which begin at any row that the plan says.
     """
 
     op: str
@@ -33,6 +33,7 @@ class TritonCase:
     launch: Callable[[], object]
     matrix_kernels: frozenset[str] = frozenset()
     aligned: bool = True
+    unaligned_kernels: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -191,6 +192,40 @@ def elastic_linear_cases() -> Iterator[TritonCase]:
             yield TritonCase("ragged products", name, f"768 to 3072, tile {index}", launch, _matrix_kernels(name))
 
 
+def distillation_loss_cases() -> Iterator[TritonCase]:
+    from dynabert_kernels.triton.distillation_loss import distillation_loss_bwd, distillation_loss_fwd
+    from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
+
+    def launch(dtype: torch.dtype, num_columns: int, kind: int, backward: bool) -> Callable[[], object]:
+        def run() -> object:
+            student, teacher = (meta(count, num_columns, dtype=dtype) for count in (NUM_ROWS, NUM_ROWS // GROUPS))
+            rows, partners, active = (meta(count, dtype=torch.int32) for count in (GROUPS + 1, NUM_ROWS, GROUPS))
+            arguments = (student, teacher, rows, partners, active, kind)
+            if backward:
+                return distillation_loss_bwd(meta(GROUPS, dtype=torch.float32), *arguments)
+            return distillation_loss_fwd(*arguments)
+
+        return run
+
+    def cases(name: str, num_columns: int, kind: int) -> Iterator[TritonCase]:
+        shape = f"C={num_columns} " + ("squared error" if kind else "soft cross-entropy")
+        for half in ("fwd", "bwd"):
+            case = launch(DTYPES[name], num_columns, kind, half == "bwd")
+            yield TritonCase(
+                *(f"distillation_loss_{half}", name, shape, case),
+                aligned=num_columns % 16 == 0,
+                unaligned_kernels=frozenset({"_distillation_loss_group_sum_kernel"}),
+            )
+
+    # Hidden states of BERT-base, logits of two classes, and the widest row allowed, which needs most registers.
+    for name in DTYPES:
+        yield from cases(name, WIDTH, 1)
+        yield from cases(name, 2, 0)
+    for kind in (0, 1):
+        yield from cases("bf16", MAX_ROW_COLUMNS, kind)
+    yield from cases("fp32", MAX_ROW_COLUMNS, 0)
+
+
 def varlen_attention_cases() -> Iterator[TritonCase]:
     from dynabert_kernels.triton.varlen_attention import varlen_attention_fwd
     from dynabert_kernels.triton.varlen_attention_backward import varlen_attention_bwd
@@ -258,5 +293,6 @@ def triton_cases() -> list[TritonCase]:
         *elastic_ffn_cases(),
         *elastic_attention_cases(),
         *elastic_linear_cases(),
+        *distillation_loss_cases(),
         *varlen_attention_cases(),
     ]

@@ -55,6 +55,20 @@ def row_backward_tile(num_columns: int) -> RowTile:
     return RowTile(block_t=min(16, max(1, num_warps * 32 * 16 // block_c)), block_c=block_c, num_warps=num_warps)
 
 
+def row_pair_tile(num_columns: int) -> RowTile:
+    """Tile of a reduction over two rows at once (a student's and its teacher's): 16 elements of each per thread.
+
+    Narrow rows, such as logits, are many to a program. As in `row_forward_tile`, the width alone decides.
+    """
+    block_c = next_power_of_2(num_columns)
+    num_warps = max(4, min(16, block_c // 512))
+    return RowTile(block_t=min(128, max(1, num_warps * 32 * 16 // block_c)), block_c=block_c, num_warps=num_warps)
+
+
+# One program adds a group's row losses, `block_t` at a time: unmeasured.
+GROUP_SUM_TILE = RowTile(block_t=1024, block_c=1, num_warps=4)
+
+
 # Programs of a persistent row kernel per multiprocessor: two of 8 warps hide each other's barriers; more would only add
 # partials.
 ROW_PROGRAMS_PER_MULTIPROCESSOR = 2
