@@ -117,3 +117,10 @@ def exact_bfloat16() -> Iterator[None]:
         yield
     finally:
         builder.create_dot, builder.cast_impl = original_dot, original_cast
+
+
+@contextmanager
+def products_of_a_gpu() -> Iterator[None]:
+    """`exact_bfloat16` and `tensor_core_tf32` together."""
+    with exact_bfloat16(), tensor_core_tf32():
+        yield

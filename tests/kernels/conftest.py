@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dynabert_kernels.testing.interpreter import exact_bfloat16, tensor_core_tf32
+from dynabert_kernels.testing.interpreter import products_of_a_gpu
 from dynabert_kernels.triton.environment import INTERPRETED
 
 
@@ -15,5 +15,5 @@ def _products_of_a_gpu_in_the_interpreter() -> Iterator[None]:
     if not INTERPRETED:
         yield
         return
-    with exact_bfloat16(), tensor_core_tf32():
+    with products_of_a_gpu():
         yield
