@@ -5,21 +5,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := $(VENV)/.requirements
 BUILT := $(VENV)/.built
+OLDER_TRITON := $(VENV)/triton-3.6.0
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+PROOF_ARGS ?=
+FAULT_ARGS ?=
+LONG_CASES ?= 10000
+LONG_ARGS ?=
 BENCH_ARGS ?= --quick
+CODEGEN_ARGS ?=
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint format bench codegen clean
+.PHONY: help install demo test test-long lint format bench codegen proof faults clean
 
 help:
 	@echo "make demo     a real BERT, fine-tuned, rewired, at 12 sub-networks; DEMO_ARGS='--task_name sst2' for another task"
 	@echo "make test     all tests; PYTEST_ARGS='-k attention' for some"
+	@echo "make test-long ten thousand random samples of every op; make proof: errors of every op, provider and dtype, in a table"
+	@echo "make faults   plants faults in every kernel and demands that a check turns red; FAULT_ARGS='--provider cpu' for some"
 	@echo "make bench    kernel microbenchmarks; BENCH_ARGS='--op elastic_ffn' for some"
-	@echo "make codegen  compiles every GPU kernel without a GPU and reads registers, spills and shared memory"
+	@echo "make codegen  compiles every GPU kernel without a GPU, with two Tritons, and reads registers, spills and shared memory; CODEGEN_ARGS='--only attention' for some"
 	@echo "make lint     ruff, mypy, clang-format; make format mends what can be mended"
 
 $(REQUIREMENTS): requirements-dev.txt requirements-models.txt constraints.txt
@@ -44,6 +52,17 @@ demo: $(BUILT)
 test: $(BUILT)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Interpreted kernels take a second each: the tenth part of the samples is theirs.
+test-long: $(BUILT)
+	@$(BIN)/python -m dynabert_kernels.testing.properties --provider cpu --cases $(LONG_CASES) -n 2 $(LONG_ARGS)
+	@TRITON_INTERPRET=1 $(BIN)/python -m dynabert_kernels.testing.properties --provider triton --cases $$(($(LONG_CASES) / 10)) -n 2 $(LONG_ARGS)
+
+proof: $(BUILT)
+	@TRITON_INTERPRET=1 $(BIN)/python -m benchmarks.proof $(PROOF_ARGS)
+
+faults: $(BUILT)
+	@$(BIN)/python -m tests.faults.run $(FAULT_ARGS)
+
 lint: $(BUILT)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -56,10 +75,16 @@ format: $(BUILT)
 	@$(BIN)/clang-format -i $$(find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 bench: $(BUILT)
-	@$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+	@$(BIN)/dynabert-bench $(BENCH_ARGS)
 
-codegen: $(BUILT)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dynabert_kernels.testing.codegen --out out/codegen.json
+# A second Triton, in a folder that nothing imports by itself.
+$(OLDER_TRITON)/.installed: requirements-older-triton.txt | $(REQUIREMENTS)
+	@echo "Installing the older Triton that kernels are compiled with too ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OLDER_TRITON) -r requirements-older-triton.txt
+	@touch $@
+
+codegen: $(BUILT) $(OLDER_TRITON)/.installed
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dynabert_kernels.testing.codegen --out out/codegen.json --triton $(OLDER_TRITON) $(CODEGEN_ARGS)
 
 clean:
 	rm -rf build out *.egg-info dynabert_kernels/_C*.so

@@ -306,9 +306,15 @@ def main() -> None:
 
     kernels = find_packages(".", include=["dynabert_kernels", "dynabert_kernels.*"])
     dynabert = find_packages("python", include=["dynabert", "dynabert.*"])
+    # The folder keeps its short name in the repository; as an installed package it must not be anybody's "benchmarks".
+    benchmarks = [f"dynabert_{name}" for name in find_packages(".", include=["benchmarks", "benchmarks.*"])]
     setup(
-        packages=kernels + dynabert,
-        package_dir={"dynabert_kernels": "dynabert_kernels", "dynabert": "python/dynabert"},
+        packages=kernels + dynabert + benchmarks,
+        package_dir={
+            "dynabert_kernels": "dynabert_kernels",
+            "dynabert": "python/dynabert",
+            "dynabert_benchmarks": "benchmarks",
+        },
         package_data={"dynabert_kernels": ["py.typed"], "dynabert": ["py.typed"]},
         **extension(),
     )

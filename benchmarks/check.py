@@ -23,11 +23,13 @@ from rich.table import Table
 from torch import Tensor
 
 import dynabert_kernels as dk
-from benchmarks import report, rows, verify
-from benchmarks.problems import DTYPES
-from benchmarks.registry import Draw, Tensors
 from dynabert_kernels.ops import providers
+from dynabert_kernels.testing.comparison import GRADIENT_FACTOR, OUTPUT_FACTOR
 from dynabert_kernels.testing.timing import dtype_name
+
+from . import report, rows, verify
+from .problems import DTYPES
+from .registry import Draw, Tensors
 
 # Heads of each group and the lengths of its sequences, in no order; the third skips the layer, the fourth is empty.
 HEADS = (6, 12, 0, 9, 3)
@@ -233,6 +235,39 @@ def _ffn(width: int, activation: str, dropout: float) -> Build:
     return build
 
 
+def _distillation(kind: str, columns: int, rows_each: int | None) -> Build:
+    """``rows_each``: rows of each group (logits); None: the batch's tokens (hidden states)."""
+
+    def build(draw: Draw) -> tuple[Call, Tensors]:
+        batch = Batch.on(draw.device, 64)
+        tokens = sum(length for group in LENGTHS for length in group)
+        rows = batch.layer.rows
+        if rows_each is not None:
+            rows = torch.arange(len(HEADS) + 1, dtype=torch.int32, device=draw.device) * rows_each
+            tokens = len(HEADS) * rows_each
+        num_teacher = max(tokens // 3, 1)
+        # Every fifth row counts nothing, nor do the rows of a group that skips the layer.
+        theirs = torch.arange(tokens, device=draw.device, dtype=torch.int32) % num_teacher
+        theirs[4::5] = -1
+        student = draw.normal(tokens, columns)
+        student[4::5] = float("nan")
+        teacher = draw.normal(num_teacher, columns)
+
+        def call(t: dict[str, Any]) -> Tensor:
+            return dk.distillation_loss(
+                t["student"],
+                teacher.to(t["student"].dtype),
+                rows=rows,
+                teacher_rows=theirs,
+                active=batch.layer.heads,
+                kind=kind,
+            )
+
+        return call, {"student": student}
+
+    return build
+
+
 # op, then what the case covers: how it is built
 CASES: dict[tuple[str, str], Build] = {
     ("add_layer_norm", "BERT-base width, ragged row tile"): _add_layer_norm(133, 768, True),
@@ -244,6 +279,8 @@ CASES: dict[tuple[str, str], Build] = {
     ("varlen_attention", "head size 64, bias, dropout"): _varlen(64, True, 0.1),
     ("embed_layer_norm", "padding row"): _embed(0.0),
     ("embed_layer_norm", "dropout"): _embed(0.1),
+    ("distillation_loss", "logits"): _distillation("soft_cross_entropy", 3, 40),
+    ("distillation_loss", "hidden states"): _distillation("squared_error", 768, None),
     ("elastic_attention", "MiniLM"): _attention(32, False, 0.0),
     ("elastic_attention", "BERT-base, bias, dropout"): _attention(64, True, 0.1),
     ("elastic_ffn", "MiniLM, GELU"): _ffn(384, "gelu", 0.0),
@@ -276,8 +313,8 @@ def check_case(
     call, tensors = CASES[op, case](draw)
     with dk.use_provider("reference"):
         wide = {name: tensor.double() for name, tensor in tensors.items()}
-        shape = call(wide).shape
-        dy = draw.normal(*shape)
+        y = call(tensors)
+        dy = draw.normal(*y.shape).to(y.dtype)
         exact = _results(call, wide, dy.double(), True)
         torch_results = _results(call, tensors, dy, True)
     labels = ["y", *(f"d{name}" for name in tensors)]
@@ -299,7 +336,10 @@ def check_case(
             status, note = (rows.UNAVAILABLE, refused) if refused else (rows.FAILED, f"{type(error).__name__}: {error}")
             found.append(replace(row, status=status, note=note))
             continue
-        checks = verify.compare_all(labels[: len(results)], results, exact, torch_results)
+        checks = [
+            verify.compare(name, *one, factor=OUTPUT_FACTOR if name == "y" else GRADIENT_FACTOR)
+            for name, *one in zip(labels[: len(results)], results, exact, torch_results, strict=False)
+        ]
         worst = verify.worst(checks)
         row = replace(
             row,

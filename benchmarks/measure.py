@@ -15,10 +15,6 @@ from typing import Any
 import torch
 
 import dynabert_kernels as dk
-from benchmarks import rows, verify
-from benchmarks.problems import ModelShape, Problem, tokens_name
-from benchmarks.registry import Benchmark, Draw, Tensors
-from benchmarks.rows import Row
 from dynabert_kernels.ops import providers as registry_of_providers
 from dynabert_kernels.testing.timing import (
     CacheFlush,
@@ -32,7 +28,13 @@ from dynabert_kernels.testing.timing import (
     time_interleaved,
 )
 
+from . import rows, verify
+from .problems import Problem, tokens_name, uniform
+from .registry import Benchmark, Draw, Tensors, peers
+from .rows import Row
+
 PEER = "torch"
+FULL = uniform(1.0).name
 CACHES = {
     "use": "weights rotate through copies larger than the cache, activations stay: as inside a network",
     "warm": "one set of everything",
@@ -53,16 +55,10 @@ class Settings:
     ceilings: Ceilings
 
 
-def measure_group(
-    benchmark: Benchmark,
-    shape: ModelShape,
-    lengths: tuple[int, ...],
-    widths: Sequence[float],
-    dtype: torch.dtype,
-    settings: Settings,
-) -> list[Row]:
-    """The rows of one group, the peer first, for each width. An op without a width has the rows of width 1."""
-    problems = [Problem(shape, lengths, width, dtype) for width in (widths if benchmark.elastic else (1.0,))]
+def measure_group(benchmark: Benchmark, given: Sequence[Problem], settings: Settings) -> list[Row]:
+    """The rows of one group, the peer first, for each problem; they differ only in their mix of widths. An op without
+    a width has the rows of width 1."""
+    problems = list(given) if benchmark.elastic else [replace(given[0], mix=uniform(1.0))]
     with torch.no_grad():
         found = [row for problem in problems for row in _checked(benchmark, problem, settings)]
         runnable = [row for row in found if row.status == rows.MEASURED]
@@ -72,16 +68,16 @@ def measure_group(
             # Out of memory, or a kernel that fails on the inputs it is timed on: said in the rows, and the run goes on.
             note = f"timing raised {type(error).__name__}: {error}"
             return [replace(row, status=rows.FAILED, note=note) if row in runnable else row for row in found]
-    by_width = {problem.width: problem for problem in problems}
+    by_plan = {problem.mix.name: problem for problem in problems}
     filled = [
-        _with_times(row, benchmark, by_width[row.width], timings[_key(row)], settings) if row in runnable else row
+        _with_times(row, benchmark, by_plan[row.plan], timings[_key(row)], settings) if row in runnable else row
         for row in found
     ]
-    return [_with_ratios(row, benchmark, by_width, filled) for row in filled]
+    return [_with_ratios(row, benchmark, by_plan, filled) for row in filled]
 
 
 def _key(row: Row) -> str:
-    return f"{row.provider} at {row.width:g}"
+    return f"{row.provider} at {row.plan}"
 
 
 def _generator(device: torch.device, seed: int) -> torch.Generator:
@@ -92,10 +88,14 @@ def _checked(benchmark: Benchmark, problem: Problem, settings: Settings) -> list
     """One row for each provider and the peer, without times: right, wrong, failing or not available."""
     # Other numbers than those that are timed.
     draw = Draw(settings.device, problem.dtype, _generator(settings.device, settings.seed + 1))
-    tensors = benchmark.weights(problem, draw) | benchmark.activations(problem, draw)
+    tensors = benchmark.tensors(problem, draw)
     arguments = benchmark.arguments(problem, tensors)
-    exact = verify.as_tuple(benchmark.definition()(*verify.in_float64(arguments)))
-    torch_results = verify.as_tuple(benchmark.peer(problem, tensors))
+    exact = verify.exact_results(benchmark, problem, tensors)
+    if problem.dropout > 0.0:
+        # PyTorch drops other entries than the ops do: the op's definition in the same dtype is the yardstick.
+        torch_results = verify.as_tuple(benchmark.definition()(*arguments))
+    else:
+        torch_results = peers.results(benchmark.peer, problem, tensors)
     blank = Row(
         benchmark=benchmark.name,
         op=benchmark.op,
@@ -104,15 +104,17 @@ def _checked(benchmark: Benchmark, problem: Problem, settings: Settings) -> list
         shape=problem.shape.name,
         tokens=tokens_name(problem.lengths),
         num_tokens=problem.T,
+        plan=problem.mix.name,
         width=problem.width,
         heads=problem.k,
         neurons=problem.f,
         dtype=dtype_name(problem.dtype),
+        dropout=problem.dropout,
         cache=settings.cache,
         seed=settings.seed,
         status=rows.MEASURED,
     )
-    peer = verify.worst(verify.compare_all(benchmark.checked, torch_results, exact, torch_results))
+    peer = verify.worst(verify.compare_all(benchmark.checked, torch_results, exact, torch_results, benchmark.factor))
     found = [
         replace(
             blank,
@@ -136,7 +138,7 @@ def _checked(benchmark: Benchmark, problem: Problem, settings: Settings) -> list
         except (RuntimeError, ValueError, TypeError) as error:
             found.append(replace(row, status=rows.FAILED, note=f"raised {type(error).__name__}: {error}"))
             continue
-        check = verify.worst(verify.compare_all(benchmark.checked, results, exact, torch_results))
+        check = verify.worst(verify.compare_all(benchmark.checked, results, exact, torch_results, benchmark.factor))
         row = replace(row, error=check.error, torch_error=check.torch_error, allowed_error=check.allowed_error, note="")
         found.append(row if check.green else replace(row, status=rows.RED, note=str(check)))
     return found
@@ -170,10 +172,10 @@ def _timed(
     rotation = Rotation(num_sets)
     contenders: dict[str, Contender] = {}
     for problem in problems:
-        activations = benchmark.activations(problem, draw)
-        together = [copy | activations for copy in sets]
+        tensors = benchmark.tensors(problem, draw, weights)
+        together = [tensors | copy for copy in sets]
         for row in runnable:
-            if row.width == problem.width:
+            if row.plan == problem.mix.name:
                 contenders[_key(row)] = _contender(benchmark, problem, row.provider, together, rotation)
     return time_interleaved(
         contenders,
@@ -192,7 +194,8 @@ def _contender(
     benchmark: Benchmark, problem: Problem, provider: str, sets: Sequence[Tensors], rotation: Rotation
 ) -> Contender:
     if provider == PEER:
-        return rotation.contender(benchmark.peer, [(problem, tensors) for tensors in sets])
+        prepared = benchmark.peer.prepare(problem, sets)
+        return rotation.contender(prepared, [(index,) for index in range(len(sets))])
     function = benchmark.function()
     with dk.use_provider(provider):
         # A context that remembers the provider: entering `use_provider` in each call would be timed with it.
@@ -201,7 +204,8 @@ def _contender(
 
 
 def _with_times(row: Row, benchmark: Benchmark, problem: Problem, timing: Timing, settings: Settings) -> Row:
-    weight_bytes, activation_bytes = benchmark.weight_bytes(problem), benchmark.activation_bytes(problem)
+    weight_bytes = benchmark.weight_bytes(problem) + benchmark.gradient_bytes(problem)
+    activation_bytes = benchmark.activation_bytes(problem)
     operations = benchmark.operations(problem)
     cold_bytes = {
         "use": weight_bytes if rotates(benchmark, settings) else 0,
@@ -217,6 +221,7 @@ def _with_times(row: Row, benchmark: Benchmark, problem: Problem, timing: Timing
         median_ms=timing.median_ms,
         p20_ms=timing.p20_ms,
         p80_ms=timing.p80_ms,
+        best_ms=timing.best_ms,
         host_ms=timing.host_ms,
         rounds=timing.rounds,
         calls_per_sample=timing.calls_per_sample,
@@ -230,14 +235,14 @@ def _with_times(row: Row, benchmark: Benchmark, problem: Problem, timing: Timing
     )
 
 
-def _with_ratios(row: Row, benchmark: Benchmark, problems: dict[float, Problem], group: Sequence[Row]) -> Row:
+def _with_ratios(row: Row, benchmark: Benchmark, problems: dict[str, Problem], group: Sequence[Row]) -> Row:
     if row.median_ms is None:
         return row
     medians = {_key(other): other.median_ms for other in group if other.median_ms is not None}
-    peer, full = medians.get(f"{PEER} at {row.width:g}"), medians.get(f"{row.provider} at 1")
+    peer, full = medians.get(f"{PEER} at {row.plan}"), medians.get(f"{row.provider} at {FULL}")
     ideal = None
-    if benchmark.elastic and 1.0 in problems:
-        ideal = benchmark.operations(problems[1.0]) / benchmark.operations(problems[row.width])
+    if benchmark.elastic and FULL in problems:
+        ideal = benchmark.operations(problems[FULL]) / benchmark.operations(problems[row.plan])
     return replace(
         row,
         speedup_vs_torch=None if peer is None else peer / row.median_ms,

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import rows
-from benchmarks.measure import CACHES
-from benchmarks.rows import Row
 from dynabert_kernels.testing.timing import Ceilings
+
+from . import rows
+from .measure import CACHES
+from .rows import Row
 
 # Narrower terminals and pipes still get whole columns: a cut number is a wrong number.
 MINIMUM_COLUMNS = 190
@@ -48,7 +49,7 @@ def table_of(found: Sequence[Row]) -> Table:
     )
     for name in ("op", "provider", "direction", "shape", "tokens"):
         table.add_column(name, no_wrap=True)
-    table.add_column("width", justify="right", no_wrap=True)
+    table.add_column("plan", no_wrap=True)
     table.add_column("dtype", no_wrap=True)
     for name in ("median ms", "p20", "p80", "rate", "share", "vs torch", "vs width 1"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -64,7 +65,7 @@ def _group(row: Row) -> tuple[str, str, str, str]:
 
 
 def _cells(row: Row) -> list[str]:
-    names = [row.benchmark, row.provider, row.direction, row.shape, row.tokens, f"{row.width:g}", row.dtype]
+    names = [row.benchmark, row.provider, row.direction, row.shape, row.tokens, row.plan, row.dtype]
     if row.median_ms is None:
         return [*names, row.status.upper(), "", "", "", "", "", ""]
     rate = f"{row.gflop_s:.4g} GFLOP/s" if row.bound == "operations" else f"{row.gb_s:.4g} GB/s"
@@ -92,7 +93,7 @@ def print_faults(out: Console, found: Sequence[Row]) -> None:
     """Wrong and failing rows with their error, then who is not available and why, each reason once."""
     for row in found:
         if row.status in (rows.RED, rows.FAILED):
-            where = f"{row.benchmark}, {row.provider}, {row.shape}, {row.tokens}, width {row.width:g}, {row.dtype}"
+            where = f"{row.benchmark}, {row.provider}, {row.shape}, {row.tokens}, {row.plan}, {row.dtype}"
             out.print(f"[bold red]{row.status.upper()}[/] {escape(where)}: {escape(row.note)}")
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in found:

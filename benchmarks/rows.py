@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -20,10 +21,11 @@ from typing import Any
 import torch
 
 import dynabert_kernels as dk
-from dynabert_kernels.testing.timing import Ceilings
+from dynabert_kernels.testing.timing import Ceilings, dtype_name
 
-SCHEMA = 1
-ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = 2
+# Of the kernels that are measured, which need not be those beside this file: see compare.py.
+ROOT = Path(dk.__file__).resolve().parent.parent
 
 MEASURED, RED, FAILED, UNAVAILABLE = "measured", "red", "failed", "unavailable"
 
@@ -34,6 +36,7 @@ class Row:
 
     ``status``: ``measured``; ``red``: its result is wrong, so it has no times and no ratios; ``failed``: it raised;
     ``unavailable``: it does not take this problem. ``note`` says why. ``provider`` is ``torch`` for the plain peer.
+    ``plan``: the mix of widths; ``width``: a token's on average; ``heads`` and ``neurons``: the widest group's.
     ``ceiling_share``: the floor (measured copy and matrix rates on this problem's bytes and operations) over the
     median. Ratios are of medians of the same run, above 1 is faster. ``ideal_speedup`` is the ratio of operations.
     """
@@ -45,10 +48,12 @@ class Row:
     shape: str
     tokens: str
     num_tokens: int
+    plan: str
     width: float
     heads: int
     neurons: int
     dtype: str
+    dropout: float
     cache: str
     seed: int
     status: str
@@ -56,6 +61,7 @@ class Row:
     median_ms: float | None = None
     p20_ms: float | None = None
     p80_ms: float | None = None
+    best_ms: float | None = None
     host_ms: float | None = None
     rounds: int | None = None
     calls_per_sample: int | None = None
@@ -97,8 +103,13 @@ def environment(device: torch.device, arguments: Sequence[str], *, module: str =
         "commit": commit(),
         "source_digest": source_digest(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", module, *arguments]),
+        "command": shlex.join([*_program(module), *arguments]),
     }
+
+
+def _program(module: str) -> list[str]:
+    called = Path(sys.argv[0]).name
+    return [called] if called == "dynabert-bench" else ["python", "-m", module]
 
 
 def device_name(device: torch.device) -> str:
@@ -114,10 +125,12 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit of this tree, with ``-dirty`` where it has uncommitted changes."""
+    """The commit of the measured kernels' tree, with ``-dirty`` where it has uncommitted changes."""
+    top = _output("git", "-C", str(ROOT), "rev-parse", "--show-toplevel")
     head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
-    if head is None:
-        return "unknown: no git repository here"
+    # An environment for packages may lie inside somebody's repository, whose commit says nothing about the kernels.
+    if head is None or top is None or Path(top).resolve() != ROOT:
+        return f"unknown: installed package {dk.__version__}"
     return head + ("-dirty" if _output("git", "-C", str(ROOT), "status", "--porcelain") else "")
 
 
@@ -158,6 +171,22 @@ def plain(record: Any) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(record).items()
     }
+
+
+def read_ceilings(path: Path, dtypes: Sequence[torch.dtype]) -> Ceilings:
+    """The ceilings in a file of rows. Raises ``ValueError`` where it has none for these dtypes."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["ceilings"]
+        copies = {int(size): rate for size, rate in found.pop("copy_gb_s").items()}
+        ceilings = Ceilings(copy_gb_s=copies, **found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise ValueError(f"benchmarks: --ceilings {path} is not a file of rows ({fault})") from None
+    missing = [name for name in map(dtype_name, dtypes) if name not in ceilings.matrix_gflop_s]
+    if missing:
+        has = ", ".join(ceilings.matrix_gflop_s)
+        raise ValueError(f"benchmarks: --ceilings {path} has no rate of {', '.join(missing)}; it has {has}")
+    return ceilings
 
 
 def write(folder: Path, stem: str, rows: Sequence[Row], facts: Mapping[str, Any], ceilings: Ceilings) -> None:

@@ -17,6 +17,9 @@ MODEL_NAMES = [
     "ElasticBertForSequenceClassification",
     "compute_importance",
     "rewire",
+    "DistillationArguments",
+    "DistillationTrainer",
+    "distillation_losses",
     "InferenceEngine",
 ]
 KERNEL_NAMES = [
@@ -31,6 +34,7 @@ KERNEL_NAMES = [
     "embed_layer_norm",
     "elastic_attention",
     "elastic_ffn",
+    "distillation_loss",
     "plan_table",
     "plan_on_device",
     "use_provider",

@@ -16,6 +16,7 @@ namespace dynabert::cpu {
 struct GemmKernels {
   void (*gemm)(const SpanGemm&, int64_t begin, int64_t end);
   void (*epilogue)(const RowEpilogue&, int64_t begin, int64_t end);
+  void (*gradient)(const RowGradient&, int64_t begin, int64_t end);
   int64_t panel;
 };
 
@@ -48,10 +49,10 @@ int64_t plan_gemm(SpanGemm& gemm, int64_t threads) {
   gemm.panels = (n + panel - 1) / panel;
   gemm.first_row = first;
   const int64_t rows = last - first;
-  // The packed rows of a block should stay in the second-level cache. But each block turns its panels anew, so not
-  // below 168 rows unless there are more threads than panels. On two Zen 5 cores, 1 MB each, November 2026: 128 x 768 x
-  // 3072 in one block of 1.5 MB runs at 184 GFLOP/s, in two at 169.
-  const int64_t cached = std::max<int64_t>(168, 640 * 1024 / (4 * k));
+  // What a block's packed rows hold of one chunk of k should stay in the second-level cache. But each block packs its
+  // panels anew, so not below 168 rows unless there are more threads than panels.
+  const int64_t chunk_bytes = (gemm.dtype == DType::kBFloat16 ? 2 : 4) * std::min<int64_t>(k, 512);
+  const int64_t cached = std::max<int64_t>(168, 512 * 1024 / chunk_bytes);
   const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (2 * threads));
   const int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
   gemm.row_block = (rows + blocks - 1) / blocks;
@@ -63,6 +64,10 @@ void run_gemm(const SpanGemm& gemm, int64_t begin, int64_t end) { kernels.chosen
 
 void run_epilogue(const RowEpilogue& epilogue, int64_t begin, int64_t end) {
   kernels.chosen().epilogue(epilogue, begin, end);
+}
+
+void run_gradient(const RowGradient& gradient, int64_t begin, int64_t end) {
+  kernels.chosen().gradient(gradient, begin, end);
 }
 
 }  // namespace dynabert::cpu

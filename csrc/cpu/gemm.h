@@ -26,6 +26,12 @@ struct SpanGemm {
   Activation activation;
   const GemmSpan* spans;
   int64_t num_spans;
+  // The gradient of the inputs: b is (k, n), and c[r, :n] = (a[r, :k] . b[:k, :n]) * act'(slope_at[r, :n]) +
+  // residual[r, :n]. bias and pre are not used.
+  bool gradient;
+  const void* slope_at;  // or null: factor 1
+  void* activated;       // receives act(slope_at), or null
+  int64_t slope_stride, activated_stride;
   // Set by plan_gemm.
   int64_t row_block, row_blocks, panels, first_row;
 };
@@ -51,5 +57,19 @@ struct RowEpilogue {
   Activation activation;
 };
 void run_epilogue(const RowEpilogue& epilogue, int64_t begin, int64_t end);
+
+// c = gradient * act'(pre) + added, over rows begin to end - 1; activated receives act(pre).
+struct RowGradient {
+  DType dtype;
+  const void* gradient;  // may be c
+  const void* pre;       // or null: factor 1
+  const void* added;     // or null; may be c
+  void* c;
+  void* activated;  // or null
+  int64_t gradient_stride, pre_stride, added_stride, c_stride, activated_stride;
+  int64_t columns;
+  Activation activation;
+};
+void run_gradient(const RowGradient& gradient, int64_t begin, int64_t end);
 
 }  // namespace dynabert::cpu

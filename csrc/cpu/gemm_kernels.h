@@ -1,10 +1,12 @@
 // Matrix products over row spans. Compiled once for each instruction set: no include guard.
 //
-// A task is a block of rows times one panel of outputs (two registers wide). The panel of weights is turned once into
-// [k][panel] in the thread's scratch memory, the rows once for each block into strips of [k][rows of a strip]; then a
-// strip times a panel is a register tile that sums over k with one load of two registers and one broadcast per row.
-// Every output is summed over k in one fixed order: it depends neither on the cut into tasks nor on the number of
-// threads. Reads a panel's weights once per block of rows, 2 n k operations per row.
+// A task is a block of rows times one panel of outputs (two registers wide). The panel of weights is brought once into
+// [k][panel] in the thread's scratch memory (turned, or for the gradient of the inputs as it lies), the rows once for
+// each block into strips of [k][rows of a strip]; then a strip times a panel is a register tile that sums over k with
+// one load of two registers and one broadcast per row. A long k is worked off in chunks, several panels at a time, so
+// that the rows of a chunk stay in the second-level cache. Every output is summed over k in one fixed order: it depends
+// neither on the cut into tasks nor on the number of threads. Reads a panel's weights once per block of rows, 2 n k
+// operations per row.
 
 #include "dynabert/simd/vector.h"
 #include "dynabert/simd/math.h"
@@ -14,37 +16,68 @@
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kPanel = 2 * kLanes<float>;
-
 #if DYNABERT_ISA != DYNABERT_ISA_GENERIC
 
-// Rows of sums to bias, activation, residual and the element type. `width` columns from `column` on.
-template <class T>
+// One register of sums becomes one of c. kPart: its first `here` numbers; else all of it, and the compiler drops the
+// masks.
+template <class T, bool kGradient, bool kPart>
+DYNABERT_INLINE void finish_rows(const SpanGemm& g, int64_t first, int64_t rows, int64_t column, int here,
+                                 const float* sums) {
+  const auto read = [&](const T* from) { return kPart ? load_part(from, here) : load(from); };
+  const auto write = [&](T* to, Float v) { kPart ? store_part(to, v, here) : store(to, v); };
+  const T* residual = g.residual ? static_cast<const T*>(g.residual) + first * g.residual_stride + column : nullptr;
+  T* c = static_cast<T*>(g.c) + first * g.c_stride + column;
+  if constexpr (kGradient) {
+    const T* slope_at = g.slope_at ? static_cast<const T*>(g.slope_at) + first * g.slope_stride + column : nullptr;
+    T* activated = g.activated ? static_cast<T*>(g.activated) + first * g.activated_stride + column : nullptr;
+    for (int64_t i = 0; i < rows; ++i) {
+      Float v = load(sums + i * kPanel);
+      if (slope_at) {
+        const ValueAndSlope<Float> act = activate_with_slope(read(slope_at + i * g.slope_stride), g.activation);
+        v = v * act.slope;
+        if (activated) write(activated + i * g.activated_stride, act.value);
+      }
+      if (residual) v = v + read(residual + i * g.residual_stride);
+      write(c + i * g.c_stride, v);
+    }
+  } else {
+    T* pre = g.pre ? static_cast<T*>(g.pre) + first * g.pre_stride + column : nullptr;
+    const Float bias = g.bias ? read(static_cast<const T*>(g.bias) + column) : Float{};
+    for (int64_t i = 0; i < rows; ++i) {
+      Float v = load(sums + i * kPanel) + bias;
+      if (pre) write(pre + i * g.pre_stride, v);
+      v = activate(v, g.activation);
+      if (residual) v = v + read(residual + i * g.residual_stride);
+      write(c + i * g.c_stride, v);
+    }
+  }
+}
+
+// Rows of sums to c. `width` columns from `column` on.
+template <class T, bool kGradient>
 void finish_strip(const SpanGemm& g, int64_t first, int64_t rows, int64_t column, int64_t width, const float* sums) {
   constexpr int kLane = kLanes<float>;
   for (int64_t j = 0; j < width; j += kLane) {
-    const int here = width - j < kLane ? static_cast<int>(width - j) : kLane;
-    const T* residual =
-        g.residual ? static_cast<const T*>(g.residual) + first * g.residual_stride + column + j : nullptr;
-    T* pre = g.pre ? static_cast<T*>(g.pre) + first * g.pre_stride + column + j : nullptr;
-    T* c = static_cast<T*>(g.c) + first * g.c_stride + column + j;
-    Float bias = {};
-    if (g.bias) bias = load_part(static_cast<const T*>(g.bias) + column + j, here);
-    for (int64_t i = 0; i < rows; ++i) {
-      Float v = load(sums + i * kPanel + j) + bias;
-      if (here == kLane) {
-        if (pre) store(pre + i * g.pre_stride, v);
-        v = activate(v, g.activation);
-        if (residual) v = v + load(residual + i * g.residual_stride);
-        store(c + i * g.c_stride, v);
-      } else {
-        if (pre) store_part(pre + i * g.pre_stride, v, here);
-        v = activate(v, g.activation);
-        if (residual) v = v + load_part(residual + i * g.residual_stride, here);
-        store_part(c + i * g.c_stride, v, here);
-      }
+    if (width - j < kLane) {
+      finish_rows<T, kGradient, true>(g, first, rows, column + j, static_cast<int>(width - j), sums + j);
+    } else {
+      finish_rows<T, kGradient, false>(g, first, rows, column + j, kLane, sums + j);
     }
   }
+}
+
+// Brings what finish_strip reads and writes nearer.
+template <class T, bool kGradient>
+void ask_for_tile(const SpanGemm& g, int64_t row, int64_t rows, int64_t column, int64_t width) {
+  const auto place = [&](const void* base, int64_t stride) {
+    return static_cast<const T*>(base) + row * stride + column;
+  };
+  if (kGradient && g.slope_at) ask_to_read(place(g.slope_at, g.slope_stride), g.slope_stride, rows, width);
+  if (kGradient && g.activated) ask_to_write(place(g.activated, g.activated_stride), g.activated_stride, rows, width);
+  if (!kGradient && g.pre) ask_to_write(place(g.pre, g.pre_stride), g.pre_stride, rows, width);
+  if (g.residual && g.residual != g.c)
+    ask_to_read(place(g.residual, g.residual_stride), g.residual_stride, rows, width);
+  ask_to_write(place(g.c, g.c_stride), g.c_stride, rows, width);
 }
 
 struct Strip {
@@ -85,67 +118,92 @@ int64_t pack_strips(const SpanGemm& g, int64_t first, int64_t last, const Strip*
   return count;
 }
 
-// A strip times a panel. Long sums are cut into blocks that are added at the end: rounding then grows with the length
-// of a block and the number of blocks, not with the whole k. One chain over 3072 numbers is twice as far off as
-// PyTorch.
-template <class Multiply>
-void sum_in_blocks(int64_t rows, const float* strip, const float* panel, int64_t units, float* sums) {
-  constexpr int64_t kBlock = 256;
-  alignas(64) float part[kStrip * kPanel];
-  multiply<Multiply, 2>(rows, strip, panel, units < kBlock ? units : kBlock, sums, kPanel);
-  for (int64_t u = kBlock; u < units; u += kBlock) {
-    const int64_t here = units - u < kBlock ? units - u : kBlock;
-    multiply<Multiply, 2>(rows, strip + u * rows, panel + u * kPanel, here, part, kPanel);
-    for (int64_t j = 0; j < rows * kPanel; j += kLanes<float>) store(sums + j, load(sums + j) + load(part + j));
+constexpr int64_t kChunk = 512;              // units of k; a multiple of kSumBlock
+constexpr int64_t kGroupFloats = 96 * 1024;  // sums of all panels of a group
+
+// What a panel holds of a chunk: `columns` outputs from `column` on, `length` numbers of k from `start` on. Empty when
+// no strip reaches it.
+struct PanelPart {
+  int64_t column, columns, start, length;
+};
+
+template <class Units>
+PanelPart panel_part(const Strip* strips, int64_t count, int64_t panel, int64_t chunk) {
+  constexpr int64_t kLength = kChunk * Units::kPerUnit;
+  PanelPart part = {panel * kPanel, 0, chunk * kLength, 0};
+  int64_t n = 0, k = 0;  // the most that any strip needs of this panel
+  for (int64_t s = 0; s < count; ++s) {
+    if (strips[s].n <= part.column) continue;
+    n = strips[s].n > n ? strips[s].n : n;
+    k = strips[s].k > k ? strips[s].k : k;
   }
+  if (k <= part.start) return part;
+  part.columns = n - part.column < kPanel ? n - part.column : kPanel;
+  part.length = k - part.start < kLength ? k - part.start : kLength;
+  return part;
 }
 
-// Asks for a slice of the next panel's weights while the current one is multiplied: turning them would wait for memory.
-template <class T>
-DYNABERT_INLINE void prefetch_rows(const T* weights, int64_t stride, int64_t rows, int64_t length, int64_t slice,
-                                   int64_t slices) {
-  const int64_t last = rows * (slice + 1) / slices;
-  for (int64_t row = rows * slice / slices; row < last; ++row) {
-    const char* line = reinterpret_cast<const char*>(weights + row * stride);
-    for (int64_t byte = 0; byte < length * static_cast<int64_t>(sizeof(T)); byte += 64) {
-      __builtin_prefetch(line + byte, 0, 2);
+template <class T, class Units, class Multiply, bool kGradient>
+void run_panels(const SpanGemm& g, const Strip* strips, int64_t count, int64_t first_row, int64_t rows, int64_t begin,
+                int64_t end) {
+  const T* b = static_cast<const T*>(g.b);
+  int64_t k = 0;
+  for (int64_t s = 0; s < count; ++s) k = strips[s].k > k ? strips[s].k : k;
+  const int64_t chunks = (units_of<Units>(k) + kChunk - 1) / kChunk;
+  const int64_t fitting = chunks > 1 ? kGroupFloats / (rows * kPanel) : 1, group = fitting > 1 ? fitting : 1;
+  float* sums = scratch_of<float>(kScratchD, static_cast<size_t>(group * rows * kPanel));
+  float* packed = scratch_of<float>(kScratchB, static_cast<size_t>((kChunk + 1) * kPanel));
+  for (int64_t from = begin; from < end; from += group) {
+    const int64_t to = end - from < group ? end : from + group;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      for (int64_t panel = from; panel < to; ++panel) {
+        const PanelPart part = panel_part<Units>(strips, count, panel, chunk);
+        if (part.length == 0) continue;
+        if constexpr (kGradient) {
+          pack_columns<Units>(packed, kPanel, b + part.start * g.b_stride + part.column, g.b_stride, part.length,
+                              part.columns);
+        } else {
+          pack_rows<Units>(packed, kPanel, b + part.column * g.b_stride + part.start, g.b_stride, part.columns,
+                           part.length);
+        }
+        PanelPart next = {};
+        if (panel + 1 < to) {
+          next = panel_part<Units>(strips, count, panel + 1, chunk);
+        } else if (chunk + 1 < chunks) {
+          next = panel_part<Units>(strips, count, from, chunk + 1);
+        } else if (to < end) {
+          next = panel_part<Units>(strips, count, to, 0);
+        }
+        Ahead ahead = kGradient
+                          ? Ahead::of(b + next.start * g.b_stride + next.column, g.b_stride, next.length, next.columns)
+                          : Ahead::of(b + next.column * g.b_stride + next.start, g.b_stride, next.columns, next.length);
+        for (int64_t s = 0; s < count; ++s) {
+          const Strip& strip = strips[s];
+          const int64_t left = units_of<Units>(strip.k) - chunk * kChunk;
+          if (strip.n <= part.column || left <= 0) continue;
+          const int64_t width = strip.n - part.column < kPanel ? strip.n - part.column : kPanel;
+          if (left <= kChunk) ask_for_tile<T, kGradient>(g, strip.row, strip.rows, part.column, width);
+          float* tile = sums + ((panel - from) * rows + strip.row - first_row) * kPanel;
+          sum_in_blocks<Multiply>(strip.rows, strip.packed + chunk * kChunk * strip.rows, packed,
+                                  left < kChunk ? left : kChunk, tile, chunk > 0, ahead);
+          if (left > kChunk) continue;
+          finish_strip<T, kGradient>(g, strip.row, strip.rows, part.column, width, tile);
+        }
+      }
     }
   }
 }
 
-template <class T, class Units, class Multiply>
+template <class T, class Units, class Multiply, bool kGradient>
 void run_tasks(const SpanGemm& g, int64_t begin, int64_t end) {
-  const T* weights = static_cast<const T*>(g.b);
-  const Strip* strips = nullptr;
-  alignas(64) float sums[kStrip * kPanel];
-  int64_t count = 0, packed_block = -1;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t block = task / g.panels, column = task % g.panels * kPanel;
-    if (block != packed_block) {
-      const int64_t first = g.first_row + block * g.row_block;
-      count = pack_strips<Units>(g, first, first + g.row_block, &strips);
-      packed_block = block;
-    }
-    int64_t n = 0, k = 0;  // the most that any strip needs of this panel
-    for (int64_t s = 0; s < count; ++s) {
-      if (strips[s].n <= column) continue;
-      n = strips[s].n > n ? strips[s].n : n;
-      k = strips[s].k > k ? strips[s].k : k;
-    }
-    if (n == 0) continue;
-    const int64_t columns = n - column < kPanel ? n - column : kPanel;
-    const int64_t units = units_of<Units>(k);
-    float* panel = scratch_of<float>(kScratchB, static_cast<size_t>(units * kPanel));
-    pack_rows<Units>(panel, kPanel, weights + column * g.b_stride, g.b_stride, columns, k);
-    const int64_t next = column + kPanel;
-    const int64_t next_columns = task + 1 < end && next < n ? (n - next < kPanel ? n - next : kPanel) : 0;
-    for (int64_t s = 0; s < count; ++s) {
-      const Strip& strip = strips[s];
-      prefetch_rows(weights + next * g.b_stride, g.b_stride, next_columns, k, s, count);
-      if (strip.n <= column) continue;
-      sum_in_blocks<Multiply>(strip.rows, strip.packed, panel, units_of<Units>(strip.k), sums);
-      finish_strip<T>(g, strip.row, strip.rows, column, strip.n - column < kPanel ? strip.n - column : kPanel, sums);
-    }
+  for (int64_t task = begin; task < end;) {
+    const int64_t block = task / g.panels, panel = task % g.panels;
+    const int64_t panels = end - task < g.panels - panel ? end - task : g.panels - panel;
+    const int64_t first = g.first_row + block * g.row_block;
+    const Strip* strips = nullptr;
+    const int64_t count = pack_strips<Units>(g, first, first + g.row_block, &strips);
+    run_panels<T, Units, Multiply, kGradient>(g, strips, count, first, g.row_block, panel, panel + panels);
+    task += panels;
   }
 }
 
@@ -159,18 +217,27 @@ void run_tasks(const SpanGemm& g, int64_t begin, int64_t end) {
   return true;
 }
 
+template <class T, class Units, class Multiply>
+void run_either(const SpanGemm& g, int64_t begin, int64_t end) {
+  if (g.gradient) {
+    run_tasks<T, Units, Multiply, true>(g, begin, end);
+  } else {
+    run_tasks<T, Units, Multiply, false>(g, begin, end);
+  }
+}
+
 void gemm(const SpanGemm& g, int64_t begin, int64_t end) {
   switch (g.dtype) {
     case DType::kFloat32:
-      return run_tasks<float, FloatUnits<float>, MultiplyNumbers<float>>(g, begin, end);
+      return run_either<float, FloatUnits<float>, MultiplyNumbers<float>>(g, begin, end);
     case DType::kFloat16:
-      return run_tasks<Half, FloatUnits<Half>, MultiplyNumbers<float>>(g, begin, end);
+      return run_either<Half, FloatUnits<Half>, MultiplyNumbers<float>>(g, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
       if (use_bfloat16_dot() && pairs_fit(g))
-        return run_tasks<NativeBFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
+        return run_either<NativeBFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
 #endif
-      return run_tasks<BFloat16, FloatUnits<BFloat16>, MultiplyNumbers<float>>(g, begin, end);
+      return run_either<BFloat16, FloatUnits<BFloat16>, MultiplyNumbers<float>>(g, begin, end);
     default:
       return;
   }
@@ -215,8 +282,47 @@ void epilogue(const RowEpilogue& e, int64_t begin, int64_t end) {
   }
 }
 
+template <class T>
+void gradient_rows(const RowGradient& g, int64_t begin, int64_t end) {
+  using S = Wide<T>;
+  constexpr int64_t kStep = kLanes<S>;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* gradient = static_cast<const T*>(g.gradient) + row * g.gradient_stride;
+    const T* pre = g.pre ? static_cast<const T*>(g.pre) + row * g.pre_stride : nullptr;
+    const T* added = g.added ? static_cast<const T*>(g.added) + row * g.added_stride : nullptr;
+    T* activated = g.activated ? static_cast<T*>(g.activated) + row * g.activated_stride : nullptr;
+    T* c = static_cast<T*>(g.c) + row * g.c_stride;
+    for (int64_t j = 0; j < g.columns; j += kStep) {
+      const int here = g.columns - j < kStep ? static_cast<int>(g.columns - j) : static_cast<int>(kStep);
+      const bool whole = here == kStep;
+      Vector<S> v = whole ? load(gradient + j) : load_part(gradient + j, here);
+      if (pre) {
+        const ValueAndSlope<Vector<S>> act =
+            activate_with_slope(whole ? load(pre + j) : load_part(pre + j, here), g.activation);
+        v = v * act.slope;
+        if (activated) whole ? store(activated + j, act.value) : store_part(activated + j, act.value, here);
+      }
+      if (added) v = v + (whole ? load(added + j) : load_part(added + j, here));
+      whole ? store(c + j, v) : store_part(c + j, v, here);
+    }
+  }
+}
+
+void gradient(const RowGradient& g, int64_t begin, int64_t end) {
+  switch (g.dtype) {
+    case DType::kFloat32:
+      return gradient_rows<float>(g, begin, end);
+    case DType::kBFloat16:
+      return gradient_rows<BFloat16>(g, begin, end);
+    case DType::kFloat16:
+      return gradient_rows<Half>(g, begin, end);
+    case DType::kFloat64:
+      return gradient_rows<double>(g, begin, end);
+  }
+}
+
 }  // namespace
 
-constexpr GemmKernels kGemm = {gemm, epilogue, kPanel};
+constexpr GemmKernels kGemm = {gemm, epilogue, gradient, kPanel};
 
 }  // namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE

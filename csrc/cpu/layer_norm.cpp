@@ -38,8 +38,9 @@ void layer_norm_backward(const LayerNormBackward& arguments, int64_t begin, int6
   kernels.chosen().backward(arguments, begin, end);
 }
 
-void layer_norm_sum_partials(DType dtype, const void* partials, int64_t chunks, int64_t columns, void* dw, void* db) {
-  kernels.chosen().sum_partials(dtype, partials, chunks, columns, dw, db);
+void layer_norm_sum_partials(DType dtype, const void* partials, int64_t chunks, int64_t sums, int64_t columns,
+                             void* const* out) {
+  kernels.chosen().sum_partials(dtype, partials, chunks, sums, columns, out);
 }
 
 }  // namespace dynabert::cpu

@@ -35,15 +35,20 @@ struct LayerNormBackward {
   const void* mean;      // (rows)
   const void* rstd;      // (rows)
   void* dx;              // (rows, columns)
-  void* partials;        // (chunks, 2, columns) of the wide type: dw and db of each chunk of rows
+  void* dropped;         // (rows, columns), receives dx times the dropout factor; or null
+  void* partials;        // (chunks, sums, columns) of the wide type: dw and db of each chunk of rows, and of what was
+                         // added to the residual, if that is wanted, the column sums
+  int64_t sums;          // 2 or 3
   int64_t rows, columns, rows_per_chunk;
-  int64_t dy_stride, x_stride, residual_stride, dx_stride;
+  int64_t dy_stride, x_stride, residual_stride, dx_stride, dropped_stride;
+  Dropout dropout;  // row 0 of these pointers is the first of its group
 };
 
 // Works on chunks begin to end - 1 of rows_per_chunk rows.
 void layer_norm_backward(const LayerNormBackward& arguments, int64_t begin, int64_t end);
 
-// dw and db: the sum of all chunks in their order, so the result does not depend on the number of threads.
-void layer_norm_sum_partials(DType dtype, const void* partials, int64_t chunks, int64_t columns, void* dw, void* db);
+// out[i]: sum i of all chunks in their order, so the result does not depend on the number of threads.
+void layer_norm_sum_partials(DType dtype, const void* partials, int64_t chunks, int64_t sums, int64_t columns,
+                             void* const* out);
 
 }  // namespace dynabert::cpu

@@ -112,10 +112,12 @@ void layer_norm_backward_chunks(const LayerNormBackward& a, int64_t begin, int64
   constexpr int64_t kStep = kLanes<S>;
   const int64_t columns = a.columns, whole = columns / kStep * kStep;
   const int rest = static_cast<int>(columns - whole);
+  S* factors = a.dropout.threshold != 0 ? scratch_of<S>(kScratchA, static_cast<size_t>(columns + kStep)) : nullptr;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    S* dw = static_cast<S*>(a.partials) + chunk * 2 * columns;
+    S* dw = static_cast<S*>(a.partials) + chunk * a.sums * columns;
     S* db = dw + columns;
-    for (int64_t c = 0; c < 2 * columns; ++c) dw[c] = S(0);
+    S* dbranch = a.sums == 3 ? db + columns : nullptr;
+    for (int64_t c = 0; c < a.sums * columns; ++c) dw[c] = S(0);
     const int64_t last = (chunk + 1) * a.rows_per_chunk < a.rows ? (chunk + 1) * a.rows_per_chunk : a.rows;
     for (int64_t row = chunk * a.rows_per_chunk; row < last; ++row) {
       BackwardRow<T> in;
@@ -143,29 +145,39 @@ void layer_norm_backward_chunks(const LayerNormBackward& a, int64_t begin, int64
       }
       const Vector<S> mean_scaled = broadcast(sum(total) / static_cast<S>(columns));
       const Vector<S> mean_projected = broadcast(sum(projected) / static_cast<S>(columns));
+      T* dropped = a.dropped ? static_cast<T*>(a.dropped) + row * a.dropped_stride : nullptr;
+      if (factors) dropout_factors(factors, 0, columns, a.dropout, static_cast<uint32_t>(row), 0);
       for (int64_t c = 0; c < whole; c += kStep) {
         in.at(c, gradient, normal, scaled);
-        store(dx + c, (scaled - mean_scaled - normal * mean_projected) * in.spread);
+        Vector<S> v = (scaled - mean_scaled - normal * mean_projected) * in.spread;
+        store(dx + c, v);
+        if (factors) v = v * load(factors + c);
+        if (dropped) store(dropped + c, v);
+        if (dbranch) store(dbranch + c, load(dbranch + c) + v);
       }
       if (rest) {
         in.part(whole, rest, gradient, normal, scaled);
-        store_part(dx + whole, (scaled - mean_scaled - normal * mean_projected) * in.spread, rest);
+        Vector<S> v = (scaled - mean_scaled - normal * mean_projected) * in.spread;
+        store_part(dx + whole, v, rest);
+        if (factors) v = v * load_part(factors + whole, rest);
+        if (dropped) store_part(dropped + whole, v, rest);
+        if (dbranch) store_part(dbranch + whole, load_part(dbranch + whole, rest) + v, rest);
       }
     }
   }
 }
 
 template <class T>
-void sum_partials(const void* partials, int64_t chunks, int64_t columns, void* dw, void* db) {
+void sum_partials(const void* partials, int64_t chunks, int64_t sums, int64_t columns, void* const* outs) {
   using S = Wide<T>;
   constexpr int64_t kStep = kLanes<S>;
-  for (int which = 0; which < 2; ++which) {
+  for (int64_t which = 0; which < sums; ++which) {
     const S* first = static_cast<const S*>(partials) + which * columns;
-    T* out = static_cast<T*>(which == 0 ? dw : db);
+    T* out = static_cast<T*>(outs[which]);
     for (int64_t c = 0; c < columns; c += kStep) {
       const int n = columns - c < kStep ? static_cast<int>(columns - c) : static_cast<int>(kStep);
       Vector<S> total = {};
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += load_part(first + chunk * 2 * columns + c, n);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += load_part(first + chunk * sums * columns + c, n);
       store_part(out + c, total, n);
     }
   }
@@ -195,16 +207,17 @@ void layer_norm_backward(const LayerNormBackward& a, int64_t begin, int64_t end)
       return layer_norm_backward_chunks<double>(a, begin, end);
   }
 }
-void layer_norm_sum_partials(DType dtype, const void* partials, int64_t chunks, int64_t columns, void* dw, void* db) {
+void layer_norm_sum_partials(DType dtype, const void* partials, int64_t chunks, int64_t sums, int64_t columns,
+                             void* const* out) {
   switch (dtype) {
     case DType::kFloat32:
-      return sum_partials<float>(partials, chunks, columns, dw, db);
+      return sum_partials<float>(partials, chunks, sums, columns, out);
     case DType::kBFloat16:
-      return sum_partials<BFloat16>(partials, chunks, columns, dw, db);
+      return sum_partials<BFloat16>(partials, chunks, sums, columns, out);
     case DType::kFloat16:
-      return sum_partials<Half>(partials, chunks, columns, dw, db);
+      return sum_partials<Half>(partials, chunks, sums, columns, out);
     case DType::kFloat64:
-      return sum_partials<double>(partials, chunks, columns, dw, db);
+      return sum_partials<double>(partials, chunks, sums, columns, out);
   }
 }
 

@@ -6,7 +6,7 @@
 
 namespace dynabert::cpu {
 
-enum ScratchSlot { kScratchA, kScratchB, kScratchC, kScratchD, kScratchSlots };
+enum ScratchSlot { kScratchA, kScratchB, kScratchC, kScratchD, kScratchE, kScratchSlots };
 
 // At least `bytes` bytes, aligned to 64, not initialised. A later call with the same slot in this thread may move it.
 void* scratch(ScratchSlot slot, size_t bytes);

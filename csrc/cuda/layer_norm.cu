@@ -1,9 +1,9 @@
 #include "cuda/layer_norm.h"
 
 #include <algorithm>
-#include <initializer_list>
 #include <string>
 
+#include "cuda/packs.h"
 #include "dynabert/layer_norm.cuh"
 
 namespace dynabert::cuda {
@@ -38,16 +38,6 @@ constexpr auto* kForwardWarp =
 template <class T, int kVector>
 constexpr auto* kForwardBlock =
     &add_layer_norm_forward_kernel<T, kForwardBlockThreads, 1, kVector, kForwardValues / kVector>;
-
-// Whether packs of 16 bytes can be used: every row of every matrix starts at a multiple of 16 bytes and ends with a
-// whole pack.
-template <class T>
-bool packs_fit(int64_t columns, std::initializer_list<const void*> pointers, std::initializer_list<int64_t> strides) {
-  const auto off = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 != 0; };
-  const auto odd = [](int64_t elements) { return elements % kWidestVector<T> != 0; };
-  return !odd(columns) && std::none_of(pointers.begin(), pointers.end(), off) &&
-         std::none_of(strides.begin(), strides.end(), odd);
-}
 
 template <class T, int kVector>
 cudaError_t forward(const AddLayerNormForward& a, cudaStream_t stream) {

@@ -58,6 +58,7 @@ inline DType float_dtype(const char* op, const char* name, const Tensor& tensor)
 
 // The dtype of means, variances and log-sums.
 inline ScalarType wide_type(DType dtype) { return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
+inline DType wide_dtype(DType dtype) { return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
 
 // The empty tensor that stands for a result nobody asked for. Made without the dispatcher: a sub-layer makes up to six.
 inline Tensor nothing(ScalarType dtype) {

@@ -85,9 +85,11 @@ std::tuple<Tensor, Tensor, Tensor> add_layer_norm_bwd(const Tensor& dy, const Te
   a.residual_stride = residual.has_value() ? residual->stride(0) : 0;
   a.dx = dx.mutable_data_ptr();
   a.dx_stride = columns;
+  a.sums = 2;
   torch::stable::parallel_for(0, chunks, 1,
                               [&](int64_t begin, int64_t end) { cpu::layer_norm_backward(a, begin, end); });
-  cpu::layer_norm_sum_partials(dtype, a.partials, chunks, columns, dw.mutable_data_ptr(), db.mutable_data_ptr());
+  void* const out[] = {dw.mutable_data_ptr(), db.mutable_data_ptr()};
+  cpu::layer_norm_sum_partials(dtype, a.partials, chunks, a.sums, columns, out);
   return {dx, dw, db};
 }
 

@@ -7,7 +7,7 @@
 #include <optional>
 #include <tuple>
 
-#include "torch/arguments.h"
+#include "torch/cuda_arguments.h"
 #include "torch/cuda_stream.h"
 
 namespace dynabert::binding {
@@ -16,15 +16,9 @@ namespace {
 const char* kForwardName = "add_layer_norm_fwd";
 const char* kBackwardName = "add_layer_norm_bwd";
 
-void check_device(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
-  if (!tensor.is_cuda() || tensor.get_device_index() != x.get_device_index()) {
-    refuse(op, name, " is not on CUDA device ", x.get_device_index(), ", where x is; move it there");
-  }
-}
-
 // A (T, C) matrix like x: any row stride, columns side by side.
 void check_rows(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
-  check_device(op, name, tensor, x);
+  check_device(op, name, tensor, "x", x);
   check_shape(op, name, tensor, {x.size(0), x.size(1)}, "(T, C)");
   check_dtype(op, name, tensor, "x", x.scalar_type());
   check_last_stride(op, name, tensor);
@@ -43,22 +37,16 @@ DType check_input(const char* op, const Tensor& x, const std::optional<Tensor>& 
 }
 
 const void* parameter(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
-  check_device(op, name, tensor, x);
+  check_device(op, name, tensor, "x", x);
   return vector_of(op, name, tensor, x.size(1), x.scalar_type());
 }
 
 const float* statistic(const char* op, const char* name, const Tensor& tensor, const Tensor& x) {
-  check_device(op, name, tensor, x);
+  check_device(op, name, tensor, "x", x);
   check_shape(op, name, tensor, {x.size(0)}, "(T,)");
   check_dtype(op, name, tensor, "a statistic", ScalarType::Float);
   check_last_stride(op, name, tensor);
   return tensor.const_data_ptr<float>();
-}
-
-void check_launch_of(const char* op, cudaError_t status) {
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string(op) + ": the launch failed: " + cudaGetErrorString(status));
-  }
 }
 
 std::tuple<Tensor, Tensor, Tensor> add_layer_norm_fwd(const Tensor& x, std::optional<Tensor> residual,

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/gemm.h"
+#include "cpu/weight_gradient.h"
 #include "torch/arguments.h"
 
 namespace dynabert::binding {
@@ -26,5 +27,38 @@ struct Product {
 
 // Nothing outside the spans' rows and columns is read or written. Spans with n = 0 write nothing; k = 0 sums to 0.
 void multiply_spans(const Product& product, const std::vector<ProductSpan>& spans);
+
+// The gradients of a linear map y[r, :n] = x[r, :k] . w[:n, :k]^T + b[:n], over the same spans as the map itself.
+
+// c[r, :k] = (a[r, :n] . b[:n, :k]) * act'(pre[r, :k]) + added[r, :k]; activated receives act(pre). a is the gradient
+// of y, b is w where it lies.
+struct InputGradient {
+  DType dtype;
+  const void* a;
+  const void* b;
+  const void* pre;    // or null: factor 1, and activated is not written
+  const void* added;  // or null; may be c
+  void* c;
+  void* activated;  // or null
+  int64_t a_stride, b_stride, pre_stride, added_stride, c_stride, activated_stride;
+  Activation activation;
+};
+
+// Nothing outside the spans' rows and columns is read or written. Spans with k = 0 write nothing; n = 0 sums to 0.
+void input_gradient(const InputGradient& gradient, const std::vector<ProductSpan>& spans);
+
+// dw[:n, :k] = sum over rows of dy[r, :n]^T x[r, :k], db[:n] = sum over rows of dy[r, :n]; zero beyond what any span
+// reaches. All of dw and db is written, once.
+struct WeightGradient {
+  DType dtype;
+  const void* dy;
+  const void* x;
+  void* dw;  // (rows, columns)
+  void* db;  // (rows) or null
+  int64_t dy_stride, x_stride, dw_stride;
+  int64_t rows, columns;
+};
+
+void weight_gradient(const WeightGradient& gradient, const std::vector<ProductSpan>& spans);
 
 }  // namespace dynabert::binding

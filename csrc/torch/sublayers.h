@@ -1,13 +1,25 @@
-// What both sub-layers end with: dropout, residual and LayerNorm of the projected rows, and the rows that skip the
-// layer.
+// What both sub-layers share: their checks, and their end, which is dropout, residual and LayerNorm of the projected
+// rows and the rows that skip the layer.
 #pragma once
 
 #include <vector>
 
 #include "cpu/layer_norm.h"
 #include "torch/arguments.h"
+#include "torch/matmul.h"
 
 namespace dynabert::binding {
+
+// The spans with a count, equal neighbours merged: n = count * n_per_count, or fixed_n where that is 0; k likewise.
+std::vector<ProductSpan> product_spans(const std::vector<Span>& spans, int64_t n_per_count, int64_t fixed_n,
+                                       int64_t k_per_count, int64_t fixed_k);
+
+DType check_hidden(const char* op, const Tensor& x);
+void check_weight(const char* op, const char* name, const Tensor& weight, const Tensor& x);
+
+// The numbers of a result that the forward saved, which are contiguous.
+const void* saved_result(const char* op, const char* name, const Tensor& tensor, std::initializer_list<int64_t> sizes,
+                         ScalarType dtype, const char* letters);
 
 struct SublayerEnd {
   const char* op;
@@ -27,5 +39,26 @@ struct SublayerEnd {
 
 // y = LayerNorm(x + dropout(projected + out_bias)) for spans with a count, y = x for spans without, 0 for other rows.
 void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans);
+
+struct SublayerEndBackward {
+  const char* op;
+  DType dtype;
+  const Tensor& dy;       // (T, C)
+  const void* hidden;     // (T, C), contiguous, as the forward saved it
+  const void* ln_weight;  // (C)
+  const void* mean;       // (T)
+  const void* rstd;       // (T)
+  Dropout dropout;
+  void* dx;          // (T, C), contiguous
+  void* dprojected;  // (T, C), contiguous; without dropout it is dx
+  void* dln_weight;  // (C)
+  void* dln_bias;    // (C)
+  void* dout_bias;   // (C)
+};
+
+// Spans with a count: dx is the gradient of the sum before LayerNorm, which is the residual's share of x's gradient;
+// dprojected is dx times the dropout factor, the gradient of the product. Spans without a count: dx = dy. Other rows:
+// dx = 0. Of dprojected only spans with a count are written. The three vectors are sums over all active rows.
+void begin_sublayer_backward(const SublayerEndBackward& end, const std::vector<Span>& spans);
 
 }  // namespace dynabert::binding

@@ -3,6 +3,7 @@
 from dynabert_kernels.ops import native, triton_providers
 from dynabert_kernels.ops.add_layer_norm import add_layer_norm
 from dynabert_kernels.ops.config import config, show_config
+from dynabert_kernels.ops.distillation_loss import distillation_loss
 from dynabert_kernels.ops.elastic_attention import elastic_attention
 from dynabert_kernels.ops.elastic_ffn import elastic_ffn
 from dynabert_kernels.ops.elastic_linear import elastic_linear
@@ -20,6 +21,7 @@ __all__ = [
     "SlowerProviderWarning",
     "add_layer_norm",
     "config",
+    "distillation_loss",
     "elastic_attention",
     "elastic_ffn",
     "elastic_linear",

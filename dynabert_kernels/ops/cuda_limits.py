@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# kMaxLayerNormColumns in csrc/cuda/layer_norm.h, kMaxEmbeddingColumns in csrc/cuda/embedding.h: a row is held in
-# registers.
+# kMaxLayerNormColumns, kMaxEmbeddingColumns and kMaxDistillationLossColumns in csrc/cuda: a row is held in registers.
 MAX_ROW_COLUMNS = 4096
-_ROW_OPS = ("add_layer_norm_fwd", "add_layer_norm_bwd", "embed_layer_norm_fwd", "embed_layer_norm_bwd")
+_ROW_OPS = (
+    *("add_layer_norm_fwd", "add_layer_norm_bwd", "embed_layer_norm_fwd", "embed_layer_norm_bwd"),
+    *("distillation_loss_fwd", "distillation_loss_bwd"),
+)
 
 
 def supports(op: str) -> Callable[..., str | None]:

@@ -133,8 +133,8 @@ def elastic_linear(
     ``N`` and ``K`` (None: all of it). ``activation``: ``"none"``, ``"gelu"`` (exact), ``"gelu_tanh"`` or ``"relu"``.
 
     Returns (T, max_out) in x's dtype. Rows past the last border are zero. The weight is never copied; its gradient has
-    its full shape and is zero in the inactive part. Accumulates in float32 (float64 for float64). The counts are data:
-    a new plan is not a new compiled graph. Does not synchronise, except with the reference provider on a GPU, and
+    its full shape and is zero in the inactive part. Accumulates in float32 (float64 for float64). Deterministic. The
+    counts are data: a new plan is not a new compiled graph. Does not synchronise, except with the reference provider on a GPU, and
     except that ``rows=None`` makes a small tensor on the host.
 
     Raises ``ValueError`` on a shape, device or bound that does not fit, ``TypeError`` on a dtype.

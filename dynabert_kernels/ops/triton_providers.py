@@ -23,8 +23,20 @@ def load() -> None:
     for name in ("elastic_ffn_fwd", "elastic_ffn_bwd"):
         providers.register(name, "triton", getattr(elastic_ffn, name), elastic_ffn.supports)
 
+    from dynabert_kernels.triton import distillation_loss
+
+    for name in ("distillation_loss_fwd", "distillation_loss_bwd"):
+        providers.register(name, "triton", getattr(distillation_loss, name), distillation_loss.supports)
+
     from dynabert_kernels.triton import varlen_attention, varlen_attention_backward
 
     for module, half in ((varlen_attention, "fwd"), (varlen_attention_backward, "bwd")):
         name = f"varlen_attention_{half}"
         providers.register(name, "triton", getattr(module, name), getattr(module, f"supports_{half}"))
+
+    from dynabert_kernels.triton import elastic_attention
+
+    for half in ("fwd", "bwd"):
+        name = f"elastic_attention_{half}"
+        supports = getattr(elastic_attention, f"supports_{half}")
+        providers.register(name, "triton", getattr(elastic_attention, name), supports)

@@ -24,7 +24,7 @@ class TritonCase:
 
     `matrix_kernels`: names of the kernels in it that must use tensor cores. `aligned`: rows start at multiples of 16
     bytes, so every kernel in it must load 16 bytes at a time (a mask or a stride that the compiler cannot see through
-    loses that in silence).
+    loses that in silence), but for `unaligned_kernels`, which begin at any row that the plan says.
     """
 
     op: str
@@ -33,6 +33,7 @@ class TritonCase:
     launch: Callable[[], object]
     matrix_kernels: frozenset[str] = frozenset()
     aligned: bool = True
+    unaligned_kernels: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -79,6 +80,13 @@ def add_layer_norm_cases() -> Iterator[TritonCase]:
 # BERT-base, a batch of four widths.
 WIDTH, NEURONS, GROUPS = 768, 3072, 4
 MATRIX_KERNELS = frozenset({"_ragged_linear_kernel", "_ragged_input_gradient_kernel", "_ragged_weight_gradient_kernel"})
+ATTENTION_KERNELS = frozenset(
+    f"_{kernel}_kernel"
+    for kernel in (
+        *("varlen_attention_fwd", "varlen_attention_bwd_dq", "varlen_attention_bwd_dkdv", "varlen_attention_bwd_dbias"),
+        *("short_attention_fwd", "short_attention_bwd"),
+    )
+)
 
 
 def _matrix_kernels(dtype: str) -> frozenset[str]:
@@ -107,6 +115,35 @@ def elastic_ffn_cases() -> Iterator[TritonCase]:
     for direction, backward in (("fwd", False), ("bwd", True)):
         case = launch(torch.bfloat16, backward)
         yield TritonCase(f"elastic_ffn_{direction}", "bf16", "768 to 3072", case, MATRIX_KERNELS)
+
+
+def elastic_attention_cases() -> Iterator[TritonCase]:
+    """The sub-layer in training: the products of heads, and attention that leaves what nobody reads unwritten."""
+    from dynabert_kernels.triton.elastic_attention import elastic_attention_bwd, elastic_attention_fwd
+
+    heads, size, sequences, longest = 12, 64, 32, 128
+
+    def launch(dtype: torch.dtype, backward: bool) -> Callable[[], object]:
+        def run() -> object:
+            x, vector = meta(NUM_ROWS, WIDTH, dtype=dtype), meta(WIDTH, dtype=dtype)
+            into, out_of = meta(heads, 3, size, WIDTH, dtype=dtype), meta(WIDTH, heads * size, dtype=dtype)
+            cu_seqlens, rows = meta(sequences + 1, dtype=torch.int32), meta(GROUPS + 1, dtype=torch.int32)
+            tables = (cu_seqlens, rows, meta(GROUPS, dtype=torch.int32), None, meta(2, dtype=torch.int64))
+            sizes = (heads, longest, size**-0.5)
+            if backward:
+                qkv, context = meta(NUM_ROWS, heads, 3, size, dtype=dtype), meta(NUM_ROWS, heads, size, dtype=dtype)
+                lse, statistic = meta(heads, NUM_ROWS, dtype=torch.float32), meta(NUM_ROWS, dtype=torch.float32)
+                saved = (qkv, context, lse, x, statistic, statistic)
+                return elastic_attention_bwd(*(x, x, into, out_of, vector, *saved, *tables, *sizes, 0.1, 0.1, 3))
+            weights = (into, meta(heads, 3, size, dtype=dtype), out_of, vector, vector, vector)
+            return elastic_attention_fwd(x, *weights, *tables, *sizes, 1e-12, 0.1, 0.1, 3, True)
+
+        return run
+
+    for direction, backward in (("fwd", False), ("bwd", True)):
+        case = launch(torch.bfloat16, backward)
+        kernels = MATRIX_KERNELS | ATTENTION_KERNELS
+        yield TritonCase(f"elastic_attention_{direction}", "bf16", "768, 12 heads", case, kernels)
 
 
 def elastic_linear_cases() -> Iterator[TritonCase]:
@@ -155,13 +192,49 @@ def elastic_linear_cases() -> Iterator[TritonCase]:
             yield TritonCase("ragged products", name, f"768 to 3072, tile {index}", launch, _matrix_kernels(name))
 
 
+def distillation_loss_cases() -> Iterator[TritonCase]:
+    from dynabert_kernels.triton.distillation_loss import distillation_loss_bwd, distillation_loss_fwd
+    from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
+
+    def launch(dtype: torch.dtype, num_columns: int, kind: int, backward: bool) -> Callable[[], object]:
+        def run() -> object:
+            student, teacher = (meta(count, num_columns, dtype=dtype) for count in (NUM_ROWS, NUM_ROWS // GROUPS))
+            rows, partners, active = (meta(count, dtype=torch.int32) for count in (GROUPS + 1, NUM_ROWS, GROUPS))
+            arguments = (student, teacher, rows, partners, active, kind)
+            if backward:
+                return distillation_loss_bwd(meta(GROUPS, dtype=torch.float32), *arguments)
+            return distillation_loss_fwd(*arguments)
+
+        return run
+
+    def cases(name: str, num_columns: int, kind: int) -> Iterator[TritonCase]:
+        shape = f"C={num_columns} " + ("squared error" if kind else "soft cross-entropy")
+        for half in ("fwd", "bwd"):
+            case = launch(DTYPES[name], num_columns, kind, half == "bwd")
+            yield TritonCase(
+                *(f"distillation_loss_{half}", name, shape, case),
+                aligned=num_columns % 16 == 0,
+                unaligned_kernels=frozenset({"_distillation_loss_group_sum_kernel"}),
+            )
+
+    # Hidden states of BERT-base, logits of two classes, and the widest row allowed, which needs most registers.
+    for name in DTYPES:
+        yield from cases(name, WIDTH, 1)
+        yield from cases(name, 2, 0)
+    for kind in (0, 1):
+        yield from cases("bf16", MAX_ROW_COLUMNS, kind)
+    yield from cases("fp32", MAX_ROW_COLUMNS, 0)
+
+
 def varlen_attention_cases() -> Iterator[TritonCase]:
     from dynabert_kernels.triton.varlen_attention import varlen_attention_fwd
     from dynabert_kernels.triton.varlen_attention_backward import varlen_attention_bwd
 
-    heads, sequences, groups, longest = 12, 32, 3, 128
+    heads, sequences, groups = 12, 32, 3
 
-    def launch(dtype: torch.dtype, size: int, bias: bool, dropout: float, backward: bool) -> Callable[[], object]:
+    def launch(
+        dtype: torch.dtype, size: int, bias: bool, dropout: float, longest: int, backward: bool
+    ) -> Callable[[], object]:
         def run() -> object:
             def integers(count: int) -> Tensor:
                 return meta(count, dtype=torch.int32)
@@ -178,15 +251,19 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
 
         return run
 
-    def cases(name: str, size: int, bias: bool, dropout: float) -> Iterator[TritonCase]:
+    def cases(name: str, size: int, bias: bool, dropout: float, longest: int = 128) -> Iterator[TritonCase]:
         shape = f"D={size}" + (" bias" if bias else "") + (" dropout" if dropout else "")
+        shape += f" S={longest}" if longest <= 64 else ""
         for half in ("fwd", "bwd"):
             # The rows of a bias's gradient are 2R-1 entries: never aligned.
             yield TritonCase(
-                *(f"varlen_attention_{half}", name, shape, launch(DTYPES[name], size, bias, dropout, half == "bwd")),
-                matrix_kernels=frozenset(
-                    f"_varlen_attention_{kernel}_kernel" for kernel in ("fwd", "bwd_dq", "bwd_dkdv", "bwd_dbias")
+                *(
+                    f"varlen_attention_{half}",
+                    name,
+                    shape,
+                    launch(DTYPES[name], size, bias, dropout, longest, half == "bwd"),
                 ),
+                matrix_kernels=ATTENTION_KERNELS,
                 aligned=half == "fwd" or not bias,
             )
 
@@ -199,8 +276,14 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
     yield from cases("bf16", 32, False, 0.0)  # MiniLM
     for size in (16, 32, 128):
         yield from cases("bf16", size, True, 0.1)
-    for size in (32, 128):
+    for size in (16, 32, 128):
         yield from cases("fp32", size, True, 0.1)
+    # Sequences that fit a tile: the one-step kernels.
+    for bias, dropout in ((False, 0.0), (False, 0.1), (True, 0.0), (True, 0.1)):
+        yield from cases("bf16", 64, bias, dropout, longest=64)
+    yield from cases("fp16", 64, True, 0.1, longest=64)
+    for size in (16, 32):
+        yield from cases("bf16", size, True, 0.1, longest=64)
 
 
 def embed_layer_norm_cases() -> Iterator[TritonCase]:
@@ -239,6 +322,8 @@ def triton_cases() -> list[TritonCase]:
         *add_layer_norm_cases(),
         *embed_layer_norm_cases(),
         *elastic_ffn_cases(),
+        *elastic_attention_cases(),
         *elastic_linear_cases(),
+        *distillation_loss_cases(),
         *varlen_attention_cases(),
     ]

@@ -8,9 +8,14 @@ lucky.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# What a kernel may err, in units of PyTorch's own error: outputs, and gradients, whose sums are longer.
+OUTPUT_FACTOR = 2.0
+GRADIENT_FACTOR = 3.0
 
 # In units of the dtype's eps, relative to the largest entry: below this, errors are rounding and a ratio of two of them
 # is luck. One rounding at the store is half an eps. float64 is compared with float64: there the "reference" errs as
@@ -63,3 +68,41 @@ def assert_close_to_float64(
         f"{name}: error {error:.3e} of the largest entry; allowed {allowed:.3e}, "
         f"the larger of {factor} times PyTorch's {yardstick:.3e} and {floor(actual.dtype):.3e} for {actual.dtype}"
     )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One result against float64. ``fault`` names what is wrong besides the numbers (shape, dtype, an exception)."""
+
+    name: str
+    error: float
+    torch_error: float
+    allowed_error: float
+    fault: str | None = None
+
+    @property
+    def green(self) -> bool:
+        # Not "error > allowed": a NaN must be red.
+        return self.fault is None and self.error <= self.allowed_error
+
+    def __str__(self) -> str:
+        if self.fault is not None:
+            return f"{self.name}: {self.fault}"
+        limit = f"allowed {self.allowed_error:.2e} (PyTorch errs {self.torch_error:.2e})"
+        return f"{self.name}: error {self.error:.2e}, {limit}"
+
+
+def compare(
+    name: str, actual: Tensor, exact: Tensor, torch_result: Tensor, *, factor: float = OUTPUT_FACTOR
+) -> Check:
+    """``actual`` against ``exact`` (float64), with PyTorch's result in the same dtype as the yardstick."""
+    fault = None
+    if actual.shape != exact.shape:
+        fault = f"shape is {tuple(actual.shape)}, it must be {tuple(exact.shape)}"
+    elif actual.dtype != torch_result.dtype:
+        fault = f"dtype is {actual.dtype}, it must be {torch_result.dtype}"
+    if fault is not None:
+        return Check(name, float("nan"), float("nan"), float("nan"), fault)
+    torch_error = max_error(torch_result, exact)
+    allowed = max(factor * torch_error, floor(actual.dtype))
+    return Check(name, max_error(actual, exact), torch_error, allowed)

@@ -70,6 +70,7 @@ class KernelBuild:
     shared_bytes: int
     tensor_core: bool
     tensor_core_instructions: int
+    instruction: str  # what multiplies matrices: "wgmma", "mma", both, or "none"
     cp_async: int
     tma: int
     vector_loads: int
@@ -155,10 +156,11 @@ def instruction_facts(sass: str) -> dict[str, Any]:
     def count(pattern: str) -> int:
         return len(re.findall(pattern, sass))
 
-    tensor_core = count(r"\b(?:HGMMA|HMMA|IMMA|IGMMA|QGMMA|DMMA)\b")
+    wgmma, mma = count(r"\b(?:HGMMA|IGMMA|QGMMA)\b"), count(r"\b(?:HMMA|IMMA|DMMA)\b")
     return {
-        "tensor_core": tensor_core > 0,
-        "tensor_core_instructions": tensor_core,
+        "tensor_core": wgmma + mma > 0,
+        "tensor_core_instructions": wgmma + mma,
+        "instruction": " + ".join(name for name, uses in (("wgmma", wgmma), ("mma", mma)) if uses) or "none",
         "cp_async": count(r"\bLDGSTS\b"),
         "tma": count(r"\b(?:UTMALDG|UTMASTG|UBLKCP)\b"),
         "vector_loads": count(r"\bLD(?:G|GSTS)\S*\.128\b"),

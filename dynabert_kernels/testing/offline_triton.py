@@ -103,7 +103,7 @@ def builds_of(case: TritonCase, arch: str) -> list[KernelBuild]:
             occupancy=occupancy(arch, usage["REG"], shared_bytes, warps),
             compiler=f"triton {triton.__version__}",
             matrix=name in case.matrix_kernels,
-            aligned=case.aligned,
+            aligned=case.aligned and name not in case.unaligned_kernels,
             **instruction_facts(sass),
         )
         build.judge()

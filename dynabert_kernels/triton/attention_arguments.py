@@ -11,7 +11,7 @@ from dynabert_kernels.triton.checks import side_by_side, why_not_side_by_side
 from dynabert_kernels.triton.environment import why_unavailable
 from dynabert_kernels.triton.tiles import ATTENTION_HEAD_SIZES
 
-__all__ = ["Sequences", "require_attention", "require_like", "supports_bwd", "supports_fwd"]
+__all__ = ["Sequences", "require_attention", "require_like", "supports_bwd", "supports_fwd", "why_not_attention"]
 
 _SIZES = ", ".join(map(str, ATTENTION_HEAD_SIZES))
 _NO_ZERO_SCALE = "scale is 0 with a position bias; the bias is divided by it; use another provider"
@@ -37,6 +37,13 @@ class Sequences(NamedTuple):
         return self.dropout_state if self.dropout_p > 0.0 else None
 
 
+def why_not_attention(size: int, position_bias: Tensor | None, scale: float) -> str | None:
+    """Why the kernels refuse this head size, or this scale beside a bias; None where they take both."""
+    if size not in ATTENTION_HEAD_SIZES:
+        return f"the head size is {size}; allowed: {_SIZES}"
+    return _NO_ZERO_SCALE if position_bias is not None and scale == 0.0 else None
+
+
 def supports_fwd(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -50,13 +57,9 @@ def supports_fwd(
     *_: object,
 ) -> str | None:
     """Why this provider refuses these arguments; None where it takes them."""
-    reason = why_unavailable(qkv)
+    reason = why_unavailable(qkv) or why_not_attention(qkv.shape[-1], position_bias, scale)
     if reason is not None:
         return reason
-    if qkv.shape[-1] not in ATTENTION_HEAD_SIZES:
-        return f"the head size is {qkv.shape[-1]}; allowed: {_SIZES}"
-    if position_bias is not None and scale == 0.0:
-        return _NO_ZERO_SCALE
     tensors = (qkv, cu_seqlens, rows, head_counts, position_bias, dropout_state)
     return why_not_side_by_side(*(tensor for tensor in tensors if tensor is not None))
 

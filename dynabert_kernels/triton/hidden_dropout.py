@@ -24,8 +24,9 @@ class HiddenDropout(NamedTuple):
 
     @property
     def counter(self) -> int:
-        """The counter word of the stream, head 0."""
-        return self.stream << HEAD_BITS
+        """The counter word of the stream, head 0, as the int32 of these bits: from 2^31 on a launch makes it an int64."""
+        word = (self.stream << HEAD_BITS) & 0xFFFFFFFF
+        return word - 2**32 if word >= 2**31 else word
 
     @property
     def threshold(self) -> int:

@@ -55,6 +55,20 @@ def row_backward_tile(num_columns: int) -> RowTile:
     return RowTile(block_t=min(16, max(1, num_warps * 32 * 16 // block_c)), block_c=block_c, num_warps=num_warps)
 
 
+def row_pair_tile(num_columns: int) -> RowTile:
+    """Tile of a reduction over two rows at once (a student's and its teacher's): 16 elements of each per thread.
+
+    Narrow rows, such as logits, are many to a program. As in `row_forward_tile`, the width alone decides.
+    """
+    block_c = next_power_of_2(num_columns)
+    num_warps = max(4, min(16, block_c // 512))
+    return RowTile(block_t=min(128, max(1, num_warps * 32 * 16 // block_c)), block_c=block_c, num_warps=num_warps)
+
+
+# One program adds a group's row losses, `block_t` at a time: unmeasured.
+GROUP_SUM_TILE = RowTile(block_t=1024, block_c=1, num_warps=4)
+
+
 # Programs of a persistent row kernel per multiprocessor: two of 8 warps hide each other's barriers; more would only add
 # partials.
 ROW_PROGRAMS_PER_MULTIPROCESSOR = 2
@@ -91,13 +105,13 @@ _ATTENTION_FLOAT32 = {
         64: AttentionTile(32, 32, 4, 2),
         128: AttentionTile(16, 32, 8, 1),
     },
-    "dkdv": {64: AttentionTile(16, 32, 4, 2), 128: AttentionTile(16, 16, 8, 2)},
-    "dbias": {64: AttentionTile(16, 32, 8, 2), 128: AttentionTile(16, 32, 8, 1)},
+    "dkdv": {64: AttentionTile(16, 32, 4, 1), 128: AttentionTile(16, 16, 8, 2)},
+    "dbias": {64: AttentionTile(16, 32, 4, 2), 128: AttentionTile(16, 32, 8, 1)},
 }
-# All unmeasured: the largest that spill neither with a bias nor with dropout nor with both (`make codegen`). By chip,
-# bytes of an element, kernel, and the largest head size that an entry serves. Dropout bounds block_k by 64; the bias's
-# gradient bounds block_q by block_k. On sm_90 a tile has 64 queries (or keys, in dkdv) wherever it fits, which wgmma
-# needs; below that the older instruction multiplies.
+# All unmeasured: the largest that spill neither with a bias nor with dropout nor with both, in triton 3.8 and in 3.6
+# (`make codegen`). By chip, bytes of an element, kernel, and the largest head size that an entry serves. Dropout bounds
+# block_k by 64; the bias's gradient bounds block_q by block_k. On sm_90 a tile has 64 queries (or keys, in dkdv)
+# wherever it fits, which wgmma needs; below that the older instruction multiplies.
 ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, AttentionTile]]] = {
     ("sm_90", 2): {
         "forward": {64: AttentionTile(64, 64, 4, 2), 128: AttentionTile(64, 32, 4, 2)},
@@ -120,7 +134,14 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, AttentionTile]]] = {
         "dbias": {128: AttentionTile(16, 32, 4, 2)},
     },
     # Three TF32 products for each of float32, with both operands' high and low parts in registers.
-    ("sm_90", 4): _ATTENTION_FLOAT32,
+    ("sm_90", 4): {
+        **_ATTENTION_FLOAT32,
+        "dbias": {
+            32: AttentionTile(16, 32, 4, 2),
+            64: AttentionTile(16, 16, 8, 2),
+            128: AttentionTile(16, 32, 8, 1),
+        },
+    },
     ("sm_80", 4): _ATTENTION_FLOAT32,
 }
 # Small, so that a test of few rows meets several tiles in each direction.
@@ -137,6 +158,34 @@ def attention_tile(kernel: str, qkv: Tensor) -> AttentionTile:
         return _INTERPRETER_ATTENTION_TILE
     by_size = ATTENTION_TILES[chip, qkv.element_size()][kernel]
     return next(tile for size, tile in by_size.items() if qkv.shape[3] <= size)
+
+
+class ShortTile(NamedTuple):
+    """One program's tile of scores where whole sequences fit: `block` queries by the same `block` keys."""
+
+    block: int
+    num_warps: int
+
+
+# By chip, bytes of an element, kernel, and the largest head size that an entry serves; none: not with this kernel.
+# Unmeasured; spill-free as above (`make codegen`).
+SHORT_TILES: dict[tuple[str, int], dict[str, dict[int, ShortTile]]] = {
+    ("sm_90", 2): {"forward": {64: ShortTile(64, 4)}, "backward": {64: ShortTile(64, 4)}},
+    ("sm_80", 2): {"forward": {64: ShortTile(64, 4)}, "backward": {64: ShortTile(64, 4)}},
+}
+# So small that tests of a few rows meet windows with one program, two and none, and longer sequences the other kernels.
+_INTERPRETER_SHORT_TILE = ShortTile(block=16, num_warps=4)
+
+
+def short_attention_tile(kernel: str, qkv: Tensor, max_seqlen: int) -> ShortTile | None:
+    """Tile of the one-step kernel "forward" or "backward"; None: sequences are too long for it, or it has no tile."""
+    chip = architecture(qkv)
+    if chip == "interpreter":
+        tile: ShortTile | None = _INTERPRETER_SHORT_TILE
+    else:
+        by_size = SHORT_TILES.get((chip, qkv.element_size()), {}).get(kernel, {})
+        tile = next((tile for size, tile in by_size.items() if qkv.shape[3] <= size), None)
+    return tile if tile is not None and max_seqlen <= tile.block else None
 
 
 class GemmTile(NamedTuple):

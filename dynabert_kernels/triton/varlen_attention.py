@@ -22,6 +22,9 @@ fits the cache), so 4*T*H*D elements and 4*T*H for lse. Operations: 4*D for each
 D = 64 and half precision that is S/2 operations a byte: memory-bound up to about S = 512. The tiles are the largest
 that spill neither with a bias nor with dropout (`tiles.py`); no speed was measured.
 
+Where the host knows that no sequence is longer than a tile (`max_seqlen`), `short_attention.py` computes the same in
+one step.
+
 Scores, softmax and sums are float32 (float64 for float64); p is rounded to the input's dtype before it meets v. float32
 products use three TF32 products each, about as accurate as float32. On a GPU the scale is a float32. A bias is divided
 by the scale and added inside the product, which is why a scale of 0 is refused with one. Dropout costs one Philox call
@@ -37,7 +40,8 @@ from dynabert_kernels.triton.attention_dropout import is_kept, keep_threshold, k
 from dynabert_kernels.triton.attention_scores import active_heads, keys_of_rows, multiply_add, scores
 from dynabert_kernels.triton.borders import num_row_blocks, row_block
 from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, tl
-from dynabert_kernels.triton.tiles import attention_tile
+from dynabert_kernels.triton.short_attention import short_attention_forward
+from dynabert_kernels.triton.tiles import attention_tile, short_attention_tile
 
 __all__ = ["attention_forward", "supports_fwd", "varlen_attention_fwd"]
 
@@ -147,6 +151,10 @@ def attention_forward(
     num_rows, size = qkv.shape[0], qkv.shape[3]
     require_like(op, qkv, qkv.dtype, (num_rows, sequences.max_heads, size), out=out)
     if num_rows == 0 or sequences.max_heads == 0:  # an empty grid is a launch error
+        return
+    short = short_attention_tile("forward", qkv, sequences.max_seqlen)
+    if short is not None:
+        short_attention_forward(qkv, sequences, out, lse, short, fill=fill)
         return
     tile, num_groups = attention_tile("forward", qkv), sequences.rows.shape[0] - 1
     bias = sequences.position_bias

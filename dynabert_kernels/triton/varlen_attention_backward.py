@@ -16,6 +16,8 @@ Three kernels and a sum, all without atomics, so deterministic:
   about 16*T*H bytes written and as many read, a twenty-fourth of q, k and v at D = 64 in half precision each way, and
   four times as much with 16 rows. Recomputing keeps the registers of the other kernels, which run without a bias too.
 
+Where no sequence is longer than a tile, one kernel of `short_attention.py` takes the place of the first two.
+
 Bytes, all heads: q, k, v, dout, out, dq, then q, k, v, dout, dk, dv, so 12*T*H*D elements, and k, v (or q, dout) once
 more for each further block of a sequence that has left the cache. Operations: 14*D for each pair of query and key of a
 tile, 4*D more with a bias. Tiles as in the forward: unmeasured, the largest that do not spill.
@@ -35,7 +37,8 @@ from dynabert_kernels.triton.attention_dropout import is_kept, keep_threshold, k
 from dynabert_kernels.triton.attention_scores import active_heads, keys_of_rows, multiply_add, probabilities, scores
 from dynabert_kernels.triton.borders import num_row_blocks, row_block
 from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, tl
-from dynabert_kernels.triton.tiles import attention_tile, sum_tile
+from dynabert_kernels.triton.short_attention import short_attention_backward
+from dynabert_kernels.triton.tiles import attention_tile, short_attention_tile, sum_tile
 
 __all__ = ["attention_backward", "supports_bwd", "varlen_attention_bwd"]
 
@@ -369,9 +372,10 @@ def attention_backward(
         if dposition_bias is not None:
             dposition_bias.zero_()
         return
-    delta = torch.empty_like(lse)
+    short = short_attention_tile("backward", qkv, sequences.max_seqlen)
+    delta = torch.empty_like(lse) if short is None or bias is not None else None
     # Dropout's words count from a query's first key; the dk, dv kernel meets a query without its sequence.
-    starts = None if state is None else torch.empty(num_rows, dtype=torch.int32, device=qkv.device)
+    starts = None if state is None or short is not None else torch.empty(num_rows, dtype=torch.int32, device=qkv.device)
     tables = (sequences.cu_seqlens, sequences.rows, sequences.head_counts, bias, state)
     num_groups = sequences.rows.shape[0] - 1
     sizes = (num_rows, sequences.cu_seqlens.shape[0] - 1, num_groups, max_heads)
@@ -385,30 +389,33 @@ def attention_backward(
     )
     acc, heads = accumulator(qkv.dtype), num_heads if fill else max_heads
     with launch_device(qkv):
-        tile = attention_tile("dq", qkv)
-        _varlen_attention_bwd_dq_kernel[(num_row_blocks(num_rows, num_groups, tile.block_q), heads)](
-            *(dout, qkv, out, lse, delta, starts, dqkv, *tables, *sizes),
-            *(*dout.stride()[:2], *qkv.stride()[:3], *out.stride()[:2], *dqkv.stride()[:2], *numbers),
-            ACC=acc,
-            FILL=fill,
-            D=size,
-            BLOCK_Q=tile.block_q,
-            BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
-        )
-        tile = attention_tile("dkdv", qkv)
-        _varlen_attention_bwd_dkdv_kernel[(num_row_blocks(num_rows, num_groups, tile.block_k), heads)](
-            *(dout, qkv, lse, delta, starts, dqkv, *tables, *sizes),
-            *(*dout.stride()[:2], *qkv.stride()[:3], *dqkv.stride()[:3], *numbers),
-            ACC=acc,
-            FILL=fill,
-            D=size,
-            BLOCK_Q=tile.block_q,
-            BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
-        )
+        if short is not None:
+            short_attention_backward(dout, qkv, out, lse, delta, sequences, dqkv, short, fill=fill)
+        else:
+            tile = attention_tile("dq", qkv)
+            _varlen_attention_bwd_dq_kernel[(num_row_blocks(num_rows, num_groups, tile.block_q), heads)](
+                *(dout, qkv, out, lse, delta, starts, dqkv, *tables, *sizes),
+                *(*dout.stride()[:2], *qkv.stride()[:3], *out.stride()[:2], *dqkv.stride()[:2], *numbers),
+                ACC=acc,
+                FILL=fill,
+                D=size,
+                BLOCK_Q=tile.block_q,
+                BLOCK_K=tile.block_k,
+                num_warps=tile.num_warps,
+                num_stages=tile.num_stages,
+            )
+            tile = attention_tile("dkdv", qkv)
+            _varlen_attention_bwd_dkdv_kernel[(num_row_blocks(num_rows, num_groups, tile.block_k), heads)](
+                *(dout, qkv, lse, delta, starts, dqkv, *tables, *sizes),
+                *(*dout.stride()[:2], *qkv.stride()[:3], *dqkv.stride()[:3], *numbers),
+                ACC=acc,
+                FILL=fill,
+                D=size,
+                BLOCK_Q=tile.block_q,
+                BLOCK_K=tile.block_k,
+                num_warps=tile.num_warps,
+                num_stages=tile.num_stages,
+            )
         if bias is None or dposition_bias is None:
             return
         tile = attention_tile("dbias", qkv)

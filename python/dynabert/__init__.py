@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynabert.configuration import ElasticBertConfig, SubnetConfig
+    from dynabert.distill import DistillationArguments, DistillationTrainer, distillation_losses
     from dynabert.engine import InferenceEngine
     from dynabert.importance import Importance, compute_importance
     from dynabert.modeling import ElasticBertForSequenceClassification, ElasticBertModel
     from dynabert.rewiring import rewire, undo_rewiring
 
 _HOME = {
+    "DistillationArguments": "dynabert.distill",
+    "DistillationTrainer": "dynabert.distill",
     "ElasticBertConfig": "dynabert.modeling",  # with the models, so that the Auto classes know both
     "ElasticBertForSequenceClassification": "dynabert.modeling",
     "ElasticBertModel": "dynabert.modeling",
@@ -25,11 +28,14 @@ _HOME = {
     "InferenceEngine": "dynabert.engine",
     "SubnetConfig": "dynabert.configuration",
     "compute_importance": "dynabert.importance",
+    "distillation_losses": "dynabert.distill",
     "rewire": "dynabert.rewiring",
     "undo_rewiring": "dynabert.rewiring",
 }
 
 __all__ = [
+    "DistillationArguments",
+    "DistillationTrainer",
     "ElasticBertConfig",
     "ElasticBertForSequenceClassification",
     "ElasticBertModel",
@@ -37,6 +43,7 @@ __all__ = [
     "InferenceEngine",
     "SubnetConfig",
     "compute_importance",
+    "distillation_losses",
     "rewire",
     "undo_rewiring",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import check, rows, verify
 from benchmarks.measure import Settings, measure_group, why_unavailable
-from benchmarks.problems import ModelShape
+from benchmarks.problems import ModelShape, Problem, uniform
 from benchmarks.registry import REGISTRY
 from benchmarks.rows import Row
 from dynabert_kernels import reference
@@ -33,7 +33,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, op: str, function: Callable[..., Any]
 
 def measured(names: tuple[str, ...], op: str = "add_layer_norm", widths: tuple[float, ...] = (1.0,)) -> dict[str, Row]:
     settings = Settings(torch.device("cpu"), HostClock(), names, 2, "use", 1, CEILINGS)
-    found = measure_group(REGISTRY[op], TOY, (3, 4), widths, torch.float32, settings)
+    problems = [Problem(TOY, (3, 4), uniform(width), torch.float32) for width in widths]
+    found = measure_group(REGISTRY[op], problems, settings)
     return {row.provider if len(widths) == 1 else f"{row.provider} {row.width:g}": row for row in found}
 
 

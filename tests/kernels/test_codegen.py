@@ -63,6 +63,38 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     assert faults["y=65536"] == ["grid: (1, 65536), allowed (2147483647, 65535, 65535)"]
 
 
+@needs_triton
+def test_a_further_triton_compiles_the_same_launches(tmp_path: Path) -> None:
+    # The installed one stands in for another: what counts is that its rows are joined and its faults too.
+    import triton
+
+    folder = tmp_path / "further"
+    folder.mkdir()
+    (folder / "triton").symlink_to(Path(triton.__file__).parent)
+    only = ("--cases", "kernels.planted_kernels", "--arch", "sm_90", "--only", "planted_stride")
+    code, said, builds = _run(tmp_path, *only, "--triton", str(folder))
+    assert code == 1, said
+    assert "2 builds, 2 unfit" in said
+    assert [build["compiler"] for build in builds] == [f"triton {triton.__version__}"] * 2
+    assert builds[0] == builds[1]
+
+
+@needs_triton
+def test_a_further_triton_that_fails_is_not_passed_over(tmp_path: Path) -> None:
+    broken = tmp_path / "further" / "triton"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('planted')\n")
+    only = ("--cases", "kernels.planted_kernels", "--arch", "sm_90", "--only", "planted_matrix")
+    code, said, builds = _run(tmp_path, *only, "--triton", str(broken.parent))
+    assert code == 1, said
+    assert "triton cannot be imported (planted)" in said
+    assert f"the Triton in {broken.parent} did not get to the end" in said
+    assert builds == []
+    code, said, _ = _run(tmp_path, *only, "--triton", str(tmp_path / "nowhere"))
+    assert code == 2
+    assert f"no Triton in {tmp_path / 'nowhere'}; install one: pip install" in said
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, not interpreted")
 def test_interpreted_kernels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert codegen.main(["--out", str(tmp_path / "none.json")]) == 2
@@ -105,6 +137,7 @@ def test_instructions_are_counted() -> None:
     assert facts == {
         "tensor_core": True,
         "tensor_core_instructions": 2,
+        "instruction": "wgmma + mma",
         "cp_async": 1,
         "tma": 0,
         "vector_loads": 2,

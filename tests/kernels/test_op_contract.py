@@ -50,6 +50,10 @@ def sample_calls(name: str, save: bool) -> dict[str, tuple]:
             *(1, 1e-12, 0.25, 3, save),
         ),
         "embed_layer_norm_fwd": (*(ids, ids.clone(), None, *tables, layer.rows, STATE, 1e-12, 0.25, 0, 0),),
+        "distillation_loss_fwd": (
+            *(NETWORK.tensor(rows, 5).requires_grad_(save), NETWORK.tensor(7, 5), layer.rows),
+            *((torch.arange(rows) % 8 - 1).to(torch.int32), layer.heads, 0),
+        ),
     }
 
 

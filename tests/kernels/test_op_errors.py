@@ -119,6 +119,33 @@ CASES: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ),
 ]
 
+LOGITS, BORDERS = torch.zeros(3, 4), torch.tensor([0, 3], dtype=torch.int32)
+
+
+def loss(student: object = LOGITS, teacher: object = LOGITS, **keys: object) -> Callable[[], object]:
+    return lambda: dk.distillation_loss(student, teacher, **keys)  # type: ignore[arg-type]
+
+
+CASES += [
+    ("student rank", loss(LOGITS[0]), ValueError, "distillation_loss: student has shape (4,)"),
+    ("no columns", loss(LOGITS[:, :0], LOGITS[:, :0]), ValueError, "allowed: at least one column"),
+    (
+        "teacher columns",
+        loss(teacher=LOGITS[:, 1:]),
+        ValueError,
+        "teacher has shape (3, 3); allowed: (Q, C)",
+    ),
+    ("teacher dtype", loss(teacher=LOGITS.double()), TypeError, "teacher is torch.float64, student is torch.float32"),
+    ("live teacher", loss(teacher=torch.zeros(3, 4, requires_grad=True)), ValueError, "pass teacher.detach()"),
+    ("few teachers", loss(teacher=LOGITS[:2]), ValueError, "teacher has 2 rows and student 3"),
+    ("kind", loss(kind="mse"), ValueError, "kind is 'mse'; allowed: soft_cross_entropy, squared_error"),
+    ("no borders", loss(rows=BORDERS[:0]), ValueError, "rows is empty"),
+    ("active length", loss(active=BORDERS, rows=BORDERS), ValueError, "active has 2 entries; allowed: one a group, 1"),
+    ("active dtype", loss(active=torch.ones(1)), TypeError, "active is torch.float32; allowed: torch.int32"),
+    ("map length", loss(teacher_rows=BORDERS), ValueError, "teacher_rows has 2 entries; allowed: one for each of"),
+    ("map dtype", loss(teacher_rows=torch.arange(3)), TypeError, "teacher_rows is torch.int64; allowed: torch.int32"),
+]
+
 
 @pytest.mark.parametrize(("call", "error", "message"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_refuses(call: Callable[[], object], error: type[Exception], message: str) -> None:

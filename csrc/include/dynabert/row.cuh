@@ -58,6 +58,14 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));
+  }
+  return value;
+}
+
 // Sums of kCount values over the team, the same bits in every thread. `scratch` is shared memory of this team, of
 // kCount times kThreads / 32 floats (unused by a team of one warp). It holds one barrier only, after the write: who
 // calls it again must give other scratch, and may come back to the first after that.
@@ -79,6 +87,27 @@ __device__ __forceinline__ void team_sum(float (&values)[kCount], float* scratch
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) total += scratch[i * kWarps + w];
       values[i] = total;
+    }
+  }
+}
+
+// The largest of kCount values over the team, as team_sum. A NaN is passed over.
+template <int kThreads, int kCount>
+__device__ __forceinline__ void team_max(float (&values)[kCount], float* scratch) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) values[i] = warp_max(values[i]);
+  if constexpr (kThreads > 32) {
+    constexpr int kWarps = kThreads / 32;
+    const int warp = threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) scratch[i * kWarps + warp] = values[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) values[i] = fmaxf(values[i], scratch[i * kWarps + w]);
     }
   }
 }

@@ -12,10 +12,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from dynabert.cli import demo, env, evaluate, predict, rewire
+from dynabert.cli import demo, env, evaluate, predict, rewire, train
 from dynabert.cli.options import UsageError
 
-COMMANDS = (predict, evaluate, rewire, demo, env)
+COMMANDS = (train, predict, evaluate, rewire, demo, env)
 
 # What a user's data, files or machine can bring about. Anything else is a fault of ours and keeps its traceback.
 _REFUSALS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="dynabert",
-        description="One BERT checkpoint at any width and depth: predict, evaluate, rewire.",
+        description="One BERT checkpoint at any width and depth: train, predict, evaluate, rewire.",
         epilog="A sub-network is written w0.5-d0.75: half the heads and neurons, three quarters of the layers.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -42,15 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments without the program's name; None takes those of the process.
     """
+    given = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     try:
-        args = parser.parse_args(argv)
+        if len(given) > 1 and given[0] == "train":
+            # Its options are transformers' own and many: they are read when it runs.
+            args = argparse.Namespace(command="train", traceback="--traceback" in given)
+            args.run = lambda _: train.run_arguments(given[1:])
+        else:
+            args = parser.parse_args(given)
     except SystemExit as stop:  # argparse printed help (0) or what is wrong (2)
         return int(stop.code or 0)
     formatted = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"dynabert {args.command}: {message}\n"
     try:
         args.run(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except UsageError as error:
         print(f"dynabert {args.command}: {error}; see dynabert {args.command} --help", file=sys.stderr)
         return 2

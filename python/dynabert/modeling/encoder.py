@@ -14,11 +14,13 @@ from torch import Tensor, nn
 import dynabert_kernels as dk
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert_kernels import LayerPlan, PackedBatch, Plan
+from dynabert_kernels.reference.dropout import dropout_scale
 
 BIAS_ROUNDING = 64  # the relative bias table covers max_seqlen rounded up to this
 MAX_DISTANCE = 128  # farther apart than this, all distances share a bucket
 
-# Dropout streams: 0 for the embeddings, then three a layer (attention takes its own and the next for its output).
+# Dropout streams: 0 for the embeddings, then three a layer (attention takes its own and the next for its output), then
+# two for the classification head.
 STREAMS_PER_LAYER = 3
 
 
@@ -208,6 +210,8 @@ class ElasticClassificationHead(nn.Module):
     BERT: dropout and a linear map of the pooled token. RoBERTa, MPNet: dropout, dense, tanh, dropout, linear.
     """
 
+    stream: int
+
     def __init__(self, config: ElasticBertConfig) -> None:
         super().__init__()
         p = config.classifier_dropout
@@ -215,10 +219,35 @@ class ElasticClassificationHead(nn.Module):
         pooled = config.architecture == "bert"
         self.dense = None if pooled else nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels or 0)
+        self.stream = STREAMS_PER_LAYER * config.num_hidden_layers + 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C) to (B, labels)."""
-        x = self.dropout(x)
+    def forward(self, x: Tensor, dropout_state: Tensor | None = None, num_groups: int = 1) -> Tensor:
+        """(B, C) to (B, labels).
+
+        ``dropout_state``: seed and offset of the forward pass; None: nothing is dropped, whatever the mode.
+        ``num_groups``: so many equal runs of rows are one group each, with the mask it has alone.
+        """
+        x = self._dropped(x, dropout_state, 0, num_groups)
         if self.dense is not None:
-            x = self.dropout(torch.tanh(self.dense(x)))
+            x = self._dropped(torch.tanh(self.dense(x)), dropout_state, 1, num_groups)
         return self.out_proj(x)
+
+    def _dropped(self, x: Tensor, state: Tensor | None, index: int, num_groups: int) -> Tensor:
+        if state is None:
+            return x
+        size = x.shape[0] // num_groups
+        factors = [
+            dropout_scale(
+                state,
+                self.dropout.p,
+                stream=self.stream + index,
+                group=group,
+                rows=range(size),
+                columns=x.shape[1],
+                heads=1,
+                like=x,
+            )
+            for group in range(num_groups)
+        ]
+        parts = [factor[0] for factor in factors if factor is not None]
+        return x * torch.cat(parts) if parts else x

@@ -60,10 +60,13 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
         """The layers, first to last."""
         return list(self.layers)  # type: ignore[arg-type]
 
-    def draw_dropout_state(self) -> Tensor | None:
-        """(2,) int64, seed and offset of this forward's dropout, from torch's default generator; None in eval mode."""
+    def draw_dropout_state(self, head_dropout: float = 0.0) -> Tensor | None:
+        """(2,) int64, seed and offset of this forward's dropout, from torch's default generator.
+
+        None in eval mode, and where nothing is dropped: neither in the encoder nor in a head (``head_dropout``).
+        """
         config = self.config
-        if not self.training or (config.hidden_dropout_prob == 0.0 and config.attention_probs_dropout_prob == 0.0):
+        if not self.training or not (config.hidden_dropout_prob or config.attention_probs_dropout_prob or head_dropout):
             return None
         return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=self.device)
 
@@ -203,6 +206,15 @@ class ElasticBertForSequenceClassification(ElasticBertPreTrainedModel):
         """The encoder."""
         return self.encoder
 
+    def draw_dropout_state(self) -> Tensor | None:
+        """As the encoder's, for encoder and head."""
+        return self.encoder.draw_dropout_state(self.classifier.dropout.p)
+
+    def classify(self, first: Tensor, dropout_state: Tensor | None = None, num_groups: int = 1) -> Tensor:
+        """(B, labels) logits from each sequence's first token, (B, C). Dropout as in the head's ``forward``."""
+        pooler = self.encoder.pooler
+        return self.classifier(first if pooler is None else pooler(first), dropout_state, num_groups)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -260,9 +272,10 @@ class ElasticBertForSequenceClassification(ElasticBertPreTrainedModel):
             _only_packed(input_ids, attention_mask, token_type_ids, position_ids, subnet)
             if labels is not None and batch is not None:
                 kind = check_labels(self.config, labels, batch.num_sequences, self.device)
+        if dropout_state is None:
+            dropout_state = self.draw_dropout_state()
         first, _, states = self.encoder.run(packed, batch, plan, dropout_state, keep_states)
-        pooler = self.encoder.pooler
-        logits = self.classifier(first if pooler is None else pooler(first))
+        logits = self.classify(first, dropout_state)
         loss = None if labels is None else classification_loss(self.config, kind, logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=states)  # type: ignore[arg-type]
         return output if _as_dict(self.config, return_dict) else output.to_tuple()

@@ -44,11 +44,8 @@ DYNABERT_INLINE Double exp(Double x) {
 }
 DYNABERT_INLINE Double exp_nonpositive(Double x) { return exp(x); }
 
-// x * Phi(x). The tail Phi(-|x|) = exp(-x^2 / 2) * P(|x|) / Q(|x|), all coefficients positive, so that no digits
-// cancel: more exact on the negative side than 0.5 * x * (1 + erf(x / sqrt 2)), which subtracts two numbers near 1.
-// max(x, 0) - |x| Phi(-|x|) holds on both sides. Beyond 13.2 the tail is below float32.
-DYNABERT_INLINE Float gelu(Float x) {
-  const Float a = minimum(broadcast(13.2f), maximum(-x, x));
+// Phi(-a) e^(a^2 / 2) for a >= 0: P(a) / Q(a), all coefficients positive, so that no digits cancel.
+DYNABERT_INLINE Float normal_tail_ratio(Float a) {
   Float p = broadcast(3.686036329e-3f);
   p = fma(p, a, broadcast(3.768403458e-2f));
   p = fma(p, a, broadcast(1.743926909e-1f));
@@ -60,8 +57,15 @@ DYNABERT_INLINE Float gelu(Float x) {
   q = fma(q, a, broadcast(1.165501060f));
   q = fma(q, a, broadcast(1.650261298f));
   q = fma(q, a, broadcast(1.0f));
+  return p / q;
+}
+
+// x * Phi(x), from the tail Phi(-|x|): more exact on the negative side than 0.5 * x * (1 + erf(x / sqrt 2)), which
+// subtracts two numbers near 1. max(x, 0) - |x| Phi(-|x|) holds on both sides. Beyond 13.2 the tail is below float32.
+DYNABERT_INLINE Float gelu(Float x) {
+  const Float a = minimum(broadcast(13.2f), maximum(-x, x));
   const Float power = broadcast(-0.5f) * a * a;
-  const Float tail = exp_reduced(power, whole_powers(power)) * p / q;
+  const Float tail = exp_reduced(power, whole_powers(power)) * normal_tail_ratio(a);
   return fma(-a, tail, maximum(Float{}, x));
 }
 DYNABERT_INLINE Double gelu(Double x) {
@@ -88,6 +92,59 @@ DYNABERT_INLINE V activate(V x, Activation activation) {
       return x < V{} ? V{} : x;  // a NaN passes
     default:
       return x;
+  }
+}
+
+// An activation and its derivative, which share the exponential.
+template <class V>
+struct ValueAndSlope {
+  V value, slope;
+};
+
+// Phi(x) + x phi(x) is tail - a phi(a) below 0 and 1 minus that above: near 0 no digits cancel that the result needs.
+DYNABERT_INLINE ValueAndSlope<Float> gelu_with_slope(Float x) {
+  const Float a = minimum(broadcast(13.2f), maximum(-x, x));
+  const Float power = broadcast(-0.5f) * a * a;
+  const Float bell = exp_reduced(power, whole_powers(power));
+  const Float tail = bell * normal_tail_ratio(a);
+  const Float outer = fma(-a * bell, broadcast(0.398942280f), tail);
+  return {fma(-a, tail, maximum(Float{}, x)), x < Float{} ? outer : broadcast(1.0f) - outer};
+}
+DYNABERT_INLINE ValueAndSlope<Double> gelu_with_slope(Double x) {
+  Double slope;
+  for (int i = 0; i < kLanes<double>; ++i) {
+    const double bell = __builtin_exp(-0.5 * x[i] * x[i]) * 0.39894228040143267794;
+    slope[i] = 0.5 * __builtin_erfc(-x[i] * 0.70710678118654752440) + (bell == 0.0 ? 0.0 : x[i] * bell);
+  }
+  return {gelu(x), slope};
+}
+
+// With s = 1 / (1 + e^(-2u)): s + x s (1 - s) 2 u'. Beyond 11 the second part is below float32, and x^2 times 0 must
+// not become a NaN.
+template <class V>
+DYNABERT_INLINE ValueAndSlope<V> gelu_tanh_with_slope(V x) {
+  using S = decltype(x[0] + x[0]);
+  const S limit = sizeof(S) == sizeof(float) ? S(11) : S(25);
+  const V near = minimum(broadcast(limit), maximum(broadcast(-limit), x));
+  const V square = near * near;
+  const V s = broadcast(S(1)) / (broadcast(S(1)) + exp(broadcast(S(-1.5957691216057308)) * near *
+                                                       (broadcast(S(1)) + broadcast(S(0.044715)) * square)));
+  const V rise = broadcast(S(1.5957691216057308)) * (broadcast(S(1)) + broadcast(S(0.134145)) * square);
+  return {x * s, s + near * s * (broadcast(S(1)) - s) * rise};
+}
+
+template <class V>
+DYNABERT_INLINE ValueAndSlope<V> activate_with_slope(V x, Activation activation) {
+  using S = decltype(x[0] + x[0]);
+  switch (activation) {
+    case Activation::kGelu:
+      return gelu_with_slope(x);
+    case Activation::kGeluTanh:
+      return gelu_tanh_with_slope(x);
+    case Activation::kRelu:
+      return {x < V{} ? V{} : x, x > V{} ? broadcast(S(1)) : V{}};
+    default:
+      return {x, broadcast(S(1))};
   }
 }
 

@@ -69,7 +69,8 @@ DYNABERT_INLINE void transpose_square(Float* v) {
 }
 #endif
 
-// How a row is read in units of 32 bits.
+// How a row is read in units of 32 bits: along the row, or down the columns, which pairs a row with the next one (null:
+// with 0).
 template <class T>
 struct FloatUnits {  // numbers become floats
   using Element = T;
@@ -77,6 +78,10 @@ struct FloatUnits {  // numbers become floats
   static DYNABERT_INLINE Float read(const T* row, int64_t unit) { return load(row + unit); }
   static DYNABERT_INLINE Float read_part(const T* row, int64_t unit, int64_t length) {
     return load_part(row + unit, static_cast<int>(length - unit));
+  }
+  static DYNABERT_INLINE Float down(const T* row, const T*) { return load(row); }
+  static DYNABERT_INLINE Float down_part(const T* row, const T*, int64_t columns) {
+    return load_part(row, static_cast<int>(columns));
   }
 };
 struct BFloat16Pairs {  // two neighbours as they are; a last one without a neighbour is paired with 0
@@ -89,6 +94,16 @@ struct BFloat16Pairs {  // two neighbours as they are; a last one without a neig
     Float v = {};
     __builtin_memcpy(&v, row + 2 * unit, static_cast<size_t>(length - 2 * unit) * sizeof(BFloat16));
     return v;
+  }
+  static DYNABERT_INLINE Float pair(UShort first, UShort second) {
+    return bit_cast<Float>(__builtin_convertvector(first, UInt) | (__builtin_convertvector(second, UInt) << 16));
+  }
+  static DYNABERT_INLINE Float down(const BFloat16* row, const BFloat16* next) {
+    return pair(load_bits(row), next ? load_bits(next) : UShort{});
+  }
+  static DYNABERT_INLINE Float down_part(const BFloat16* row, const BFloat16* next, int64_t columns) {
+    const int n = static_cast<int>(columns);
+    return pair(load_bits_part(row, n), next ? load_bits_part(next, n) : UShort{});
   }
 };
 
@@ -130,6 +145,24 @@ void pack_rows(float* panel, int64_t width, const typename Units::Element* sourc
       } else {
         for (int i = 0; i < here; ++i) store(out + i * width, square[i]);
       }
+    }
+  }
+}
+
+// The units of each column as they lie: panel[unit * width + column] = unit of rows `kPerUnit * unit` and on, for width
+// columns; `columns` may be read, those beyond are 0. Up to one register past the last unit is written.
+template <class Units>
+DYNABERT_INLINE void pack_columns(float* panel, int64_t width, const typename Units::Element* source, int64_t stride,
+                                  int64_t rows, int64_t columns) {
+  constexpr int kSide = kLanes<float>;
+  for (int64_t row = 0; row < rows; row += Units::kPerUnit, panel += width) {
+    const typename Units::Element* line = source + row * stride;
+    const typename Units::Element* next = row + 1 < rows ? line + stride : nullptr;
+    for (int64_t j = 0; j < width; j += kSide) {
+      const typename Units::Element* below = next ? next + j : nullptr;
+      store(panel + j, j + kSide <= columns ? Units::down(line + j, below)
+                       : j < columns        ? Units::down_part(line + j, below, columns - j)
+                                            : Float{});
     }
   }
 }

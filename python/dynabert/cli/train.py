@@ -1,0 +1,231 @@
+"""``dynabert train``: from a plain checkpoint to an elastic one: fine-tune, rewire, distil."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynabert.cli.options import UsageError, add_command, encode
+from dynabert.cli.output import percent, print_table, say
+
+if TYPE_CHECKING:
+    from dynabert.data import Encoded, Examples
+    from dynabert.distill import DistillationArguments
+    from dynabert.distill.pipeline import StageResult
+    from dynabert.modeling import ElasticBertForSequenceClassification
+
+DESCRIPTION = (
+    "Train an elastic checkpoint: fine-tune the network (the teacher), sort its heads and neurons by importance, then "
+    "distil it into all its sub-networks, in DynaBERT's stages. A run that was cut goes on where it was. Options may "
+    "also stand in one .json or .yaml file, given alone."
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand. Its options need transformers, so they are read by `run_arguments` and not here."""
+    add_command(commands, "train", run, "train an elastic checkpoint by distillation", DESCRIPTION)
+
+
+@dataclass
+class InputArguments:
+    """The network to start from, and the text to train on."""
+
+    model_name_or_path: str = field(metadata={"help": "folder or hub id of the network to start from"})
+    fine_tuned: bool = field(
+        default=False, metadata={"help": "it is fine-tuned already: take it as the teacher as it is"}
+    )
+    task_name: str | None = field(
+        default=None, metadata={"help": "sst2, cola, mrpc, rte, stsb, qnli, qqp, wnli, mnli or drugreview"}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder of GLUE .tsv files; without it GLUE is read from the hub"}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet"}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "your own labelled file that sub-networks are scored on"}
+    )
+    unlabelled_file: str | None = field(
+        default=None,
+        metadata={"help": "text that the distillation stages use in place of the training text"},
+    )
+    text_column: str | None = field(default=None, metadata={"help": "name of the text's column in your own files"})
+    second_text_column: str | None = field(default=None, metadata={"help": "name of the second text's column"})
+    label_column: str | None = field(default=None, metadata={"help": "name of the label's column"})
+    max_seq_length: int = field(default=128, metadata={"help": "longer texts are cut; how many is printed"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first so many examples"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "score only on the first so many examples"})
+    no_rewiring: bool = field(
+        default=False, metadata={"help": "leave heads and neurons in their order: to see what rewiring is worth"}
+    )
+    traceback: bool = field(default=False, metadata={"help": "show where an error came from"})
+
+
+def parse(argv: Sequence[str]) -> tuple[InputArguments, DistillationArguments]:
+    """The options as data: from the command line, or from one .json or .yaml file."""
+    from transformers import HfArgumentParser
+
+    from dynabert.distill import DistillationArguments
+
+    parser = HfArgumentParser(
+        (InputArguments, DistillationArguments),  # type: ignore[arg-type]
+        prog="dynabert train",
+        description=DESCRIPTION,
+        allow_abbrev=False,  # a mistyped option is not a short form of another
+    )
+    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
+        if not Path(argv[0]).is_file():
+            raise UsageError(f"no such file: {argv[0]}")
+        read = parser.parse_json_file if argv[0].endswith(".json") else parser.parse_yaml_file
+        return read(argv[0])  # type: ignore[return-value]
+    inputs, args, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}")
+    return inputs, args  # type: ignore[return-value]
+
+
+def run_arguments(argv: Sequence[str]) -> None:
+    """Do what the options say."""
+    inputs, args = parse(argv)
+    _train(inputs, args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Without options there is nothing to train on."""
+    raise UsageError("--model_name_or_path, and --task_name or --train_file, are needed")
+
+
+def _read(inputs: InputArguments) -> tuple[Examples, Examples | None, Examples | None]:
+    """Training, validation and unlabelled text."""
+    from dynabert.data import load_task, read_examples
+
+    if (inputs.task_name is None) == (inputs.train_file is None):
+        raise UsageError("give either --task_name or --train_file")
+    columns: dict[str, Any] = {
+        "text_column": inputs.text_column,
+        "second_text_column": inputs.second_text_column,
+        "label_column": inputs.label_column,
+    }
+    validation = None
+    if inputs.task_name is not None:
+        if inputs.validation_file is not None or any(columns.values()):
+            raise UsageError("--validation_file and column names belong to --train_file; a task knows its own")
+        train = load_task(inputs.task_name, "train", data_dir=inputs.data_dir)
+        validation = load_task(inputs.task_name, "validation", data_dir=inputs.data_dir)
+    else:
+        if inputs.data_dir is not None:
+            raise UsageError("--data_dir belongs to --task_name; with --train_file leave it out")
+        train = read_examples(str(inputs.train_file), **columns)
+        if inputs.validation_file is not None:
+            validation = read_examples(inputs.validation_file, **columns)
+    if train.labels is None:
+        raise ValueError(f"{train.source} has no labels; name the label column (--label_column)")
+    unlabelled = None
+    if inputs.unlabelled_file is not None:
+        text: dict[str, Any] = {"text_column": inputs.text_column, "second_text_column": inputs.second_text_column}
+        unlabelled = read_examples(inputs.unlabelled_file, **text)
+    if inputs.max_train_samples is not None:
+        train = train.head(inputs.max_train_samples)
+    if validation is not None and inputs.max_eval_samples is not None:
+        validation = validation.head(inputs.max_eval_samples)
+    return train, validation, unlabelled
+
+
+def _open(inputs: InputArguments, train: Examples, seed: int) -> ElasticBertForSequenceClassification:
+    """The network with a head for the data: its own, or where it has none (or another's) a fresh one by the seed."""
+    import torch
+
+    from dynabert.engine import load_model
+
+    labels: dict[str, Any] = {}
+    if not inputs.fine_tuned:
+        labels = {"num_labels": train.num_labels, "problem_type": train.problem_type}
+        if train.label_names:
+            labels["id2label"] = dict(enumerate(train.label_names))
+            labels["label2id"] = {name: index for index, name in enumerate(train.label_names)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load_model(
+            inputs.model_name_or_path,
+            fresh_head=not inputs.fine_tuned,
+            ignore_mismatched_sizes=not inputs.fine_tuned,
+            **labels,
+        )
+
+
+def _train(inputs: InputArguments, args: DistillationArguments) -> None:
+    from dynabert.data import task_metric
+    from dynabert.distill.pipeline import stage_costs, train_elastic
+    from dynabert.engine import load_tokenizer
+
+    quiet = args.process_index != 0
+
+    def tell(text: str) -> None:
+        if not quiet:
+            say(text)
+
+    train, validation, unlabelled = _read(inputs)
+    tokenizer = load_tokenizer(inputs.model_name_or_path)
+    model = _open(inputs, train, args.seed)
+    recipe = args.make_recipe()
+    for stage in recipe.stages:
+        for subnet in stage.subnets:
+            model.shape(subnet)
+
+    def encoded(examples: Examples | None) -> Encoded | None:
+        if examples is None:
+            return None
+        length = min(inputs.max_seq_length, model.config.max_sequence_length)
+        found = encode(examples, model, tokenizer, max_seq_length=length, truncate=True)
+        if found.num_truncated:
+            tell(f"{examples.source}: {found.num_truncated} of {len(found)} texts cut to {length} tokens")
+        return found
+
+    data, scored, others = encoded(train), encoded(validation), encoded(unlabelled)
+    assert data is not None  # a training set is there
+    if not quiet:
+        for cost in stage_costs(model, recipe):
+            print_table(
+                ["sub-network", "parameters", "GFLOP, 128 tokens"],
+                [[c["subnet"], f"{c['parameters'] / 1e6:.1f} M", f"{c['gflop']:.2f}"] for c in cost["subnets"]],
+                title=f"stage {cost['stage']}: a step costs {cost['forward_passes']:.1f} forward passes",
+            )
+    tell(
+        f"{len(data)} examples to train on, {0 if scored is None else len(scored)} to score; "
+        f"{os.environ.get('WORLD_SIZE', '1')} process(es)"
+    )
+    results = train_elastic(
+        model,
+        args,
+        data,
+        scored,
+        tokenizer=tokenizer,
+        fine_tuned=inputs.fine_tuned,
+        unlabelled=others,
+        rewiring=not inputs.no_rewiring,
+        metric=None if inputs.task_name is None else task_metric(inputs.task_name),
+        say=tell,
+    )
+    if not quiet:
+        show(results, Path(str(args.output_dir)))
+
+
+def show(results: Sequence[StageResult], out: Path) -> None:
+    """Each sub-network's score after each part, and where the network is."""
+    names = [row.subnet for row in results[-1].rows]
+    if names:
+        parts = [r for r in results if r.rows]
+        found = {r.name: {row.subnet: row.score for row in r.rows} for r in parts}
+        last = parts[-1].rows[0]
+        print_table(
+            ["sub-network", *(r.name for r in parts)],
+            [[n, *(percent(found[r.name][n]) if n in found[r.name] else "" for r in parts)] for n in names],
+            title=f"{last.metric}, times 100; {last.examples} examples; majority {percent(last.majority)}",
+        )
+    seconds = ", ".join(f"{r.name} {r.seconds:.0f} s" for r in results)
+    say(f"{seconds}; the elastic network: {results[-1].folder}; all rows: {out / 'results.json'}")

@@ -1,0 +1,110 @@
+"""What a distillation run is told: transformers' ``TrainingArguments``, and what is DynaBERT's own beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from transformers import TrainingArguments
+
+from dynabert.configuration.grid import parse_subnets
+from dynabert.configuration.subnet import DEPTH_RULES
+from dynabert.distill.losses import STEPS, TEACHER_WIDTHS
+from dynabert.distill.stages import RECIPES, SAMPLING, Recipe, recipe
+from dynabert.importance import MODES
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """``TrainingArguments``, names and meanings unchanged, with the paper's defaults, and the switches of DynaBERT.
+
+    ``per_device_train_batch_size`` sequences times processes times ``gradient_accumulation_steps`` make an optimiser
+    step, and every mean runs over all of it. What is left at None is the recipe's.
+    """
+
+    output_dir: str | None = field(default="distilled", metadata={"help": "folder of checkpoints and results"})
+    learning_rate: float = field(default=2e-5, metadata={"help": "peak learning rate"})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "sequences of a process in a step"})
+    num_train_epochs: float = field(default=3.0, metadata={"help": "passes over the training data in each stage"})
+    weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "the summed gradient is clipped to this norm"})
+    save_strategy: str = field(default="epoch", metadata={"help": "when a checkpoint is written"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept of a stage"})
+
+    recipe: str = field(default="paper", metadata={"help": f"one of {', '.join(RECIPES)}; other switches change it"})
+    widths: list[float] | None = field(default=None, metadata={"help": "width multipliers"})
+    depths: list[float] | None = field(default=None, metadata={"help": "depth multipliers"})
+    subnets: str | None = field(
+        default=None, metadata={"help": "named sub-networks in place of the grid, such as 'w1,w0.5-l0,2,5'"}
+    )
+    depth_rule: str | None = field(default=None, metadata={"help": f"one of {', '.join(DEPTH_RULES)}"})
+    importance_mode: str | None = field(default=None, metadata={"help": f"one of {', '.join(MODES)}"})
+    teacher_width: str | None = field(
+        default=None, metadata={"help": f"of the second stage's teacher: {' or '.join(TEACHER_WIDTHS)}"}
+    )
+    logit_weights: list[float] | None = field(
+        default=None, metadata={"help": "of the logits' loss in the first and the second stage"}
+    )
+    hidden_weights: list[float] | None = field(
+        default=None, metadata={"help": "of the hidden states' loss in the first and the second stage"}
+    )
+    regression_logits: bool | None = field(default=None, metadata={"help": "distil the logits of a regression too"})
+    sampling: str | None = field(
+        default=None, metadata={"help": f"{' or '.join(SAMPLING)}: sub-networks of a step in the second stage"}
+    )
+    final_stage: bool | None = field(default=None, metadata={"help": "a last stage on labels"})
+    step: str = field(
+        default="stacked", metadata={"help": "stacked: a step's sub-networks in one launch; loop: one by one"}
+    )
+    max_launch_tokens: int = field(
+        default=16384, metadata={"help": "most tokens of a launch, all copies counted; a step with more is cut"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # The means of a step are taken over all of it here, so nothing is left to scale; a NaN is never to be hidden.
+        self.logging_nan_inf_filter = False
+        if self.step not in STEPS:
+            raise ValueError(f"--step is {self.step!r}; allowed: {', '.join(STEPS)}")
+        if self.max_launch_tokens < 1:
+            raise ValueError(f"--max_launch_tokens is {self.max_launch_tokens}; allowed: 1 or more")
+        allowed = {
+            "depth_rule": DEPTH_RULES,
+            "importance_mode": MODES,
+            "teacher_width": TEACHER_WIDTHS,
+            "sampling": SAMPLING,
+        }
+        for name, values in allowed.items():
+            given = getattr(self, name)
+            if given is not None and given not in values:
+                raise ValueError(f"--{name} is {given!r}; allowed: {', '.join(values)}")
+        for name in ("logit_weights", "hidden_weights"):
+            given = getattr(self, name)
+            if given is not None and len(given) != 2:
+                raise ValueError(f"--{name} has {len(given)} numbers; allowed: 2, for the first and the second stage")
+        self.make_recipe()  # names what does not hold, before anything runs
+
+    def make_recipe(self) -> Recipe:
+        """The recipe with what these arguments change in it. Raises ``ValueError`` for what does not hold."""
+        made = recipe(self.recipe)
+        changes: dict[str, object] = {}
+        for name in (
+            "widths",
+            "depths",
+            "depth_rule",
+            "importance_mode",
+            "teacher_width",
+            "logit_weights",
+            "hidden_weights",
+            "regression_logits",
+            "sampling",
+        ):
+            given = getattr(self, name)
+            if given is not None:
+                changes[name] = tuple(given) if isinstance(given, list) else given
+        if self.subnets is not None:
+            if self.widths is not None or self.depths is not None:
+                raise ValueError("--subnets takes the place of --widths and --depths; give one or the other")
+            changes["subnets"] = tuple(parse_subnets(self.subnets))
+        if self.final_stage is not None:
+            changes["final"] = self.final_stage
+        return replace(made, **changes)  # type: ignore[arg-type]

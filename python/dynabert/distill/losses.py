@@ -1,0 +1,374 @@
+"""What each sub-network is told by its teacher: soft cross-entropy of the logits, squared error of the hidden states.
+
+    SCE = - mean over sequences of sum_c softmax(t)_c log_softmax(s)_c
+    HID = sum over states j of MSE(student state j, teacher state K[j])
+
+DynaBERT, arXiv 2004.04037, section 2.2. The student's states are what enters each layer that the sub-network keeps, and
+the last; K[j] is what enters the same layer of the teacher, and its last. So the two are compared layer by layer in
+place: a group that skips a layer has no loss there.
+
+Everything here adds up; nothing is divided but in `distillation_losses`. A mean runs over a whole optimiser step, and
+only the trainer knows how many sequences and tokens that has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import dynabert_kernels as dk
+from dynabert.configuration import Subnet, SubnetConfig
+from dynabert.data.examples import MULTI_LABEL, REGRESSION
+from dynabert.modeling.inputs import pack_padded
+from dynabert.modeling.stacking import Stack, stack
+from dynabert_kernels import PackedBatch, SubnetShape
+
+if TYPE_CHECKING:
+    from dynabert.modeling import ElasticBertForSequenceClassification
+
+TEACHER_WIDTHS = ("full", "same")
+STEPS = ("stacked", "loop")
+
+
+@dataclass(frozen=True, eq=False)
+class LossSums:
+    """Sums for each of ``S`` sub-networks, (S,), float32 (float64 for a float64 student), differentiable.
+
+    ``logits``: over sequences (for several outputs of a regression: their mean), or None where it was not asked for.
+    ``hidden``: over states, tokens and features, or None. ``task``: of the task's own loss over sequences, or None.
+    """
+
+    logits: Tensor | None
+    hidden: Tensor | None
+    task: Tensor | None = None
+
+    def weighted(
+        self, *, logit_weight: float, hidden_weight: float, num_sequences: float, hidden_numbers: float
+    ) -> Tensor:
+        """(S,): ``logit_weight * SCE + hidden_weight * HID``, or the mean task loss.
+
+        ``num_sequences``: over which SCE is a mean. ``hidden_numbers``: tokens times features, over which HID is.
+        """
+        parts = []
+        if self.task is not None:
+            parts.append(self.task / num_sequences)
+        if self.logits is not None:
+            parts.append(self.logits * (logit_weight / num_sequences))
+        if self.hidden is not None:
+            parts.append(self.hidden * (hidden_weight / hidden_numbers))
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherOutput:
+    """What the teacher said of a batch, without gradient, at ``W`` widths.
+
+    ``logits``: (W*B, labels). ``states``: what enters each layer, and the last, each (W*T, C). ``copies``: for each
+    sub-network of the step, which of the ``W`` it is compared with.
+    """
+
+    logits: Tensor
+    states: tuple[Tensor, ...]
+    copies: tuple[int, ...]
+
+
+def teacher_shapes(
+    teacher: ElasticBertForSequenceClassification, shapes: Sequence[SubnetShape], teacher_width: str
+) -> tuple[list[SubnetShape], tuple[int, ...]]:
+    """The teacher's sub-networks, each once, and for each of the student's which one is its teacher.
+
+    ``teacher_width``: ``"full"``: the whole teacher for all. ``"same"``: all layers of the teacher at the student's
+    width, which must be the same number of heads and neurons in every kept layer.
+    """
+    if teacher_width not in TEACHER_WIDTHS:
+        raise ValueError(
+            f"teacher_width is {teacher_width!r}; allowed: {', '.join(map(repr, TEACHER_WIDTHS))}; 'same' runs the "
+            "teacher at the student's width"
+        )
+    if teacher_width == "full":
+        return [teacher.shape(None)], (0,) * len(shapes)
+    found: list[SubnetShape] = []
+    copies = []
+    for shape in shapes:
+        wide = _all_layers(shape)
+        if wide not in found:
+            found.append(wide)
+        copies.append(found.index(wide))
+    return found, tuple(copies)
+
+
+def _all_layers(shape: SubnetShape) -> SubnetShape:
+    kept = shape.kept_layers
+    heads, neurons = {shape.heads[i] for i in kept}, {shape.neurons[i] for i in kept}
+    if len(kept) == shape.num_layers:
+        return shape
+    if len(heads) != 1 or len(neurons) != 1:
+        raise ValueError(
+            "teacher_width 'same': a sub-network that skips layers and differs in width from layer to layer says no "
+            f"width for the skipped ones; got {shape}; use teacher_width='full'"
+        )
+    return SubnetShape((heads.pop(),) * shape.num_layers, (neurons.pop(),) * shape.num_layers)
+
+
+def check_pair(student: ElasticBertForSequenceClassification, teacher: ElasticBertForSequenceClassification) -> None:
+    """Raises ``ValueError`` where the teacher's states and logits are not of the student's kind."""
+    for name in ("architecture", "num_hidden_layers", "hidden_size", "vocab_size", "num_labels"):
+        mine, other = getattr(student.config, name), getattr(teacher.config, name)
+        if mine != other:
+            raise ValueError(
+                f"distillation: {name} is {mine} in the student and {other} in the teacher; allowed: equal; take a "
+                "teacher of the same network"
+            )
+    if student.dtype != teacher.dtype or student.device != teacher.device:
+        raise ValueError(
+            f"distillation: the student is {student.dtype} on {student.device}, the teacher {teacher.dtype} on "
+            f"{teacher.device}; put both in one dtype on one device"
+        )
+
+
+def problem_of(model: ElasticBertForSequenceClassification) -> str:
+    """``config.problem_type``; where that is None, one output is a regression and several are classes."""
+    config = model.config
+    if config.problem_type is not None:
+        return config.problem_type
+    return REGRESSION if config.num_labels == 1 else "single_label_classification"
+
+
+@torch.no_grad()
+def run_teacher(
+    teacher: ElasticBertForSequenceClassification,
+    batch: PackedBatch,
+    seqlens: Sequence[int],
+    shapes: Sequence[SubnetShape],
+    teacher_width: str = "full",
+    *,
+    hidden: bool = True,
+) -> TeacherOutput:
+    """The teacher's logits and, with ``hidden``, states, in one forward, without dropout whatever its mode is."""
+    wanted, copies = teacher_shapes(teacher, shapes, teacher_width)
+    stacked = stack(batch, seqlens, wanted)
+    x, states = teacher.encoder.encode(stacked.batch, stacked.plan, None, keep_states=hidden)
+    logits = teacher.classify(x.index_select(0, stacked.batch.cu_seqlens[:-1]))
+    return TeacherOutput(logits, states or (), copies)
+
+
+def loss_sums(
+    student: ElasticBertForSequenceClassification,
+    stacked: Stack,
+    teacher: TeacherOutput,
+    *,
+    first: int = 0,
+    logits: bool = True,
+    hidden: bool = True,
+    dropout_state: Tensor | None = None,
+) -> LossSums:
+    """The sums of every sub-network in ``stacked``, which are number ``first`` and on of the teacher's ``copies``.
+
+    ``dropout_state``: (2,) int64 or None; sub-network ``s`` draws with the offset plus ``first + s``, so that its masks
+    are the same in one launch and alone.
+    """
+    state = _shifted(dropout_state, first)
+    x, states = student.encoder.encode(stacked.batch, stacked.plan, state, keep_states=hidden)
+    copies = teacher.copies[first : first + stacked.num_groups]
+    found = None
+    if logits:
+        own = student.classify(x.index_select(0, stacked.batch.cu_seqlens[:-1]), state, stacked.num_groups)
+        found = logit_sums(student, own, stacked, teacher.logits, copies)
+    total = None
+    if hidden:
+        assert states is not None  # asked for above
+        total = _hidden_sums(stacked, states, teacher.states, copies)
+    return LossSums(found, total)
+
+
+def _shifted(dropout_state: Tensor | None, first: int) -> Tensor | None:
+    if dropout_state is None or first == 0:
+        return dropout_state
+    return dropout_state + torch.tensor([0, first], dtype=torch.int64).to(dropout_state.device)
+
+
+def _of_copies(rows: Tensor, copies: Sequence[int], size: int) -> Tensor:
+    """Each group's rows, moved to its teacher's copy, which lies ``size`` rows after the one before."""
+    if not any(copies):
+        return rows
+    starts = torch.tensor(copies, dtype=torch.int32).to(rows.device) * size
+    return rows + starts.repeat_interleave(rows.shape[0] // len(copies), output_size=rows.shape[0])
+
+
+def logit_sums(
+    student: ElasticBertForSequenceClassification,
+    logits: Tensor,
+    stacked: Stack,
+    teacher_logits: Tensor,
+    copies: Sequence[int],
+) -> Tensor:
+    """(S,) of the logits' loss: soft cross-entropy of classes; of multi-label outputs, the soft binary one of each
+    label, added; squared error of a regression, averaged over its outputs."""
+    size = stacked.sequence_rows.shape[0] // stacked.num_groups
+    rows = _of_copies(stacked.sequence_rows, copies, size)
+    kind, outputs = problem_of(student), logits.shape[1]
+    borders = stacked.sequence_borders
+    if kind == REGRESSION:
+        sums = dk.distillation_loss(logits, teacher_logits, rows=borders, teacher_rows=rows, kind="squared_error")
+        return sums / outputs
+    if kind == MULTI_LABEL:
+        # The softmax over (z, 0) is the sigmoid of z and what is left: a label is a row of two classes.
+        logits, teacher_logits = _pairs(logits), _pairs(teacher_logits)
+        places = torch.arange(outputs, dtype=torch.int32, device=rows.device)
+        rows = (rows[:, None] * outputs + places).reshape(-1)
+        borders = borders * outputs
+    return dk.distillation_loss(logits, teacher_logits, rows=borders, teacher_rows=rows)
+
+
+def _pairs(logits: Tensor) -> Tensor:
+    flat = logits.reshape(-1, 1)
+    return torch.cat([flat, torch.zeros_like(flat)], 1)
+
+
+def _hidden_sums(
+    stacked: Stack, states: Sequence[Tensor], teacher_states: Sequence[Tensor], copies: Sequence[int]
+) -> Tensor:
+    plan = stacked.plan
+    rows = _of_copies(stacked.token_rows, copies, stacked.token_rows.shape[0] // stacked.num_groups)
+    kept = [layer for layer in range(plan.num_layers) if plan.max_heads[layer] > 0]
+    sums = [
+        dk.distillation_loss(
+            state,
+            teacher_states[layer],
+            rows=plan.rows,
+            teacher_rows=rows,
+            active=plan.layer(layer).heads,
+            kind="squared_error",
+        )
+        for layer, state in zip(kept, states[:-1], strict=True)
+    ]
+    last = dk.distillation_loss(states[-1], teacher_states[-1], rows=plan.rows, teacher_rows=rows, kind="squared_error")
+    return torch.stack([*sums, last]).sum(0)
+
+
+def distillation_losses(
+    student: ElasticBertForSequenceClassification,
+    teacher: ElasticBertForSequenceClassification,
+    batch: Mapping[str, Any],
+    subnets: Sequence[Subnet],
+    logit_weight: float = 1.0,
+    hidden_weight: float = 0.1,
+    teacher_width: str = "full",
+    regression_logits: bool = True,
+    *,
+    step: str = "stacked",
+    dropout_state: Tensor | None = None,
+) -> Tensor:
+    """The distillation loss of each sub-network on one batch: ``logit_weight * SCE + hidden_weight * HID``.
+
+    Args:
+        student: the network that learns. In training mode each sub-network has its own dropout masks.
+        teacher: a network of the same sizes; runs once, without dropout and without gradient.
+        batch: a padded batch as the model takes it (``input_ids``, ``attention_mask``, ``token_type_ids``,
+            ``position_ids``; labels are not used), or ``{"batch": PackedBatch}`` without row padding.
+        subnets: the student's sub-networks, each once.
+        logit_weight: weight of the logits' loss: soft cross-entropy, or squared error for a regression.
+        hidden_weight: weight of the hidden states' squared error, over real tokens.
+        teacher_width: ``"full"``: one teacher for all. ``"same"``: the teacher at the student's width, at full depth.
+        regression_logits: False leaves the logits' loss of a regression out, as the released code does.
+        step: ``"stacked"``: all sub-networks in one launch. ``"loop"``: one by one. The same losses and gradients.
+        dropout_state: (2,) int64, seed and offset, to repeat a draw; None draws one in training mode.
+
+    Returns:
+        (S,) differentiable losses, in the order of ``subnets``; float32, float64 for a float64 student. Their sum is
+        what a training step goes down.
+
+    Raises:
+        ValueError: no sub-network, one named twice or one that does not fit; networks that do not belong together;
+            an unknown ``teacher_width`` or ``step``; weights that leave nothing to learn; a batch as in the model.
+
+    Reads the sequences' lengths back once. Source: DynaBERT, arXiv 2004.04037, equations 2 to 5.
+    """
+    if step not in STEPS:
+        raise ValueError(f"distillation_losses: step is {step!r}; allowed: {', '.join(map(repr, STEPS))}")
+    check_pair(student, teacher)
+    shapes = checked_shapes(student, subnets)
+    packed = _packed(student, batch)
+    seqlens = packed.cu_seqlens.diff().tolist()
+    wants_logits = logit_weight != 0.0 and (regression_logits or problem_of(student) != REGRESSION)
+    wants_hidden = hidden_weight != 0.0
+    if not wants_logits and not wants_hidden:
+        raise ValueError(
+            f"distillation_losses: logit_weight {logit_weight} and hidden_weight {hidden_weight} leave no loss; give "
+            "one of them"
+        )
+    output = run_teacher(teacher, packed, seqlens, shapes, teacher_width, hidden=wants_hidden)
+    if dropout_state is None:
+        dropout_state = student.draw_dropout_state()
+    runs = [shapes] if step == "stacked" else [[shape] for shape in shapes]
+    losses, done = [], 0
+    for run in runs:
+        sums = loss_sums(
+            student,
+            stack(packed, seqlens, run),
+            output,
+            first=done,
+            logits=wants_logits,
+            hidden=wants_hidden,
+            dropout_state=dropout_state,
+        )
+        done += len(run)
+        losses.append(
+            sums.weighted(
+                logit_weight=logit_weight,
+                hidden_weight=hidden_weight,
+                num_sequences=len(seqlens),
+                hidden_numbers=sum(seqlens) * student.config.hidden_size,
+            )
+        )
+    return torch.cat(losses)
+
+
+def checked_shapes(student: ElasticBertForSequenceClassification, subnets: Sequence[Subnet]) -> list[SubnetShape]:
+    """The shape of each sub-network; ``ValueError`` where there is none or one twice."""
+    if isinstance(subnets, (str, SubnetConfig, SubnetShape)):
+        raise TypeError("distillation_losses: subnets is one sub-network; give a list of them")
+    shapes = [student.shape(subnet) for subnet in subnets]
+    if not shapes:
+        raise ValueError("distillation_losses: no sub-network given; give at least one")
+    for index, shape in enumerate(shapes):
+        if shape in shapes[:index]:
+            raise ValueError(
+                f"distillation_losses: {subnets[index]} is the same sub-network as {subnets[shapes.index(shape)]}; "
+                "name each once"
+            )
+    return shapes
+
+
+def _packed(model: ElasticBertForSequenceClassification, batch: Mapping[str, Any]) -> PackedBatch:
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"distillation_losses: batch must be a mapping of tensors; got {type(batch).__name__}")
+    if "batch" in batch:
+        return batch["batch"]
+    return pack_padded(
+        model.config,
+        batch.get("input_ids"),
+        batch.get("attention_mask"),
+        batch.get("token_type_ids"),
+        batch.get("position_ids"),
+        None,
+        device=model.device,
+    ).batch
+
+
+__all__ = [
+    "LossSums",
+    "TeacherOutput",
+    "check_pair",
+    "distillation_losses",
+    "loss_sums",
+    "run_teacher",
+    "teacher_shapes",
+]

@@ -1,0 +1,330 @@
+"""From a plain checkpoint to an elastic one: teacher, importance and rewiring, and the stages, each done once.
+
+Every part leaves a folder with its network and a `complete.json`. A run that was cut goes on from its last checkpoint;
+a part that is complete is not repeated; other settings in the same folder are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from dynabert.configuration import SubnetConfig
+from dynabert.configuration.grid import subnet_text
+from dynabert.cost import subnet_cost
+from dynabert.data.tokenisation import Encoded
+from dynabert.distill.arguments import DistillationArguments
+from dynabert.distill.progress import StageProgress
+from dynabert.distill.stages import Recipe, Stage
+from dynabert.distill.trainer import DistillationTrainer
+from dynabert.evaluation import EvaluationRow, evaluate
+from dynabert.finetuning import labelled_batches
+from dynabert.importance import compute_importance
+from dynabert.modeling import ElasticBertForSequenceClassification
+from dynabert.rewiring import rewire
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMPLETE = "complete.json"
+SETTINGS = "settings.json"
+# What may differ when a run goes on: where and how it is shown, not what is computed.
+_FREE = {
+    "output_dir",
+    "logging_dir",
+    "logging_steps",
+    "logging_strategy",
+    "logging_first_step",
+    "report_to",
+    "run_name",
+    "disable_tqdm",
+    "save_total_limit",
+    "save_steps",
+    "save_strategy",
+    "resume_from_checkpoint",
+    "max_launch_tokens",
+    "local_rank",
+    "deepspeed_plugin",
+    "overwrite_output_dir",
+    "log_level",
+    "log_level_replica",
+    "dataloader_num_workers",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_token",
+    "do_train",
+    "do_eval",
+    "do_predict",
+}
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A finished part: the folder of its network, scores of its sub-networks (empty without labelled data), seconds."""
+
+    name: str
+    folder: Path
+    rows: tuple[EvaluationRow, ...]
+    seconds: float
+
+
+def stage_costs(model: ElasticBertForSequenceClassification, recipe: Recipe) -> list[dict[str, Any]]:
+    """For each stage: its sub-networks with parameters and GFLOP (one text of 128 tokens), and what a step costs in
+    forward passes of the full network."""
+    length = min(128, model.config.max_sequence_length)
+    full = subnet_cost(model.config, None, seq_length=length).gflop
+    found = []
+    for stage in recipe.stages:
+        costs = [subnet_cost(model.config, subnet, seq_length=length) for subnet in stage.subnets]
+        teachers = None
+        if stage.teacher_width == "same":
+            widths = sorted({subnet.width_mult for subnet in stage.subnets if subnet.heads is None}, reverse=True)
+            teachers = [subnet_cost(model.config, SubnetConfig(w), seq_length=length).gflop / full for w in widths]
+        found.append(
+            {
+                "stage": stage.name,
+                "subnets": [
+                    {"subnet": subnet_text(s), "parameters": c.parameters, "gflop": c.gflop}
+                    for s, c in zip(stage.subnets, costs, strict=True)
+                ],
+                "forward_passes": stage.forward_passes([c.gflop / full for c in costs], teachers),
+            }
+        )
+    return found
+
+
+def train_elastic(
+    model: ElasticBertForSequenceClassification,
+    args: DistillationArguments,
+    train: Encoded,
+    validation: Encoded | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    fine_tuned: bool = False,
+    unlabelled: Encoded | None = None,
+    rewiring: bool = True,
+    metric: str | None = None,
+    say: Callable[[str], None] = print,
+) -> list[StageResult]:
+    """Trains an elastic network in ``args.output_dir``: every part that is not there yet.
+
+    Args:
+        model: the network to start from; the teacher, once it is fine-tuned.
+        args: see `DistillationArguments`; ``num_train_epochs`` and ``max_steps`` hold for each stage.
+        train: labelled token ids: the teacher learns from the labels, and importance is taken on them.
+        validation: labelled token ids that every sub-network is scored on, or None.
+        tokenizer: saved beside each network.
+        fine_tuned: True: ``model`` is the teacher as it is.
+        unlabelled: token ids for the distillation stages in place of ``train`` (augmented or unlabelled text).
+        rewiring: False leaves heads and neurons in their order: for comparison.
+        metric: name of the score; None: the task's usual one.
+        say: takes a line for people.
+
+    Returns:
+        The parts in order: teacher, rewired, then each stage. The last one's folder holds the elastic network; beside
+        it, `results.json` has all rows.
+
+    Raises:
+        ValueError: settings other than those that the folder was begun with, naming the differences; a loss that is
+            not finite; data without labels; what the trainer refuses.
+    """
+    out = Path(str(args.output_dir))
+    recipe = args.make_recipe()
+    check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring)
+    model.config.depth_rule = recipe.depth_rule
+    results = []
+    started = time.perf_counter()
+
+    teacher_stage = Stage("teacher", (SubnetConfig(),), 0.0, 0.0, labels=True)
+    teacher_folder = out / "teacher"
+    if fine_tuned and not _is_complete(teacher_folder):
+        _finish(teacher_folder, model, tokenizer, _scores(model, validation, teacher_stage, metric), 0.0, args)
+    results.append(
+        _run_stage(teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say)
+    )
+    teacher = _open(teacher_folder)
+
+    rewired_folder = out / "rewired"
+    if not _is_complete(rewired_folder):
+        begun = time.perf_counter()
+        student = copy.deepcopy(teacher)
+        if rewiring:
+            say("rewired: importance of heads and neurons on the training data")
+            batches = labelled_batches(teacher, train, args.per_device_train_batch_size)
+            student = rewire(student, compute_importance(teacher, batches, recipe.importance_mode))
+        rows = _scores(student, validation, recipe.stages[-1], metric)
+        _finish(rewired_folder, student, tokenizer, rows, time.perf_counter() - begun, args)
+    results.append(_result("rewired", rewired_folder))
+
+    previous = rewired_folder
+    for stage in recipe.stages:
+        folder = out / stage.name
+        # The first stage learns from the fine-tuned network; each later one from what came out of the one before. Both
+        # are taken in rewired order, so that a teacher at the student's width is its leading part too.
+        told = None if stage.labels else _open(rewired_folder if stage.name == "width" else previous)
+        student = _open(previous)
+        data = train if stage.labels or unlabelled is None else unlabelled
+        results.append(_run_stage(stage, student, told, args, data, validation, tokenizer, metric, folder, say))
+        previous = folder
+    _write_results(out, results, args, time.perf_counter() - started)
+    return results
+
+
+def _run_stage(
+    stage: Stage,
+    student: ElasticBertForSequenceClassification,
+    teacher: ElasticBertForSequenceClassification | None,
+    args: DistillationArguments,
+    train: Encoded,
+    validation: Encoded | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    metric: str | None,
+    folder: Path,
+    say: Callable[[str], None],
+) -> StageResult:
+    if _is_complete(folder):
+        say(f"{stage.name}: complete, not repeated ({folder})")
+        return _result(stage.name, folder)
+    begun = time.perf_counter()
+    own = copy.copy(args)
+    own.output_dir = str(folder)
+    if validation is not None and own.eval_strategy == "no":
+        own.eval_strategy = own.save_strategy
+    set_seed(args.seed)
+    trainer = DistillationTrainer(
+        student, own, stage, train, validation, teacher, tokenizer, metric, callbacks=[StageProgress(stage.name)]
+    )
+    for usual in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(usual)  # ours says more
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is not None:
+        say(f"{stage.name}: goes on from {last}")
+    trainer.train(resume_from_checkpoint=last)
+    if trainer.is_world_process_zero():
+        best = trainer.state.best_model_checkpoint
+        chosen = student if best is None else _open(Path(best))
+        rows = _scores(chosen, validation, stage, metric)
+        _finish(folder, chosen, tokenizer, rows, time.perf_counter() - begun, args, trainer.state.log_history)
+    trainer.accelerator.wait_for_everyone()
+    return _result(stage.name, folder)
+
+
+def _scores(
+    model: ElasticBertForSequenceClassification, validation: Encoded | None, stage: Stage, metric: str | None
+) -> list[EvaluationRow]:
+    return [] if validation is None else evaluate(model, validation, list(stage.subnets), metric=metric)
+
+
+def _open(folder: Path) -> ElasticBertForSequenceClassification:
+    return ElasticBertForSequenceClassification.from_pretrained(folder)
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / COMPLETE).is_file()
+
+
+def _finish(
+    folder: Path,
+    model: ElasticBertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rows: Sequence[EvaluationRow],
+    seconds: float,
+    args: DistillationArguments,
+    history: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Saves a part; `complete.json` last, so that a part is complete only when all of it is on disk."""
+    if not args.should_save:
+        return
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    content = {"rows": [row.to_dict() for row in rows], "seconds": round(seconds, 1), "history": list(history)}
+    _write_json(folder / COMPLETE, content)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """All of it or nothing: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _result(name: str, folder: Path) -> StageResult:
+    content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+    return StageResult(name, folder, tuple(EvaluationRow(**row) for row in content["rows"]), content["seconds"])
+
+
+def _write_results(out: Path, results: Sequence[StageResult], args: DistillationArguments, seconds: float) -> None:
+    if args.should_save:
+        parts = [{"part": r.name, "seconds": r.seconds, "rows": [row.to_dict() for row in r.rows]} for r in results]
+        _write_json(out / "results.json", {"seed": args.seed, "seconds": round(seconds, 1), "parts": parts})
+
+
+def settings_of(
+    args: DistillationArguments,
+    train: Encoded,
+    validation: Encoded | None,
+    unlabelled: Encoded | None,
+    fine_tuned: bool,
+    rewiring: bool,
+) -> dict[str, Any]:
+    """What decides the weights of a run, as plain data."""
+    values = {name: value for name, value in args.to_dict().items() if name not in _FREE}
+    recipe = asdict(replace(args.make_recipe()))
+    recipe.pop("stages")
+    sets = {"train": train, "validation": validation, "unlabelled": unlabelled}
+    data = {
+        name: None if found is None else {"source": found.source, "examples": len(found), "tokens": sum(found.lengths)}
+        for name, found in sets.items()
+    }
+    content = {"arguments": values, "recipe": recipe, "data": data, "fine_tuned": fine_tuned, "rewiring": rewiring}
+    return json.loads(json.dumps(content, default=str))
+
+
+def check_settings(
+    out: Path,
+    args: DistillationArguments,
+    train: Encoded,
+    validation: Encoded | None,
+    unlabelled: Encoded | None,
+    fine_tuned: bool,
+    rewiring: bool,
+) -> None:
+    """Writes the settings into a fresh folder; ``ValueError`` where the folder was begun with others."""
+    wanted = settings_of(args, train, validation, unlabelled, fine_tuned, rewiring)
+    path = out / SETTINGS
+    if path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        differences = list(_differences(begun, wanted, ""))
+        if differences:
+            raise ValueError(
+                f"train: {out} was begun with other settings: {'; '.join(differences)}; use those, or another "
+                "--output_dir"
+            )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(
+            f"train: --output_dir {out} is not empty and holds no training run; give an empty folder, or that of a run "
+            "to go on with"
+        )
+    if args.should_save:
+        _write_json(path, wanted)
+
+
+def _differences(begun: Any, wanted: Any, name: str) -> list[str]:
+    if isinstance(begun, dict) and isinstance(wanted, dict):
+        found = []
+        for key in sorted({*begun, *wanted}):
+            found += _differences(begun.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+        return found
+    return [] if begun == wanted else [f"{name} was {begun!r}, now {wanted!r}"]

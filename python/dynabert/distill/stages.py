@@ -1,0 +1,156 @@
+"""The stages of DynaBERT's training, and what each costs: DynaBERT, arXiv 2004.04037, section 2, Algorithms 1 and 2."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from dynabert.configuration import SubnetConfig
+from dynabert.configuration.grid import DEPTHS, WIDTHS
+
+RECIPES = ("paper", "reference", "sandwich")
+SAMPLING = ("all", "sandwich")
+
+
+def grid(widths: Sequence[float], depths: Sequence[float]) -> tuple[SubnetConfig, ...]:
+    """Every width at every depth, deepest first, widest first."""
+    return tuple(
+        SubnetConfig(width, depth) for depth in sorted(depths, reverse=True) for width in sorted(widths, reverse=True)
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: which sub-networks learn, from whom, and by which loss.
+
+    Attributes:
+        name: ``"width"``, ``"depth"`` or ``"final"``; its folder.
+        subnets: those of a step, largest first.
+        logit_weight, hidden_weight: of the distillation loss; both 0 in a stage that learns from labels.
+        teacher_width: ``"full"`` or ``"same"``.
+        sampling: ``"all"``: each of ``subnets`` in every step. ``"sandwich"``: the first, the last and two others.
+        labels: True: the task's own loss on labels, without a teacher.
+    """
+
+    name: str
+    subnets: tuple[SubnetConfig, ...]
+    logit_weight: float = 1.0
+    hidden_weight: float = 0.1
+    teacher_width: str = "full"
+    sampling: str = "all"
+    labels: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.subnets:
+            raise ValueError(f"stage {self.name}: no sub-network; give at least one")
+        if self.sampling not in SAMPLING:
+            raise ValueError(f"stage {self.name}: sampling is {self.sampling!r}; allowed: {', '.join(SAMPLING)}")
+        for name in ("logit_weight", "hidden_weight"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"stage {self.name}: {name} is {getattr(self, name)}; allowed: 0 or more")
+        if not self.labels and self.logit_weight == 0.0 and self.hidden_weight == 0.0:
+            raise ValueError(f"stage {self.name}: both weights are 0, so there is nothing to learn; give one of them")
+
+    def chosen(self, step: int, seed: int) -> tuple[SubnetConfig, ...]:
+        """The sub-networks of optimiser step ``step``: the same in every process, and in a resumed run."""
+        if self.sampling == "all" or len(self.subnets) <= 4:
+            return self.subnets
+        middle = range(1, len(self.subnets) - 1)
+        picked = sorted(random.Random(f"{seed}/{self.name}/{step}").sample(middle, 2))
+        return (self.subnets[0], *(self.subnets[index] for index in picked), self.subnets[-1])
+
+    def forward_passes(self, shares: Sequence[float], teacher_shares: Sequence[float] | None = None) -> float:
+        """What a step costs, in forward passes of the full network.
+
+        ``shares``: the work of each of ``subnets`` over the full network's. A sub-network costs its forward and twice
+        that for the backward. ``teacher_shares``: of the teacher's forwards (None: one full forward).
+        """
+        work = list(shares)
+        if self.sampling == "sandwich" and len(work) > 4:
+            between = work[1:-1]
+            total = work[0] + work[-1] + 2 * sum(between) / len(between)
+        else:
+            total = sum(work)
+        teacher = 0.0 if self.labels else sum(teacher_shares) if teacher_shares is not None else 1.0
+        return 3.0 * total + teacher
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the stages are made from.
+
+    Attributes:
+        widths, depths: the multipliers; the first stage trains the widths, the second every pair.
+        subnets: named sub-networks in place of the grid, largest first; the first stage trains those that keep every
+            layer. None for the grid.
+        logit_weights, hidden_weights: of the first and the second stage.
+        teacher_width: of the second stage (in the first the teacher is the fine-tuned network itself).
+        sampling: of the second and the final stage.
+        importance_mode: how the scores of batches add up.
+        depth_rule: which layers a depth keeps.
+        regression_logits: whether a regression's logits are distilled.
+        final: whether there is a last stage on labels.
+    """
+
+    widths: tuple[float, ...] = WIDTHS
+    depths: tuple[float, ...] = DEPTHS
+    subnets: tuple[SubnetConfig, ...] | None = None
+    logit_weights: tuple[float, float] = (1.0, 1.0)
+    hidden_weights: tuple[float, float] = (0.1, 1.0)
+    teacher_width: str = "same"
+    sampling: str = "all"
+    importance_mode: str = "per_batch"
+    depth_rule: str = "keep_last"
+    regression_logits: bool = True
+    final: bool = False
+    stages: tuple[Stage, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        for name in ("widths", "depths"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} are {list(values)}; allowed: at least one, each once")
+        both = grid(self.widths, self.depths) if self.subnets is None else self.subnets
+        wide = tuple(subnet for subnet in both if _keeps_all_layers(subnet))
+        stages = []
+        if wide:
+            stages.append(Stage("width", wide, self.logit_weights[0], self.hidden_weights[0]))
+        stages.append(
+            Stage(
+                "depth",
+                both,
+                self.logit_weights[1],
+                self.hidden_weights[1],
+                teacher_width=self.teacher_width,
+                sampling=self.sampling,
+            )
+        )
+        if self.final:
+            stages.append(Stage("final", both, 0.0, 0.0, sampling=self.sampling, labels=True))
+        object.__setattr__(self, "stages", tuple(stages))
+
+
+def _keeps_all_layers(subnet: SubnetConfig) -> bool:
+    return subnet.depth_mult == 1.0 and subnet.layers is None and (subnet.heads is None or all(subnet.heads))
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe by name: ``"paper"``, ``"reference"`` (the released code's choices) or ``"sandwich"``.
+
+    Raises ``ValueError`` for another name.
+    """
+    paper = Recipe()
+    if name == "paper":
+        return paper
+    if name == "reference":
+        return replace(
+            paper,
+            teacher_width="full",
+            importance_mode="reference",
+            depth_rule="reference",
+            regression_logits=False,
+        )
+    if name == "sandwich":
+        return replace(paper, sampling="sandwich", teacher_width="full")
+    raise ValueError(f"recipe is {name!r}; allowed: {', '.join(RECIPES)}")

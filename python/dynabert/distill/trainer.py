@@ -1,0 +1,359 @@
+"""One stage of DynaBERT's training on Hugging Face's ``Trainer``: padding-free, its sub-networks in one launch.
+
+What is ours: the batches (packed, cut by tokens), the step (teacher once, all sub-networks, gradients summed, one
+reduction over processes), the evaluation of every sub-network. What is Trainer's: optimiser, schedule, clipping,
+checkpoints, resuming, logging.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from dynabert.configuration.grid import subnet_text
+from dynabert.data.examples import MULTI_LABEL, REGRESSION
+from dynabert.data.tokenisation import Encoded
+from dynabert.distill.arguments import DistillationArguments
+from dynabert.distill.losses import (
+    LossSums,
+    TeacherOutput,
+    check_pair,
+    loss_sums,
+    problem_of,
+    run_teacher,
+)
+from dynabert.distill.stages import Stage
+from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
+from dynabert.evaluation import evaluate
+from dynabert.modeling.stacking import Stack, stack
+from dynabert_kernels import SubnetShape
+
+if TYPE_CHECKING:
+    from dynabert.modeling import ElasticBertForSequenceClassification
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NotFiniteError(ValueError):
+    """A loss is NaN or infinite; the message names the sub-network and the step."""
+
+
+class _StudentStep(nn.Module):
+    """A forward and its losses as one module, so that it can run on other parameters than the student's own."""
+
+    def __init__(self, student: ElasticBertForSequenceClassification) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, stacked: Stack, teacher: TeacherOutput | None, targets: Tensor | None, **options: Any
+    ) -> LossSums:
+        if teacher is not None:
+            return loss_sums(self.student, stacked, teacher, **options)
+        state = options["dropout_state"]
+        x, _ = self.student.encoder.encode(stacked.batch, stacked.plan, state)
+        first = x.index_select(0, stacked.batch.cu_seqlens[:-1])
+        logits = self.student.classify(first, state, stacked.num_groups)
+        assert targets is not None  # a stage without a teacher has labels
+        return LossSums(None, None, task_sums(self.student, logits, targets, stacked.num_groups))
+
+
+def task_sums(
+    student: ElasticBertForSequenceClassification, logits: Tensor, targets: Tensor, num_groups: int
+) -> Tensor:
+    """(S,): the task's own loss of each copy of a batch, added over its sequences (averaged over several outputs)."""
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    kind = problem_of(student)
+    repeated = targets.repeat(num_groups, *([1] * (targets.dim() - 1)))
+    if kind == REGRESSION:
+        losses = F.mse_loss(scores, repeated.to(scores.dtype).view_as(scores), reduction="none").mean(1)
+    elif kind == MULTI_LABEL:
+        losses = F.binary_cross_entropy_with_logits(scores, repeated.to(scores.dtype), reduction="none").mean(1)
+    else:
+        losses = F.cross_entropy(scores, repeated, reduction="none")
+    return losses.view(num_groups, -1).sum(1)
+
+
+class DistillationTrainer(Trainer):
+    """Trains the sub-networks of one stage together.
+
+    Args:
+        model: the student, an ``ElasticBertForSequenceClassification`` in float32 (float64 for checks); trained in
+            place.
+        args: see `DistillationArguments`.
+        stage: which sub-networks learn, and by which loss; see `Stage`.
+        train_dataset: token ids; labels are used only by a stage that learns from them.
+        eval_dataset: labelled token ids, or None.
+        teacher: the network that is learned from; frozen. None in a stage that learns from labels.
+        processing_class: the tokenizer, saved beside each checkpoint.
+        metric: name of the score that sub-networks are judged by; None: the task's usual one.
+        callbacks: as in ``Trainer``.
+
+    Raises:
+        TypeError: data that is not `Encoded`.
+        ValueError: a student in half precision, networks that do not belong together, a stage without its teacher or
+            its labels, sub-networks that do not fit.
+
+    The same seed, data, machine and thread count give the same weights, also when a run was cut and resumed.
+    """
+
+    def __init__(
+        self,
+        model: ElasticBertForSequenceClassification,
+        args: DistillationArguments,
+        stage: Stage,
+        train_dataset: Encoded,
+        eval_dataset: Encoded | None = None,
+        teacher: ElasticBertForSequenceClassification | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        metric: str | None = None,
+        callbacks: list[Any] | None = None,
+    ) -> None:
+        for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if data is not None and not isinstance(data, Encoded):
+                raise TypeError(
+                    f"DistillationTrainer: {name} must be Encoded (dynabert.data.tokenise); got {type(data).__name__}"
+                )
+        if model.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"DistillationTrainer: the student is in {model.dtype}; allowed: float32; load it with "
+                "dtype=torch.float32 and give bf16=True for half precision"
+            )
+        if stage.labels and train_dataset.labels is None:
+            raise ValueError(
+                f"DistillationTrainer: stage {stage.name} learns from labels and {train_dataset.source} has none"
+            )
+        if not stage.labels and teacher is None:
+            raise ValueError(f"DistillationTrainer: stage {stage.name} distils and has no teacher; give teacher=")
+        self.stage, self.metric = stage, metric
+        self._shapes = {subnet: model.shape(subnet) for subnet in stage.subnets}
+        if teacher is not None:
+            check_pair(model, teacher)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=EncodedRows(train_dataset),  # type: ignore[arg-type]
+            eval_dataset=None if eval_dataset is None else EncodedRows(eval_dataset),  # type: ignore[arg-type]
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        self.args: DistillationArguments = args
+        self._half = next((HALF[name] for name in HALF if getattr(args, name)), None)
+        self._step = _StudentStep(model)
+        self.teacher: Any = None
+        if teacher is not None:
+            frozen: nn.Module = teacher if self._half is None else copy.deepcopy(teacher)
+            self.teacher = nn.Module.to(frozen, device=args.device, dtype=self._half).eval()
+        self._counts = (0, 0)
+        self._batch_of_step = 0
+        self._losses: dict[str, tuple[Tensor, int]] = {}
+        self.model_accepts_loss_kwargs = True  # the step is normalised here, over all of it
+
+    # Batches ---------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> StepLoader:
+        """Each process's share of each batch, without padding and without repeated examples."""
+        args = self.args
+        sampler = StepSampler(
+            len(self.train_dataset),  # type: ignore[arg-type]
+            args.per_device_train_batch_size,
+            num_processes=args.world_size,
+            process=args.process_index,
+            seed=args.seed,
+        )
+        return StepLoader(self.train_dataset, sampler)  # type: ignore[arg-type]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Sequences], num_batches: int, device: torch.device
+    ) -> tuple[list[Sequences], None]:
+        """The batches of an optimiser step, and how many sequences and tokens it has in all processes."""
+        batches = list(islice(epoch_iterator, num_batches))
+        counts = torch.tensor([sum(map(len, batches)), sum(batch.num_tokens for batch in batches)], device=device)
+        if self.args.world_size > 1:
+            dist.all_reduce(counts)
+        sequences, tokens = counts.tolist()
+        self._counts = (sequences, tokens)
+        self._batch_of_step = 0
+        return batches, None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: Trainer's estimate knows no sub-networks."""
+        return 0
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        self.state.num_input_tokens_seen += self._counts[1]
+
+    # The step --------------------------------------------------------------------------------------------------------
+
+    def training_step(  # type: ignore[override]
+        self, model: nn.Module, inputs: Sequences, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of all sub-networks on one batch; gradients are added, and reduced with the last."""
+        student = self._step.student
+        student.train()
+        subnets = self.stage.chosen(self.state.global_step, self.args.seed)
+        shapes = [self._shapes[subnet] for subnet in subnets]
+        losses = torch.zeros(len(shapes), dtype=_wide(student.dtype), device=student.device)
+        launches = inputs.launches(max(1, self.args.max_launch_tokens // len(shapes)))
+        for index, launch in enumerate(launches):
+            losses += self._launch(student, launch, shapes, self._dropout_state(student, index))
+        self._batch_of_step += 1
+        if self.accelerator.sync_gradients:
+            self._reduce_gradients(student)
+        if self.args.world_size > 1:
+            dist.all_reduce(losses)
+        self._record([subnet_text(subnet) for subnet in subnets], losses)
+        return losses.sum().float()
+
+    def _launch(
+        self,
+        student: ElasticBertForSequenceClassification,
+        launch: Sequences,
+        shapes: Sequence[SubnetShape],
+        state: Tensor | None,
+    ) -> Tensor:
+        """Backward of every sub-network on some sequences; their share of the step's losses, (S,)."""
+        types = launch.token_type_ids
+        packed, _ = student.pack(launch.input_ids, None if types is None else list(types))
+        seqlens = [len(ids) for ids in launch.input_ids]
+        stage, output, targets = self.stage, None, None
+        wants_hidden = stage.hidden_weight != 0.0
+        if stage.labels:
+            targets = self._targets(student, launch)
+        else:
+            assert self.teacher is not None  # checked at construction
+            output = run_teacher(self.teacher, packed, seqlens, shapes, stage.teacher_width, hidden=wants_hidden)
+        sequences, tokens = self._counts
+        runs = [shapes] if self.args.step == "stacked" else [[shape] for shape in shapes]
+        found, done = [], 0
+        for run in runs:
+            options: dict[str, Any] = {"dropout_state": state}
+            if output is not None:
+                options |= {"first": done, "logits": self._wants_logits(student), "hidden": wants_hidden}
+            elif state is not None:
+                options["dropout_state"] = state + torch.tensor([0, done]).to(state.device)
+            sums = self._forward(stack(packed, seqlens, run), output, targets, options)
+            losses = sums.weighted(
+                logit_weight=stage.logit_weight,
+                hidden_weight=stage.hidden_weight,
+                num_sequences=sequences,
+                hidden_numbers=tokens * student.config.hidden_size,
+            )
+            self.accelerator.backward(losses.sum())
+            found.append(losses.detach())
+            done += len(run)
+        return torch.cat(found)
+
+    def _forward(
+        self, stacked: Stack, output: TeacherOutput | None, targets: Tensor | None, options: dict[str, Any]
+    ) -> LossSums:
+        if self._half is None:
+            return self._step(stacked, output, targets, **options)
+        # The weights stay in float32; the step runs on copies in half precision, and the cast carries gradients back.
+        half = {name: parameter.to(self._half) for name, parameter in self._step.named_parameters()}
+        return torch.func.functional_call(self._step, half, (stacked, output, targets), options)
+
+    def _wants_logits(self, student: ElasticBertForSequenceClassification) -> bool:
+        if self.stage.logit_weight == 0.0:
+            return False
+        return problem_of(student) != REGRESSION or self.args.make_recipe().regression_logits
+
+    def _targets(self, student: ElasticBertForSequenceClassification, launch: Sequences) -> Tensor:
+        classes = problem_of(student) == "single_label_classification"
+        return torch.tensor(launch.labels, dtype=torch.int64 if classes else torch.float32, device=student.device)
+
+    def _dropout_state(self, student: ElasticBertForSequenceClassification, launch: int) -> Tensor | None:
+        """Seed and offset of a launch: they follow from the run's seed and the place in it, so a resumed run draws the
+        same. Processes, steps and launches differ in the seed, sub-networks in the offset."""
+        config = student.config
+        if not (config.hidden_dropout_prob or config.attention_probs_dropout_prob or student.classifier.dropout.p):
+            return None
+        place = self.state.global_step * 65536 + self._batch_of_step * 256 + launch
+        seed = (self.args.seed * 1_000_003 + self.args.process_index) % 2**31
+        return torch.tensor([seed * 2**31 + place % 2**31, 0], dtype=torch.int64, device=student.device)
+
+    def _reduce_gradients(self, student: nn.Module) -> None:
+        """Adds every gradient over the processes, once a step, whichever sub-network made it.
+
+        The losses are shares of the whole step's mean, so the sum is the step's gradient. DistributedDataParallel's own
+        hooks see nothing: its forward is not used.
+        """
+        if self.args.world_size == 1:
+            return
+        parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=self.args.device)
+        dist.all_reduce(there, op=dist.ReduceOp.MAX)
+        reached = [p for p, some in zip(parameters, there.tolist(), strict=True) if some]
+        for parameter in reached:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for group in _buckets([p.grad for p in reached]):  # type: ignore[misc]
+            flat = torch.cat([gradient.reshape(-1) for gradient in group])
+            dist.all_reduce(flat)
+            for gradient, summed in zip(group, flat.split([g.numel() for g in group]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+
+    def _record(self, names: Sequence[str], losses: Tensor) -> None:
+        if losses.device.type == "cpu" or self.state.global_step % max(1, int(self.args.logging_steps)) == 0:
+            values = losses.tolist()
+            for name, value in zip(names, values, strict=True):
+                if not math.isfinite(value):
+                    raise NotFiniteError(
+                        f"stage {self.stage.name}: the loss of {name} is {value} at step {self.state.global_step}; "
+                        f"lower learning_rate; the last good checkpoint is under {self.args.output_dir}"
+                    )
+        for name, loss in zip(names, losses, strict=True):
+            total, count = self._losses.get(name, (torch.zeros_like(loss), 0))
+            self._losses[name] = (total + loss, count + 1)
+
+    # What is told ----------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each sub-network's mean loss since the last log."""
+        if "loss" in logs and self._losses:
+            for name, (total, count) in self._losses.items():
+                logs[f"loss_{name}"] = float(total) / count
+            self._losses = {}
+        super().log(logs, start_time)
+
+    def evaluate(  # type: ignore[override]
+        self, eval_dataset: Encoded | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Scores of every sub-network of the stage; ``eval_score`` is their mean."""
+        rows = self.eval_dataset if eval_dataset is None else EncodedRows(eval_dataset)
+        if rows is None:
+            raise ValueError("evaluate: no eval_dataset was given")
+        student = self._step.student
+        found = evaluate(student, rows.encoded, list(self.stage.subnets), metric=self.metric)  # type: ignore[union-attr]
+        metrics = {f"{metric_key_prefix}_{row.subnet}": row.score for row in found}
+        metrics[f"{metric_key_prefix}_score"] = sum(row.score for row in found) / len(found)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _buckets(gradients: Sequence[Tensor], most_numbers: int = 16 * 2**20) -> Iterator[list[Tensor]]:
+    """Runs of gradients of one dtype, of about 64 MB in float32."""
+    run: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if run and (size + gradient.numel() > most_numbers or gradient.dtype != run[0].dtype):
+            yield run
+            run, size = [], 0
+        run.append(gradient)
+        size += gradient.numel()
+    if run:
+        yield run

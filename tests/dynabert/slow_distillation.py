@@ -1,0 +1,86 @@
+"""An independent float64 computation of SPEC's distillation losses over `Slow` networks, text by text.
+
+Sub-networks are given as lists of head and neuron numbers for each layer, both empty where the layer is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tests.dynabert.slow_model import Slow
+
+Text = tuple[list[int], list[int], list[int] | None]
+
+
+def kept(layers: int, depth: float) -> list[int]:
+    """The paper's stated purpose: the last layer always stays."""
+    count = max(1, round(depth * layers))
+    return [((i + 1) * layers) // count - 1 for i in range(count)]
+
+
+def parts(slow: Slow, width: float, layers: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+    """Leading heads and neurons of the kept layers."""
+    heads, neurons = slow.config.num_attention_heads, slow.config.intermediate_size
+    k = round(heads * width)
+    f = k * neurons // heads
+    total = slow.config.num_hidden_layers
+    return (
+        [list(range(k)) if i in layers else [] for i in range(total)],
+        [list(range(f)) if i in layers else [] for i in range(total)],
+    )
+
+
+def slow_loss(
+    student: Slow,
+    teacher: Slow,
+    texts: Sequence[Text],
+    *,
+    width: float,
+    depth: float,
+    logit_weight: float,
+    hidden_weight: float,
+    teacher_width: str = "full",
+    regression: bool = False,
+    regression_logits: bool = True,
+) -> Tensor:
+    """One sub-network's loss on a batch: `logit_weight * SCE + hidden_weight * HID`."""
+    total = student.config.num_hidden_layers
+    layers = kept(total, depth)
+    heads, neurons = parts(student, width, layers)
+    teacher_heads, teacher_neurons = parts(teacher, 1.0 if teacher_width == "full" else width, range(total))
+    soft = torch.zeros((), dtype=torch.float64)
+    squares, tokens = torch.zeros((), dtype=torch.float64), 0
+    for ids, positions, types in texts:
+        states, logits = student(ids, positions, types, heads, neurons)
+        with torch.no_grad():
+            told, target = teacher(ids, positions, types, teacher_heads, teacher_neurons)
+        if regression:
+            if regression_logits:
+                soft = soft + ((logits - target) ** 2).mean()
+        else:
+            exp = torch.exp(target - target.max())
+            log = logits - logits.max()
+            log = log - torch.log(torch.exp(log).sum())
+            soft = soft - (exp / exp.sum() * log).sum()
+        # K: what enters each kept layer (the state after as many layers as stand before it), then the last.
+        for state, place in zip(states, [*layers, total], strict=True):
+            squares = squares + ((state - told[place]) ** 2).sum()
+        tokens += len(ids)
+    numbers = tokens * student.config.hidden_size
+    return logit_weight * soft / len(texts) + hidden_weight * squares / numbers
+
+
+def slow_gradients(student: Slow, loss: Tensor) -> dict[str, Tensor]:
+    """Gradient of every weight, 0 where the loss does not reach; the padding token's embedding gets none."""
+    names = [name for name, weight in student.weights.items() if weight.requires_grad]
+    found = torch.autograd.grad(loss, [student.weights[name] for name in names], allow_unused=True)
+    gradients = {
+        name: torch.zeros_like(student.weights[name]) if g is None else g for name, g in zip(names, found, strict=True)
+    }
+    for name, gradient in gradients.items():
+        if name.endswith("word_embeddings.weight"):
+            gradient[student.config.pad_token_id] = 0.0
+    return gradients

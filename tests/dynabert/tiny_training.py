@@ -1,0 +1,56 @@
+"""Tiny networks, texts and arguments for training in float64 on the CPU."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from dynabert import DistillationArguments, ElasticBertForSequenceClassification
+from dynabert.data import Encoded
+from tests.dynabert.tiny_networks import VOCABULARY, plain_model
+
+
+def elastic(plain: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float64) -> Any:
+    """The elastic network of a plain one."""
+    plain.save_pretrained(folder)
+    return ElasticBertForSequenceClassification.from_pretrained(folder, dtype=dtype)
+
+
+def pair(folder: Path, dtype: torch.dtype = torch.float64, **changes: Any) -> tuple[Any, Any]:
+    """Student and teacher."""
+    student, teacher = (
+        elastic(plain_model("bert", seed, **changes), folder / f"network{seed}", dtype) for seed in (0, 7)
+    )
+    return student, teacher
+
+
+def texts(count: int, seed: int = 3) -> Encoded:
+    """Random labelled texts of 1 to 9 tokens."""
+    rng = random.Random(seed)
+    ids = tuple([rng.randrange(5, VOCABULARY) for _ in range(rng.randrange(1, 10))] for _ in range(count))
+    return Encoded(ids, None, tuple(rng.randrange(3) for _ in ids), ("LABEL_0", "LABEL_1", "LABEL_2"))
+
+
+def arguments(folder: Path, **changes: Any) -> DistillationArguments:
+    """Arguments of a quiet run on the CPU."""
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+    return DistillationArguments(**(values | changes))
+
+
+def weights(model: ElasticBertForSequenceClassification) -> dict[str, torch.Tensor]:
+    """A copy of every parameter."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

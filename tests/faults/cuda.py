@@ -1,0 +1,98 @@
+"""Faults planted in CUDA device code, which the host shim runs on the CPU under a sanitizer."""
+
+from __future__ import annotations
+
+from tests.faults.planted import Fault
+
+_LAYER_NORM, _ROW = "csrc/include/dynabert/layer_norm.cuh", "csrc/include/dynabert/row.cuh"
+
+
+def _fault(name: str, kind: str, file: str, old: str, new: str, *seen_by: str, sanitizer: str = "memory") -> Fault:
+    return Fault(f"cuda: {name}", kind, "cuda", file, old, new, seen_by, sanitizer)
+
+
+FAULTS = [
+    _fault(
+        "the last pack of a row is not stored",
+        "one column too few",
+        _ROW,
+        "if (column < columns) *reinterpret_cast<Pack<T, kVector>*>(row + column) = pack;",
+        "if (column + kVector < columns) *reinterpret_cast<Pack<T, kVector>*>(row + column) = pack;",
+        *("layer_norm", "float32-scalar"),
+    ),
+    _fault(
+        "a pack past the last column is read",
+        "a read beyond the active part",
+        _ROW,
+        "const bool inside = column < columns;\n    if (inside) pack",
+        "const bool inside = column <= columns;\n    if (inside) pack",
+        *("layer_norm", "float32-scalar"),
+    ),
+    _fault(
+        "the last row is left out",
+        "group border off by one",
+        _LAYER_NORM,
+        "if (row >= rows) return;",
+        "if (row + 1 >= rows) return;",
+        *("layer_norm", "float32-scalar"),
+    ),
+    _fault(
+        "columns past C reach the variance",
+        "tile padding in a statistic",
+        _LAYER_NORM,
+        "square[0] += inside ? h[i] * h[i] : 0.0f;",
+        "square[0] += inside || columns > 0 ? h[i] * h[i] : 0.0f;",
+        *("layer_norm", "float32-scalar"),
+    ),
+    _fault(
+        "the bias is missing in the last pack",
+        "missing bias at a tile's edge",
+        _LAYER_NORM,
+        "add_row<kThreads, kVector, kPacks>(h, bias, columns, thread);",
+        "add_row<kThreads, kVector, kPacks>(h, bias, columns - kVector, thread);",
+        *("layer_norm", "float32-scalar"),
+    ),
+    _fault(
+        "dx is not scaled",
+        "wrong scale",
+        _LAYER_NORM,
+        "gradient[i] = row_rstd * (gradient[i]",
+        "gradient[i] = (gradient[i]",
+        *("layer_norm", "float32-scalar"),
+    ),
+    _fault(
+        "the last partial sum is left out",
+        "partial sums mixed up",
+        _LAYER_NORM,
+        "for (int p = lane; p < num_partials; p += kLanes)",
+        "for (int p = lane; p + 1 < num_partials; p += kLanes)",
+        *("layer_norm", "float32-scalar"),
+    ),
+    _fault(
+        "sums are rounded to bfloat16",
+        "accumulates in bfloat16",
+        _ROW,
+        "value += __shfl_xor_sync(0xffffffffu, value, distance);\n  return value;",
+        "value = __bfloat162float(__float2bfloat16_rn(value + __shfl_xor_sync(0xffffffffu, value, distance)));\n"
+        "  return value;",
+        *("layer_norm", "bfloat16-vector"),
+    ),
+    _fault(
+        "a sum is read before all warps have written theirs",
+        "a race",
+        _ROW,
+        "    __syncthreads();\n#pragma unroll\n    for (int i = 0; i < kCount; ++i) {\n      float total",
+        "#pragma unroll\n    for (int i = 0; i < kCount; ++i) {\n      float total",
+        *("layer_norm", "float32-two-warps"),
+        sanitizer="races",
+    ),
+    _fault(
+        "rows share one half of the scratch memory",
+        "a race",
+        _LAYER_NORM,
+        "team_sum<kThreads>(sums, scratch[turn]);",
+        "team_sum<kThreads>(sums, scratch[0]);",
+        *("layer_norm", "float32-two-warps"),
+        sanitizer="races",
+    ),
+]
