@@ -18,6 +18,15 @@ namespace {
 
 #if DYNABERT_ISA != DYNABERT_ISA_GENERIC
 
+template <class T>
+constexpr bool kShortActivation = false;
+template <>
+constexpr bool kShortActivation<BFloat16> = true;
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+template <>
+constexpr bool kShortActivation<NativeBFloat16> = true;
+#endif
+
 // One register of sums becomes one of c. kPart: its first `here` numbers; else all of it, and the compiler drops the
 // masks.
 template <class T, bool kGradient, bool kPart>
@@ -33,7 +42,8 @@ DYNABERT_INLINE void finish_rows(const SpanGemm& g, int64_t first, int64_t rows,
     for (int64_t i = 0; i < rows; ++i) {
       Float v = load(sums + i * kPanel);
       if (slope_at) {
-        const ValueAndSlope<Float> act = activate_with_slope(read(slope_at + i * g.slope_stride), g.activation);
+        const ValueAndSlope<Float> act =
+            activate_with_slope<kShortActivation<T>>(read(slope_at + i * g.slope_stride), g.activation);
         v = v * act.slope;
         if (activated) write(activated + i * g.activated_stride, act.value);
       }
@@ -46,7 +56,7 @@ DYNABERT_INLINE void finish_rows(const SpanGemm& g, int64_t first, int64_t rows,
     for (int64_t i = 0; i < rows; ++i) {
       Float v = load(sums + i * kPanel) + bias;
       if (pre) write(pre + i * g.pre_stride, v);
-      v = activate(v, g.activation);
+      v = activate<kShortActivation<T>>(v, g.activation);
       if (residual) v = v + read(residual + i * g.residual_stride);
       write(c + i * g.c_stride, v);
     }

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# kMaxLayerNormColumns, kMaxEmbeddingColumns and kMaxDistillationLossColumns in csrc/cuda: a row is held in registers.
+# kMaxLayerNormColumns, kMaxDistillationLossColumns and kMaxEmbeddingColumns in csrc/cuda: a row is held in registers.
 MAX_ROW_COLUMNS = 4096
-_ROW_OPS = (
-    *("add_layer_norm_fwd", "add_layer_norm_bwd", "embed_layer_norm_fwd", "embed_layer_norm_bwd"),
-    *("distillation_loss_fwd", "distillation_loss_bwd"),
+_ROW_OPS = tuple(
+    f"{op}_{half}" for op in ("add_layer_norm", "distillation_loss", "embed_layer_norm") for half in ("fwd", "bwd")
 )
 
 
