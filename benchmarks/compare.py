@@ -3,7 +3,8 @@
 Each revision is checked out under ``build/revisions/`` and built there, once for each commit; the working tree is used
 as it stands. Both are measured by *this* runner, so the problems, the peers and the clock are the same. Processes take
 turns, in the order A B B A, so that a machine that slowly warms up or fills with neighbours weighs on both alike. Each
-pair of processes gives one ratio for a row; what two processes of the same revision differ by is the noise.
+pair of processes gives one ratio for a row. The noise is what equal code differs by: two processes of one revision, and
+the plain PyTorch peer, which is the same in both.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rich.table import Table
 from dynabert_kernels.testing.timing import quantile
 
 from . import rows
+from .measure import PEER
 
 HERE = Path(__file__).resolve().parent
 KEY = ("benchmark", "provider", "shape", "tokens", "plan", "dtype")
@@ -49,9 +51,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Change:
-    """One row of both revisions. ``ratio``: time of the first over time of the second, above 1: the second is faster;
-    the median over pairs of processes, with its 20th and 80th percentile. ``noise``: how far two processes of one
-    revision differ, by their median.
+    """One row of both revisions.
+
+    ``ratio``: time of the first over time of the second, above 1 the second is faster; the median over pairs of
+    processes, with its 20th and 80th percentile. ``noise``: by how much equal code differs, the larger of two numbers:
+    the 80th percentile of neighbouring processes of one revision, and the peer's ratio on this problem.
     """
 
     key: Key
@@ -72,9 +76,10 @@ class Change:
         return NOISE
 
 
-def checkout(revision: str, root: Path, say: Callable[[str], None]) -> Side:
-    """The tree of a revision, with its native library built. Raises ``ValueError`` where there is no such revision,
-    ``Refused`` where it does not build.
+def checkout(revision: str, root: Path, device: str, say: Callable[[str], None]) -> Side:
+    """The tree of a revision, with the native library for ``device`` built.
+
+    Raises ``ValueError`` where there is no such revision, ``Refused`` where it does not build.
     """
     done = _git(root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     if done.returncode:
@@ -87,11 +92,11 @@ def checkout(revision: str, root: Path, say: Callable[[str], None]) -> Side:
         done = _git(root, "worktree", "add", "--detach", "--force", str(folder), commit)
         if done.returncode:
             raise Refused(f"benchmarks: git cannot check out {revision}: {done.stderr.strip()}")
-    built = folder / "build" / ".complete"
-    if not built.exists():
+    marks = {kind: folder / "build" / f".complete-{kind}" for kind in ("cpu", "cuda")}
+    if not marks[device].exists() and not marks["cuda"].exists():
         say(f"{revision}: building {commit} (a minute; once for each commit)")
-        _build(revision, folder)
-        built.touch()
+        _build(revision, folder, device)
+        marks[device].touch()
     return Side(revision, folder)
 
 
@@ -99,13 +104,14 @@ def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
 
 
-def _build(revision: str, folder: Path) -> None:
+def _build(revision: str, folder: Path, device: str) -> None:
     # Where this interpreter lies, ninja does too.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     done = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         cwd=folder,
-        env={**os.environ, "PATH": path},
+        # The CUDA half takes most of a build, and a CPU has no use for it.
+        env={"DYNABERT_CUDA": "1" if device == "cuda" else "0", **os.environ, "PATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -168,8 +174,10 @@ def changes(first: Sequence[Medians], second: Sequence[Medians]) -> list[Change]
         if not all(key in medians for medians in [*first, *second]):
             continue
         before, after = [medians[key] for medians in first], [medians[key] for medians in second]
-        ratios = [a / b for a, b in zip(before, after, strict=True)]
-        same = [max(one, two) / min(one, two) - 1.0 for times in (before, after) for one, two in pairwise(times)]
+        ratios = _ratios(before, after)
+        same = [_apart(one / two) for times in (before, after) for one, two in pairwise(times)]
+        peer = (key[0], PEER, *key[2:])
+        peers = _ratios([m[peer] for m in first if peer in m], [m[peer] for m in second if peer in m])
         found.append(
             Change(
                 key=key,
@@ -178,10 +186,19 @@ def changes(first: Sequence[Medians], second: Sequence[Medians]) -> list[Change]
                 ratio=statistics.median(ratios),
                 p20=quantile(ratios, 0.2),
                 p80=quantile(ratios, 0.8),
-                noise=statistics.median(same) if same else 0.0,
+                noise=max(quantile(same, 0.8) if same else 0.0, _apart(statistics.median(peers)) if peers else 0.0),
             )
         )
     return found
+
+
+def _ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(first, second, strict=False)]
+
+
+def _apart(ratio: float) -> float:
+    """How far a ratio is from 1, the same for its inverse."""
+    return max(ratio, 1.0 / ratio) - 1.0
 
 
 def measure_both(
@@ -223,6 +240,9 @@ def report(sides: tuple[Side, Side], documents: tuple[list[dict[str, Any]], ...]
     for side, document in zip(sides, documents, strict=True):
         facts = document[0]["environment"]
         out.print(escape(f"{side.name}: commit {facts['commit']}, sources {facts['source_digest']}"))
+    digests = {document[0]["environment"]["source_digest"] for document in documents}
+    if len(digests) == 1:
+        out.print("both have the same kernel sources: what differs is the machine's noise")
     alone = sorted({*first[0]} ^ {*second[0]})
     for key in alone:
         out.print(escape(f"only in {names[0] if key in first[0] else names[1]}: {', '.join(key)}"))

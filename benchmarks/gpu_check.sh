@@ -117,7 +117,14 @@ part config 30 "$python" -c 'import dynabert_kernels as dk; print(dk.show_config
 # side by side, since most of their time goes into compiling Triton kernels.
 parts=$out/parts check_limit=150
 rm -rf "$parts"
-ops=(add_layer_norm elastic_linear varlen_attention embed_layer_norm elastic_attention elastic_ffn)
+# The ops that have cases, and those of them that have benchmarks.
+listed=$("$python" -c 'from benchmarks.check import CASES; print(*dict.fromkeys(op for op, _ in CASES))') || failed=1
+benched=$("$python" -c 'from benchmarks.registry import REGISTRY; print(*{b.op for b in REGISTRY.values()})') || failed=1
+read -ra ops <<<"$listed"
+if [ "${#ops[@]}" = 0 ]; then
+  failed=1
+  summary+=("check                    FAILED: benchmarks/check.py names no op, see above")
+fi
 echo "== check (at most $check_limit s)"
 for op in "${ops[@]}"; do
   check_op "$op" &
@@ -130,13 +137,14 @@ for op in "${ops[@]}"; do
   read -r status seconds <"$parts/$op/status"
   remember "check $op" "$status" "$seconds" "$check_limit"
   # Red providers (1) are left out by the runner itself. An op that crashed or hung would end the whole run.
-  if [ "$status" -le 1 ]; then timed+=("$op"); else summary+=("bench                    without $op: its check did not end by itself"); fi
+  if [ "$status" -gt 1 ]; then
+    summary+=("bench                    without $op: its check did not end by itself")
+  elif [[ " $benched " == *" $op "* ]]; then
+    timed+=("$op")
+  fi
 done
-"$python" -m benchmarks.check --device "$device" --merge "${ops[@]/#/$parts/}" --out "$out" && rm -rf "$parts"
+[ "${#ops[@]}" = 0 ] || "$python" -m benchmarks.check --device "$device" --merge "${ops[@]/#/$parts/}" --out "$out" && rm -rf "$parts"
 
-# There is no benchmark of embed_layer_norm yet; the runner knows only the others.
-timed=("${timed[@]/embed_layer_norm/}")
-read -ra timed <<<"${timed[*]}"
 if [ "${#timed[@]}" -gt 0 ]; then
   # The runner stops by itself before its limit and names what it left out; its rows are written as it goes.
   part bench 160 "$python" -m benchmarks.run --device "$device" --op "${timed[@]}" --plot --out "$out" "${bench_flags[@]}"

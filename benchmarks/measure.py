@@ -109,11 +109,12 @@ def _checked(benchmark: Benchmark, problem: Problem, settings: Settings) -> list
         heads=problem.k,
         neurons=problem.f,
         dtype=dtype_name(problem.dtype),
+        dropout=problem.dropout,
         cache=settings.cache,
         seed=settings.seed,
         status=rows.MEASURED,
     )
-    peer = verify.worst(verify.compare_all(benchmark.checked, torch_results, exact, torch_results))
+    peer = verify.worst(verify.compare_all(benchmark.checked, torch_results, exact, torch_results, benchmark.factor))
     found = [
         replace(
             blank,
@@ -137,7 +138,7 @@ def _checked(benchmark: Benchmark, problem: Problem, settings: Settings) -> list
         except (RuntimeError, ValueError, TypeError) as error:
             found.append(replace(row, status=rows.FAILED, note=f"raised {type(error).__name__}: {error}"))
             continue
-        check = verify.worst(verify.compare_all(benchmark.checked, results, exact, torch_results))
+        check = verify.worst(verify.compare_all(benchmark.checked, results, exact, torch_results, benchmark.factor))
         row = replace(row, error=check.error, torch_error=check.torch_error, allowed_error=check.allowed_error, note="")
         found.append(row if check.green else replace(row, status=rows.RED, note=str(check)))
     return found

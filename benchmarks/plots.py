@@ -17,7 +17,7 @@ from .rows import Row
 
 # The same colour for a provider, and the same mark for an op, in every picture.
 _COLOURS = {PEER: "#888888", "reference": "#c9a227", "cpu": "#1f77b4", "triton": "#d1495b", "cuda": "#2a9d5c"}
-_MARKS = "osD^vP*XhH<>"
+_MARKS = "osD^vP*X<>pdh8"
 _COLUMNS = 4
 Panels = dict[str, dict[str, list[Row]]]
 
@@ -158,8 +158,8 @@ def _token_panel(axis: Any, providers: dict[str, list[Row]]) -> None:
         _line(axis, provider, [row.num_tokens for row in line], line)
     from matplotlib.ticker import NullLocator
 
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
+    _logarithmic(axis, "x")
+    _logarithmic(axis, "y")
     # The batches that were measured, by their names.
     ticks = {row.num_tokens: row.tokens for line in providers.values() for row in line}
     axis.set_xticks(list(ticks), list(ticks.values()))
@@ -168,14 +168,26 @@ def _token_panel(axis: Any, providers: dict[str, list[Row]]) -> None:
     axis.set_ylabel("median ms", fontsize=7)
 
 
+def _logarithmic(axes: Any, name: str) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _draw_roofline(found: Sequence[Row], ceilings: Ceilings, path: Path, heading: str) -> None:
     figure, axes = _figure(1, 1, 11.0, 6.5)
     axis = axes[0, 0]
     intensities = [_intensity(row) for row in found]
-    low, high = min(intensities) / 2, max(intensities) * 2
     rate = ceilings.matrix_gflop_s[found[0].dtype]
     copies = ceilings.copy_gb_s
     roofs = {"memory": copies[max(copies)], "cache": max(copies.values())}
+    # Wide enough for both slopes to show.
+    low, high = min(*intensities, rate / roofs["cache"]) / 2, max(*intensities, rate / roofs["memory"]) * 2
     for (name, bandwidth), style in zip(roofs.items(), ("-", "--"), strict=True):
         knee = rate / bandwidth
         points = sorted({low, high} | ({knee} if low < knee < high else set()))
@@ -192,8 +204,8 @@ def _draw_roofline(found: Sequence[Row], ceilings: Ceilings, path: Path, heading
             markersize=4 + 5 * row.width,
             fillstyle="full" if row.plan == FULL else "none",
         )
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+    _logarithmic(axis, "x")
+    _logarithmic(axis, "y")
     axis.set_xlabel("operations for each byte (formulas)")
     axis.set_ylabel("GFLOP/s (operations over median time)")
     axis.grid(alpha=0.25, which="both")

@@ -53,6 +53,7 @@ class Row:
     heads: int
     neurons: int
     dtype: str
+    dropout: float
     cache: str
     seed: int
     status: str

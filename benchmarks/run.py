@@ -281,7 +281,7 @@ def _compare(job: Job, options: argparse.Namespace) -> int:
 
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    first, *others = [compare.checkout(revision, rows.ROOT, say) for revision in options.compare]
+    first, *others = [compare.checkout(revision, rows.ROOT, job.device.type, say) for revision in options.compare]
     second = others[0] if others else compare.Side("working tree", rows.ROOT)
     stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{job.device.type}-compare"
     # Measured once: what decides here are the ratios, and every process then rotates as many weights.

@@ -31,7 +31,7 @@ class Suite:
 
 SUITES = {
     "cpu": Suite(
-        text="every op, forward and backward, C++ against plain PyTorch, one thread; about five minutes when quiet",
+        text="every op, forward and backward, C++ against plain PyTorch, one thread; under ten minutes",
         defaults={
             "device": "cpu",
             "provider": ["cpu"],
@@ -40,6 +40,8 @@ SUITES = {
             "width": [1.0, 0.25],
             "dtype": ["float32", "bfloat16"],
             "threads": 1,
+            "rounds": 20,
+            "time_limit_s": 560.0,
         },
         least=0.9,
         least_fused=1.2,

@@ -1,7 +1,8 @@
 """Nothing is timed before it is right: each provider's result on fresh random inputs, held against float64.
 
 The yardstick is the project's (:mod:`dynabert_kernels.testing.comparison`): the largest error, relative to the largest
-entry, may be twice what plain PyTorch errs in the same dtype, or a floor of a few roundings where PyTorch errs less.
+entry, may be twice what plain PyTorch errs in the same dtype (a gradient's three times), or a floor of a few roundings
+where PyTorch errs less.
 Allocations hold NaN while a provider runs, so an element that it forgot to write shows.
 """
 
@@ -23,11 +24,15 @@ from .registry import Benchmark, Tensors
 
 
 def compare_all(
-    names: Sequence[str], actual: Sequence[Tensor], exact: Sequence[Tensor], torch_results: Sequence[Tensor]
+    names: Sequence[str],
+    actual: Sequence[Tensor],
+    exact: Sequence[Tensor],
+    torch_results: Sequence[Tensor],
+    factor: float,
 ) -> list[Check]:
     """:func:`compare` for each of several results; the sequences may be longer than ``names``."""
     return [
-        compare(name, ours, truth, theirs)
+        compare(name, ours, truth, theirs, factor=factor)
         for name, ours, truth, theirs in zip(names, actual, exact, torch_results, strict=False)
     ]
 

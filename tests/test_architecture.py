@@ -29,6 +29,7 @@ MODEL_ROOMS = {
     "engine": {"modeling", "configuration", "data"},
     "evaluation": {"modeling", "configuration", "data"},
     "finetuning": {"modeling", "configuration", "data"},
+    "distill": {"evaluation", "finetuning", "rewiring", "importance", "cost", "modeling", "configuration", "data"},
     "profile": {"engine", "modeling", "configuration", "data"},
 }
 

@@ -17,6 +17,9 @@ MODEL_NAMES = [
     "ElasticBertForSequenceClassification",
     "compute_importance",
     "rewire",
+    "DistillationArguments",
+    "DistillationTrainer",
+    "distillation_losses",
     "InferenceEngine",
 ]
 KERNEL_NAMES = [
@@ -32,6 +35,8 @@ KERNEL_NAMES = [
     "elastic_attention",
     "elastic_ffn",
     "distillation_loss",
+    "plan_table",
+    "plan_on_device",
     "use_provider",
     "show_config",
     "config",

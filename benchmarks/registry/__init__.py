@@ -11,11 +11,27 @@ they are what the measured matrix rate bounds. Element-wise work is not counted,
 
 from __future__ import annotations
 
-from . import add_layer_norm, elastic_attention, elastic_ffn, elastic_linear, varlen_attention
+from . import (
+    add_layer_norm,
+    distillation_loss,
+    elastic_attention,
+    elastic_ffn,
+    elastic_linear,
+    embed_layer_norm,
+    varlen_attention,
+)
 from .benchmark import Benchmark, Draw
 from .peers import Tensors
 
-_OPS = (add_layer_norm, elastic_linear, varlen_attention, elastic_attention, elastic_ffn)
+_OPS = (
+    add_layer_norm,
+    embed_layer_norm,
+    elastic_linear,
+    varlen_attention,
+    elastic_attention,
+    elastic_ffn,
+    distillation_loss,
+)
 REGISTRY: dict[str, Benchmark] = {benchmark.name: benchmark for op in _OPS for benchmark in op.BENCHMARKS}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynabert_kernels import reference
+from dynabert_kernels.testing.comparison import GRADIENT_FACTOR, OUTPUT_FACTOR
 
 from ..problems import Problem
 from .peers import Peer, Tensors
@@ -69,6 +70,11 @@ class Benchmark:
     weights: Callable[[Problem, Draw], Tensors] = _nothing
     saved: Callable[[Problem, Tensors], Tensors] = _nothing
     gradient_bytes: Formula = _no_bytes
+
+    @property
+    def factor(self) -> float:
+        """How many times PyTorch's own error a result may have."""
+        return GRADIENT_FACTOR if self.direction == "backward" else OUTPUT_FACTOR
 
     def function(self) -> Callable[..., Any]:
         """The registered op, which chooses its provider."""

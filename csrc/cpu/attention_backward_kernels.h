@@ -193,16 +193,16 @@ struct BackwardTask {
     const int64_t strips = (last - first + kStrip - 1) / kStrip;
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t row = first + cut(last - first, s, strips), rows = first + cut(last - first, s + 1, strips) - row;
-      Products::turn(q_strips + row * units, rows, q + row * a.qkv_row, a.qkv_row, rows, size);
-      Products::turn(dout_strips + row * units, rows, dout + row * a.dout_row, a.dout_row, rows, size);
+      turn<Products>(q_strips + row * units, rows, q + row * a.qkv_row, a.qkv_row, rows, size);
+      turn<Products>(dout_strips + row * units, rows, dout + row * a.dout_row, a.dout_row, rows, size);
     }
   }
 
   void pack_keys(int64_t key, int64_t keys) {
     for (int64_t j = 0; j < keys; j += kKeyPanel) {
       const int64_t rows = keys - j < kKeyPanel ? keys - j : kKeyPanel;
-      Products::turn(k_turned + j * units, kKeyPanel, k + (key + j) * a.qkv_row, a.qkv_row, rows, size);
-      Products::turn(v_turned + j * units, kKeyPanel, v + (key + j) * a.qkv_row, a.qkv_row, rows, size);
+      turn<Products>(k_turned + j * units, kKeyPanel, k + (key + j) * a.qkv_row, a.qkv_row, rows, size);
+      turn<Products>(v_turned + j * units, kKeyPanel, v + (key + j) * a.qkv_row, a.qkv_row, rows, size);
     }
     copy_columns<Products>(k_panels, kColumnPanel, kKeyUnits, k + key * a.qkv_row, a.qkv_row, keys, size);
   }
@@ -259,8 +259,8 @@ struct BackwardTask {
           __builtin_memcpy(lines + (i + 1) * kKeys + j, &second, sizeof second);
           dropped = to_native_bfloat16(load(scores + (i + 1) * kKeys + j));
         }
-        store(ds + j, Products::pair(first, second));
-        store(p + j, Products::pair(to_native_bfloat16(load(scores + i * kKeys + j)), dropped));
+        store(ds + j, BFloat16Pairs::pair(first, second));
+        store(p + j, BFloat16Pairs::pair(to_native_bfloat16(load(scores + i * kKeys + j)), dropped));
       }
     }
 #endif

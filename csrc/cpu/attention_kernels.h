@@ -4,12 +4,16 @@
 // copied into panels in scratch memory (the wide type), then for each strip of queries the scores of the block in a
 // tile of at most kStrip x kKeys numbers, their exponentials against the running maximum, and the tile times V added to
 // the strip's sums. Scores exist only in that tile. 4 D operations and one exponential per query and key.
+//
+// Where the processor multiplies pairs of bfloat16, Q, K and V stay bfloat16 and the exponentials are rounded to it, as
+// PyTorch rounds its probabilities; sums are float32 as ever.
 
 #include "dynabert/simd/vector.h"
 #include "dynabert/simd/math.h"
 #include "dynabert/simd/philox.h"
 #include "dynabert/simd/tile.h"
 #include "dynabert/simd/transpose.h"
+#include "dynabert/simd/panels.h"
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
@@ -78,12 +82,15 @@ DYNABERT_INLINE Wide<T> softmax_row(Wide<T>* scores, int64_t keys, Wide<T> scale
   return correction;
 }
 
-template <class T, int kRegisters>
+template <class Products, int kRegisters>
 void attention_task(const AttentionForward& a, const AttentionSequence& sequence, int64_t head, int64_t first,
                     int64_t last) {
-  using S = Wide<T>;
+  using T = typename Products::Element;
+  using S = typename Products::Scalar;
+  using Multiply = typename Products::Multiply;
   constexpr int64_t kLane = kLanes<S>, kKeyPanel = 2 * kLane, kColumnPanel = kRegisters * kLane;
-  const int64_t size = a.head_size, length = sequence.end - sequence.begin;
+  constexpr int kKeyUnits = kKeys / Products::kPerUnit;
+  const int64_t size = a.head_size, length = sequence.end - sequence.begin, units = units_in<Products>(size);
   const int64_t column_panels = (size + kColumnPanel - 1) / kColumnPanel, padded = column_panels * kColumnPanel;
   const T* q = static_cast<const T*>(a.qkv) + sequence.begin * a.qkv_row + head * a.qkv_head;
   const T* k = q + a.qkv_part;
@@ -93,38 +100,32 @@ void attention_task(const AttentionForward& a, const AttentionSequence& sequence
   Dropout dropout = a.dropout;
   dropout.offset += static_cast<uint64_t>(sequence.group);
   const int64_t queries = last - first;
-  S* packed_q = scratch_of<S>(kScratchA, static_cast<size_t>(queries * size + kLane));
-  S* panels = scratch_of<S>(kScratchB, static_cast<size_t>(kKeys * (size + padded)));
+  S* packed_q = scratch_of<S>(kScratchA, static_cast<size_t>(queries * units + kLane));
+  S* panels = scratch_of<S>(kScratchB, static_cast<size_t>(kKeys * units + kKeyUnits * padded));
   S* out = scratch_of<S>(kScratchC, static_cast<size_t>(queries * padded));
-  S* tile = scratch_of<S>(kScratchD, static_cast<size_t>(kStrip * kKeys + 2 * kKeys + 2 * queries));
-  S* factors = dropout.threshold != 0 ? tile + kStrip * kKeys : nullptr;
-  SoftmaxState<S>* states = reinterpret_cast<SoftmaxState<S>*>(tile + kStrip * kKeys + 2 * kKeys);
+  S* tile = scratch_of<S>(kScratchD, static_cast<size_t>(2 * kStrip * kKeys + 2 * kKeys + 2 * queries));
+  S* weights = Products::kPerUnit == 1 ? tile : tile + kStrip * kKeys;  // the tile in units of keys
+  S* factors = dropout.threshold != 0 ? tile + 2 * kStrip * kKeys : nullptr;
+  SoftmaxState<S>* states = reinterpret_cast<SoftmaxState<S>*>(tile + 2 * kStrip * kKeys + 2 * kKeys);
   const int64_t strips = (queries + kStrip - 1) / kStrip;
   for (int64_t i = 0; i < queries; ++i) states[i] = {minus_infinity<S>(), S(0)};
   for (int64_t s = 0; s < strips; ++s) {
     const int64_t row = queries * s / strips, rows = queries * (s + 1) / strips - row;
-    pack_numbers<T>(packed_q + row * size, rows, q + (first + row) * a.qkv_row, a.qkv_row, rows, size);
+    turn<Products>(packed_q + row * units, rows, q + (first + row) * a.qkv_row, a.qkv_row, rows, size);
   }
   for (int64_t key = 0; key < length; key += kKeys) {
     const int64_t keys = length - key < kKeys ? length - key : kKeys;
     S* k_panels = panels;
-    S* v_panels = panels + kKeys * size;
+    S* v_panels = panels + kKeys * units;
     for (int64_t j = 0; j < keys; j += kKeyPanel) {
       const int64_t rows = keys - j < kKeyPanel ? keys - j : kKeyPanel;
-      pack_numbers<T>(k_panels + j * size, kKeyPanel, k + (key + j) * a.qkv_row, a.qkv_row, rows, size);
+      turn<Products>(k_panels + j * units, kKeyPanel, k + (key + j) * a.qkv_row, a.qkv_row, rows, size);
     }
-    for (int64_t c = 0; c < padded; c += kLane) {
-      const int here = size - c < kLane ? static_cast<int>(size - c > 0 ? size - c : 0) : static_cast<int>(kLane);
-      S* column = v_panels + c / kColumnPanel * kColumnPanel * kKeys + c % kColumnPanel;
-      for (int64_t j = 0; j < keys; ++j) {
-        const T* from = v + (key + j) * a.qkv_row + c;
-        store(column + j * kColumnPanel, here == kLane ? load(from) : here > 0 ? load_part(from, here) : Vector<S>{});
-      }
-    }
+    copy_columns<Products>(v_panels, kColumnPanel, kKeyUnits, v + key * a.qkv_row, a.qkv_row, keys, size);
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t row = queries * s / strips, rows = queries * (s + 1) / strips - row;
       for (int64_t j = 0; j < keys; j += kKeyPanel) {
-        multiply<MultiplyNumbers<S>, 2>(rows, packed_q + row * size, k_panels + j * size, size, tile + j, kKeys);
+        multiply<Multiply, 2>(rows, packed_q + row * units, k_panels + j * units, units, tile + j, kKeys);
       }
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t query = first + row + i;
@@ -134,17 +135,22 @@ void attention_task(const AttentionForward& a, const AttentionSequence& sequence
         }
         const S correction = softmax_row<T>(tile + i * kKeys, keys, static_cast<S>(a.scale),
                                             bias ? bias + key - query : nullptr, factors, states[row + i]);
+        if constexpr (Products::kPerUnit == 2) {
+          T* pairs = reinterpret_cast<T*>(weights) + i * kKeys;
+          for (int64_t j = 0; j < keys; j += kLane) store(pairs + j, load(tile + i * kKeys + j));
+        }
         if (key == 0 || correction == S(1)) continue;
         S* line = out + (row + i) * padded;
         for (int64_t c = 0; c < padded; c += kLane) store(line + c, load(line + c) * broadcast(correction));
       }
       for (int64_t c = 0; c < column_panels; ++c) {
-        const S* panel = v_panels + c * kColumnPanel * kKeys;
+        const S* panel = v_panels + c * kColumnPanel * kKeyUnits;
         S* sums = out + row * padded + c * kColumnPanel;
+        const int64_t here = units_in<Products>(keys);
         if (key == 0) {
-          multiply<MultiplyNumbers<S>, kRegisters, kKeys, false>(rows, tile, panel, keys, sums, padded);
+          multiply<Multiply, kRegisters, kKeyUnits, false>(rows, weights, panel, here, sums, padded);
         } else {
-          multiply<MultiplyNumbers<S>, kRegisters, kKeys, true>(rows, tile, panel, keys, sums, padded);
+          multiply<Multiply, kRegisters, kKeyUnits, true>(rows, weights, panel, here, sums, padded);
         }
       }
     }
@@ -168,7 +174,7 @@ void attention_task(const AttentionForward& a, const AttentionSequence& sequence
   }
 }
 
-template <class T>
+template <class Products>
 void attention_tasks(const AttentionForward& a, int64_t begin, int64_t end) {
   int64_t s = 0;
   for (int64_t task = begin; task < end; ++task) {
@@ -178,10 +184,10 @@ void attention_tasks(const AttentionForward& a, int64_t begin, int64_t end) {
     const int64_t blocks = (length + a.query_block - 1) / a.query_block;
     const int64_t head = (task - sequence.first_task) / blocks, block = (task - sequence.first_task) % blocks;
     const int64_t first = length * block / blocks, last = length * (block + 1) / blocks;
-    if (a.head_size <= kLanes<Wide<T>>) {
-      attention_task<T, 1>(a, sequence, head, first, last);
+    if (a.head_size <= kLanes<typename Products::Scalar>) {
+      attention_task<Products, 1>(a, sequence, head, first, last);
     } else {
-      attention_task<T, 2>(a, sequence, head, first, last);
+      attention_task<Products, 2>(a, sequence, head, first, last);
     }
   }
 }
@@ -189,13 +195,16 @@ void attention_tasks(const AttentionForward& a, int64_t begin, int64_t end) {
 void attention(const AttentionForward& a, int64_t begin, int64_t end) {
   switch (a.dtype) {
     case DType::kFloat32:
-      return attention_tasks<float>(a, begin, end);
+      return attention_tasks<NumberProducts<float>>(a, begin, end);
     case DType::kBFloat16:
-      return attention_tasks<BFloat16>(a, begin, end);
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+      if (use_bfloat16_dot()) return attention_tasks<PairProducts>(a, begin, end);
+#endif
+      return attention_tasks<NumberProducts<BFloat16>>(a, begin, end);
     case DType::kFloat16:
-      return attention_tasks<Half>(a, begin, end);
+      return attention_tasks<NumberProducts<Half>>(a, begin, end);
     case DType::kFloat64:
-      return attention_tasks<double>(a, begin, end);
+      return attention_tasks<NumberProducts<double>>(a, begin, end);
   }
 }
 

@@ -18,6 +18,15 @@ namespace {
 
 #if DYNABERT_ISA != DYNABERT_ISA_GENERIC
 
+template <class T>
+constexpr bool kShortActivation = false;
+template <>
+constexpr bool kShortActivation<BFloat16> = true;
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+template <>
+constexpr bool kShortActivation<NativeBFloat16> = true;
+#endif
+
 // One register of sums becomes one of c. kPart: its first `here` numbers; else all of it, and the compiler drops the
 // masks.
 template <class T, bool kGradient, bool kPart>
@@ -33,7 +42,8 @@ DYNABERT_INLINE void finish_rows(const SpanGemm& g, int64_t first, int64_t rows,
     for (int64_t i = 0; i < rows; ++i) {
       Float v = load(sums + i * kPanel);
       if (slope_at) {
-        const ValueAndSlope<Float> act = activate_with_slope(read(slope_at + i * g.slope_stride), g.activation);
+        const ValueAndSlope<Float> act =
+            activate_with_slope<kShortActivation<T>>(read(slope_at + i * g.slope_stride), g.activation);
         v = v * act.slope;
         if (activated) write(activated + i * g.activated_stride, act.value);
       }
@@ -46,7 +56,7 @@ DYNABERT_INLINE void finish_rows(const SpanGemm& g, int64_t first, int64_t rows,
     for (int64_t i = 0; i < rows; ++i) {
       Float v = load(sums + i * kPanel) + bias;
       if (pre) write(pre + i * g.pre_stride, v);
-      v = activate(v, g.activation);
+      v = activate<kShortActivation<T>>(v, g.activation);
       if (residual) v = v + read(residual + i * g.residual_stride);
       write(c + i * g.c_stride, v);
     }
@@ -64,6 +74,20 @@ void finish_strip(const SpanGemm& g, int64_t first, int64_t rows, int64_t column
       finish_rows<T, kGradient, false>(g, first, rows, column + j, kLane, sums + j);
     }
   }
+}
+
+// Brings what finish_strip reads and writes nearer.
+template <class T, bool kGradient>
+void ask_for_tile(const SpanGemm& g, int64_t row, int64_t rows, int64_t column, int64_t width) {
+  const auto place = [&](const void* base, int64_t stride) {
+    return static_cast<const T*>(base) + row * stride + column;
+  };
+  if (kGradient && g.slope_at) ask_to_read(place(g.slope_at, g.slope_stride), g.slope_stride, rows, width);
+  if (kGradient && g.activated) ask_to_write(place(g.activated, g.activated_stride), g.activated_stride, rows, width);
+  if (!kGradient && g.pre) ask_to_write(place(g.pre, g.pre_stride), g.pre_stride, rows, width);
+  if (g.residual && g.residual != g.c)
+    ask_to_read(place(g.residual, g.residual_stride), g.residual_stride, rows, width);
+  ask_to_write(place(g.c, g.c_stride), g.c_stride, rows, width);
 }
 
 struct Strip {
@@ -106,19 +130,6 @@ int64_t pack_strips(const SpanGemm& g, int64_t first, int64_t last, const Strip*
 
 constexpr int64_t kChunk = 512;              // units of k; a multiple of kSumBlock
 constexpr int64_t kGroupFloats = 96 * 1024;  // sums of all panels of a group
-
-// Asks for a slice of the next panel's weights while the current one is multiplied: packing them would wait for memory.
-template <class T>
-DYNABERT_INLINE void prefetch_rows(const T* weights, int64_t stride, int64_t rows, int64_t length, int64_t slice,
-                                   int64_t slices) {
-  const int64_t last = rows * (slice + 1) / slices;
-  for (int64_t row = rows * slice / slices; row < last; ++row) {
-    const char* line = reinterpret_cast<const char*>(weights + row * stride);
-    for (int64_t byte = 0; byte < length * static_cast<int64_t>(sizeof(T)); byte += 64) {
-      __builtin_prefetch(line + byte, 0, 2);
-    }
-  }
-}
 
 // What a panel holds of a chunk: `columns` outputs from `column` on, `length` numbers of k from `start` on. Empty when
 // no strip reaches it.
@@ -173,20 +184,19 @@ void run_panels(const SpanGemm& g, const Strip* strips, int64_t count, int64_t f
         } else if (to < end) {
           next = panel_part<Units>(strips, count, to, 0);
         }
+        Ahead ahead = kGradient
+                          ? Ahead::of(b + next.start * g.b_stride + next.column, g.b_stride, next.length, next.columns)
+                          : Ahead::of(b + next.column * g.b_stride + next.start, g.b_stride, next.columns, next.length);
         for (int64_t s = 0; s < count; ++s) {
           const Strip& strip = strips[s];
-          if constexpr (kGradient) {
-            prefetch_rows(b + next.start * g.b_stride + next.column, g.b_stride, next.length, next.columns, s, count);
-          } else {
-            prefetch_rows(b + next.column * g.b_stride + next.start, g.b_stride, next.columns, next.length, s, count);
-          }
           const int64_t left = units_of<Units>(strip.k) - chunk * kChunk;
           if (strip.n <= part.column || left <= 0) continue;
+          const int64_t width = strip.n - part.column < kPanel ? strip.n - part.column : kPanel;
+          if (left <= kChunk) ask_for_tile<T, kGradient>(g, strip.row, strip.rows, part.column, width);
           float* tile = sums + ((panel - from) * rows + strip.row - first_row) * kPanel;
           sum_in_blocks<Multiply>(strip.rows, strip.packed + chunk * kChunk * strip.rows, packed,
-                                  left < kChunk ? left : kChunk, tile, chunk > 0);
+                                  left < kChunk ? left : kChunk, tile, chunk > 0, ahead);
           if (left > kChunk) continue;
-          const int64_t width = strip.n - part.column < kPanel ? strip.n - part.column : kPanel;
           finish_strip<T, kGradient>(g, strip.row, strip.rows, part.column, width, tile);
         }
       }

@@ -33,17 +33,45 @@ float* pack_piece(float* out, int64_t width, const typename Units::Element* sour
   return out;
 }
 
+// Columns of dy as strips, each with the rows of all spans that reach it. A few rows at a time for all strips: a line
+// of dy is used to its end before it leaves the first-level cache, where rows of equal alignment compete for 8 places.
+template <class Units>
+void pack_strips(const WeightGemm& g, const Piece* strips, int64_t num_strips, float* out, float** starts,
+                 float** nexts) {
+  constexpr int64_t kRows = 8;
+  for (int64_t i = 0; i < num_strips; ++i) {
+    starts[i] = nexts[i] = out;
+    for (int64_t s = 0; s < g.num_spans; ++s) {
+      if (g.spans[s].n < strips[i].end) continue;
+      out += units_of<Units>(g.spans[s].end - g.spans[s].begin) * (strips[i].end - strips[i].begin);
+    }
+    out += kLanes<float>;  // what is written behind the last unit
+  }
+  for (int64_t s = 0; s < g.num_spans; ++s) {
+    const GemmSpan& span = g.spans[s];
+    for (int64_t row = span.begin; row < span.end; row += kRows) {
+      const int64_t rows = span.end - row < kRows ? span.end - row : kRows;
+      const typename Units::Element* dy = static_cast<const typename Units::Element*>(g.dy) + row * g.dy_stride;
+      for (int64_t i = 0; i < num_strips && strips[i].end <= span.n; ++i) {
+        const int64_t width = strips[i].end - strips[i].begin;
+        pack_columns<Units>(nexts[i], width, dy + strips[i].begin, g.dy_stride, rows, span.n - strips[i].begin);
+        nexts[i] += units_of<Units>(rows) * width;
+      }
+    }
+  }
+}
+
 // Adds to the tile's sums what the spans of one chunk give; returns where the strip's next chunk begins. Spans that lie
 // one behind the other in both operands are one product, up to a block.
 template <class Units, class Multiply>
-const float* add_spans(const GemmSpan* spans, int64_t count, const Piece& strip, const Piece& panel, const float* rows,
-                       const float* packed, float* sums, bool& added) {
+float* add_spans(const GemmSpan* spans, int64_t count, const Piece& strip, const Piece& panel, float* rows,
+                 const float* packed, float* sums, bool& added, Ahead& ahead) {
   const int64_t width = strip.end - strip.begin;
   const float *run_rows = rows, *run_packed = packed;
   int64_t units = 0;
   const auto close = [&]() {
     if (units > 0) {
-      sum_in_blocks<Multiply>(width, run_rows, run_packed, units, sums, added);
+      sum_in_blocks<Multiply>(width, run_rows, run_packed, units, sums, added, ahead);
       added = true;
     }
     units = 0;
@@ -87,26 +115,21 @@ void store_tile(const WeightGemm& g, const Piece& strip, const Piece& panel, con
 template <class T, class Units, class Multiply>
 void run_block(const WeightGemm& g, const Piece* strips, int64_t num_strips, int64_t first_panel, int64_t last_panel) {
   using Element = typename Units::Element;
-  const Element *dy = static_cast<const Element*>(g.dy), *x = static_cast<const Element*>(g.x);
+  const Element* x = static_cast<const Element*>(g.x);
   int64_t units = 0;
   for (int64_t s = 0; s < g.num_spans; ++s) units += units_of<Units>(g.spans[s].end - g.spans[s].begin);
   const int64_t rows = strips[num_strips - 1].end - strips[0].begin;
   const int64_t fitting = units > kChunk ? kGroupFloats / (num_strips * kStrip * kPanel) : 1;
   const int64_t group = fitting > 1 ? fitting : 1;
 
-  float* packed_strips = scratch_of<float>(kScratchA, static_cast<size_t>(units * rows + kLanes<float>));
+  float* packed_strips = scratch_of<float>(kScratchA, static_cast<size_t>(units * rows + num_strips * kLanes<float>));
   float* panel_rows = scratch_of<float>(kScratchB, static_cast<size_t>((kChunk + 1) * kPanel));
   float* sums = scratch_of<float>(kScratchD, static_cast<size_t>(group * num_strips * kStrip * kPanel));
   // Where each strip begins, where its current chunk begins, and which tiles of the group hold something.
-  const float** starts = scratch_of<const float*>(kScratchC, static_cast<size_t>(num_strips * 2));
-  const float** nexts = starts + num_strips;
+  float** starts = scratch_of<float*>(kScratchC, static_cast<size_t>(num_strips * 2));
+  float** nexts = starts + num_strips;
   bool* added = scratch_of<bool>(kScratchE, static_cast<size_t>(num_strips * group));
-  float* out = packed_strips;
-  for (int64_t i = 0; i < num_strips; ++i) {
-    starts[i] = out;
-    out = pack_piece<Units>(out, strips[i].end - strips[i].begin, dy, g.dy_stride, strips[i], g.spans, g.num_spans,
-                            &GemmSpan::n);
-  }
+  pack_strips<Units>(g, strips, num_strips, packed_strips, starts, nexts);
   for (int64_t from = first_panel; from < last_panel; from += group) {
     const int64_t to = last_panel - from < group ? last_panel : from + group;
     for (int64_t i = 0; i < num_strips; ++i) nexts[i] = starts[i];
@@ -119,11 +142,21 @@ void run_block(const WeightGemm& g, const Piece* strips, int64_t num_strips, int
       }
       for (int64_t p = from; p < to; ++p) {
         pack_piece<Units>(panel_rows, kPanel, x, g.x_stride, g.panels[p], g.spans + span, last - span, &GemmSpan::k);
+        Ahead ahead = {};
+        if (p + 1 < to) {
+          const GemmSpan &first = g.spans[span], &end = g.spans[last - 1];
+          ahead = Ahead::of(x + first.begin * g.x_stride + g.panels[p + 1].begin, g.x_stride, end.end - first.begin,
+                            g.panels[p + 1].end - g.panels[p + 1].begin);
+        }
         for (int64_t i = 0; i < num_strips; ++i) {
           const int64_t tile = (p - from) * num_strips + i;
           float* tile_sums = sums + tile * kStrip * kPanel;
-          const float* next = add_spans<Units, Multiply>(g.spans + span, last - span, strips[i], g.panels[p], nexts[i],
-                                                         panel_rows, tile_sums, added[tile]);
+          if (last == g.num_spans) {
+            ask_to_write(static_cast<T*>(g.dw) + strips[i].begin * g.dw_stride + g.panels[p].begin, g.dw_stride,
+                         strips[i].end - strips[i].begin, g.panels[p].end - g.panels[p].begin);
+          }
+          float* next = add_spans<Units, Multiply>(g.spans + span, last - span, strips[i], g.panels[p], nexts[i],
+                                                   panel_rows, tile_sums, added[tile], ahead);
           if (last == g.num_spans) store_tile<T>(g, strips[i], g.panels[p], tile_sums, added[tile]);
           if (p + 1 == to) nexts[i] = next;
         }

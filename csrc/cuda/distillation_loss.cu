@@ -8,45 +8,56 @@
 namespace dynabert::cuda {
 namespace {
 
-// Not timed on a card yet; chosen by registers (no spills on sm_80 and sm_90a) and by bytes in flight. Of each row a
-// thread holds so many elements.
-constexpr int kValues = 32;
-constexpr int kWarpColumns = 32 * kValues;  // up to here a warp holds a row
-constexpr int kRowsPerBlock = 4;            // rows of one warp each that share a block
-constexpr int kBlockThreads = 128;
+// Not timed on a card yet; chosen by registers (no spills on sm_80 and sm_90a) and by bytes in flight. A warp holds a
+// row up to `warp_columns`, above that a block does. Rows that packs of 16 bytes do not fit are logits, a few columns
+// wide, or of an odd width: a warp takes few elements a thread then, and a block has twice the threads, since single
+// elements need a predicate each.
+template <int kVector>
+struct Shape {
+  static constexpr int warp_values = kVector == 1 ? 4 : 32;
+  static constexpr int warp_columns = 32 * warp_values;
+  static constexpr int rows_per_block = 4;  // rows of one warp each that share a block
+  static constexpr int block_threads = kVector == 1 ? 256 : 128;
+  static constexpr int block_values = static_cast<int>(kMaxDistillationLossColumns) / block_threads;
+};
 constexpr int kSumThreads = 256;
 
-static_assert(kBlockThreads * kValues == kMaxDistillationLossColumns);
+template <class T, int kVector, bool kSoft>
+constexpr auto* kForwardWarp = &distillation_loss_forward_kernel<T, 32, Shape<kVector>::rows_per_block, kVector,
+                                                                 Shape<kVector>::warp_values / kVector, kSoft>;
+template <class T, int kVector, bool kSoft>
+constexpr auto* kForwardBlock = &distillation_loss_forward_kernel<T, Shape<kVector>::block_threads, 1, kVector,
+                                                                  Shape<kVector>::block_values / kVector, kSoft>;
+template <class T, int kVector, bool kSoft>
+constexpr auto* kBackwardWarp = &distillation_loss_backward_kernel<T, 32, Shape<kVector>::rows_per_block, kVector,
+                                                                   Shape<kVector>::warp_values / kVector, kSoft>;
+template <class T, int kVector, bool kSoft>
+constexpr auto* kBackwardBlock = &distillation_loss_backward_kernel<T, Shape<kVector>::block_threads, 1, kVector,
+                                                                    Shape<kVector>::block_values / kVector, kSoft>;
 
-template <class T, int kVector, bool kSoft>
-constexpr auto* kForwardWarp =
-    &distillation_loss_forward_kernel<T, 32, kRowsPerBlock, kVector, kValues / kVector, kSoft>;
-template <class T, int kVector, bool kSoft>
-constexpr auto* kForwardBlock =
-    &distillation_loss_forward_kernel<T, kBlockThreads, 1, kVector, kValues / kVector, kSoft>;
-template <class T, int kVector, bool kSoft>
-constexpr auto* kBackwardWarp =
-    &distillation_loss_backward_kernel<T, 32, kRowsPerBlock, kVector, kValues / kVector, kSoft>;
-template <class T, int kVector, bool kSoft>
-constexpr auto* kBackwardBlock =
-    &distillation_loss_backward_kernel<T, kBlockThreads, 1, kVector, kValues / kVector, kSoft>;
+struct Grid {
+  bool warps;
+  int64_t blocks;
+  int threads;
+};
+
+template <int kVector>
+Grid grid_of(const DistillationLoss& a) {
+  using S = Shape<kVector>;
+  if (a.columns > S::warp_columns) return {false, a.num_rows, S::block_threads};
+  return {true, (a.num_rows + S::rows_per_block - 1) / S::rows_per_block, 32 * S::rows_per_block};
+}
 
 RowMatch match_of(const DistillationLoss& a) {
   return {a.rows, a.teacher_rows, a.active, static_cast<int>(a.num_groups)};
 }
 
-bool fits_a_warp(const DistillationLoss& a) { return a.columns <= kWarpColumns; }
-
-int64_t blocks_of(const DistillationLoss& a) {
-  return fits_a_warp(a) ? (a.num_rows + kRowsPerBlock - 1) / kRowsPerBlock : a.num_rows;
-}
-
-int threads_of(const DistillationLoss& a) { return fits_a_warp(a) ? 32 * kRowsPerBlock : kBlockThreads; }
-
 template <class T, int kVector, bool kSoft>
 cudaError_t forward(const DistillationLoss& a, float* row_loss, cudaStream_t stream) {
-  const auto kernel = fits_a_warp(a) ? kForwardWarp<T, kVector, kSoft> : kForwardBlock<T, kVector, kSoft>;
-  kernel<<<static_cast<unsigned>(blocks_of(a)), threads_of(a), 0, stream>>>(
+  const Grid grid = grid_of<kVector>(a);
+  if (grid.blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  const auto kernel = grid.warps ? kForwardWarp<T, kVector, kSoft> : kForwardBlock<T, kVector, kSoft>;
+  kernel<<<static_cast<unsigned>(grid.blocks), grid.threads, 0, stream>>>(
       static_cast<const T*>(a.student), static_cast<const T*>(a.teacher), row_loss, match_of(a), a.num_rows,
       static_cast<int>(a.columns), a.student_stride, a.teacher_stride);
   return cudaGetLastError();
@@ -54,8 +65,10 @@ cudaError_t forward(const DistillationLoss& a, float* row_loss, cudaStream_t str
 
 template <class T, int kVector, bool kSoft>
 cudaError_t backward(const DistillationLoss& a, const float* dloss, void* dstudent, cudaStream_t stream) {
-  const auto kernel = fits_a_warp(a) ? kBackwardWarp<T, kVector, kSoft> : kBackwardBlock<T, kVector, kSoft>;
-  kernel<<<static_cast<unsigned>(blocks_of(a)), threads_of(a), 0, stream>>>(
+  const Grid grid = grid_of<kVector>(a);
+  if (grid.blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+  const auto kernel = grid.warps ? kBackwardWarp<T, kVector, kSoft> : kBackwardBlock<T, kVector, kSoft>;
+  kernel<<<static_cast<unsigned>(grid.blocks), grid.threads, 0, stream>>>(
       dloss, static_cast<const T*>(a.student), static_cast<const T*>(a.teacher), static_cast<T*>(dstudent), match_of(a),
       a.num_rows, static_cast<int>(a.columns), a.student_stride, a.teacher_stride, a.columns);
   return cudaGetLastError();
@@ -90,9 +103,9 @@ void append_kernels(std::vector<KernelHandle>& kernels, const std::string& dtype
                        reinterpret_cast<const void*>(kernel)});
   };
   add("distillation_loss_forward", 32, kForwardWarp<T, kVector, kSoft>);
-  add("distillation_loss_forward", kBlockThreads, kForwardBlock<T, kVector, kSoft>);
+  add("distillation_loss_forward", Shape<kVector>::block_threads, kForwardBlock<T, kVector, kSoft>);
   add("distillation_loss_backward", 32, kBackwardWarp<T, kVector, kSoft>);
-  add("distillation_loss_backward", kBlockThreads, kBackwardBlock<T, kVector, kSoft>);
+  add("distillation_loss_backward", Shape<kVector>::block_threads, kBackwardBlock<T, kVector, kSoft>);
 }
 
 template <class T>
@@ -107,7 +120,6 @@ void append_kernels_of(std::vector<KernelHandle>& kernels, const std::string& dt
 
 cudaError_t distillation_loss_forward(DType dtype, const DistillationLoss& arguments, float* row_loss, float* loss,
                                       cudaStream_t stream) {
-  if (blocks_of(arguments) > 0x7fffffff) return cudaErrorInvalidConfiguration;
   cudaError_t status = cudaErrorInvalidValue;  // float64: the reference takes it
   if (dtype == DType::kFloat32) status = forward_of<float>(arguments, row_loss, stream);
   if (dtype == DType::kBFloat16) status = forward_of<__nv_bfloat16>(arguments, row_loss, stream);
@@ -121,7 +133,6 @@ cudaError_t distillation_loss_forward(DType dtype, const DistillationLoss& argum
 
 cudaError_t distillation_loss_backward(DType dtype, const DistillationLoss& arguments, const float* dloss,
                                        void* dstudent, cudaStream_t stream) {
-  if (blocks_of(arguments) > 0x7fffffff) return cudaErrorInvalidConfiguration;
   switch (dtype) {
     case DType::kFloat32:
       return backward_of<float>(arguments, dloss, dstudent, stream);

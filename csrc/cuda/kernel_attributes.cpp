@@ -5,13 +5,17 @@
 #include <stdexcept>
 
 #include "cuda/distillation_loss.h"
+#include "cuda/embedding.h"
 #include "cuda/layer_norm.h"
+#include "cuda/plan_table.h"
 
 namespace dynabert::cuda {
 
 std::vector<KernelAttributes> kernel_attributes() {
   std::vector<KernelHandle> kernels = layer_norm_kernels();
   for (const KernelHandle& kernel : distillation_loss_kernels()) kernels.push_back(kernel);
+  for (const KernelHandle& kernel : embedding_kernels()) kernels.push_back(kernel);
+  for (const KernelHandle& kernel : plan_table_kernels()) kernels.push_back(kernel);
   std::vector<KernelAttributes> found;
   for (const KernelHandle& kernel : kernels) {
     cudaFuncAttributes attributes;

@@ -13,7 +13,6 @@ namespace {
 struct HeadBlock {
   int64_t weight;  // where it starts among the weights
   int64_t column;  // and among the columns of (T, H, 3, D) and the biases
-  int64_t rows;
   std::vector<ProductSpan> spans;
 };
 
@@ -23,7 +22,7 @@ std::vector<HeadBlock> head_blocks(const Tensor& weight, const std::vector<Span>
   const bool parts_follow = weight.stride(1) == size * row;
   const bool heads_follow = weight.size(0) == 1 || weight.stride(0) == 3 * size * row;
   if (parts_follow && heads_follow) {
-    return {{0, 0, weight.size(0) * 3 * size, product_spans(spans, 3 * size, 0, 0, width)}};
+    return {{0, 0, product_spans(spans, 3 * size, 0, 0, width)}};
   }
   std::vector<HeadBlock> blocks;
   for (int64_t head = 0; head < max_heads; ++head) {
@@ -33,7 +32,7 @@ std::vector<HeadBlock> head_blocks(const Tensor& weight, const std::vector<Span>
     }
     for (int64_t part = 0; part < 3; ++part) {
       const int64_t start = head * weight.stride(0) + part * weight.stride(1);
-      blocks.push_back({start, (head * 3 + part) * size, size, reaching});
+      blocks.push_back({start, (head * 3 + part) * size, reaching});
     }
   }
   return blocks;
@@ -153,25 +152,14 @@ AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight
   return {y, nothing(type), nothing(type), lse, hidden, mean, rstd};
 }
 
-// dx += dqkv . weight; dweight and dbias, all of them. The gradient of weights that do not lie head behind head may lie
-// in another way.
-void project_heads_backward(InputGradient p, WeightGradient w, const Tensor& weight, const Tensor& dweight, void* dbias,
-                            const std::vector<Span>& spans) {
+// dx += dqkv . weight
+void project_heads_backward(InputGradient p, const Tensor& weight, const std::vector<Span>& spans, int64_t max_heads) {
   const void* dqkv = p.a;
   p.b_stride = weight.stride(2);
-  for (const HeadBlock& block : head_blocks(weight, spans, weight.size(0))) {
+  for (const HeadBlock& block : head_blocks(weight, spans, max_heads)) {
     p.a = at(dqkv, block.column, p.dtype);
     p.b = at(weight.const_data_ptr(), block.weight, p.dtype);
     input_gradient(p, block.spans);
-  }
-  w.dw_stride = dweight.stride(2);
-  w.columns = dweight.size(3);
-  for (const HeadBlock& block : head_blocks(dweight, spans, dweight.size(0))) {
-    w.dy = at(dqkv, block.column, w.dtype);
-    w.dw = at(dweight.mutable_data_ptr(), block.weight, w.dtype);
-    w.db = at(dbias, block.column, w.dtype);
-    w.rows = block.rows;
-    weight_gradient(w, block.spans);
   }
 }
 
@@ -217,7 +205,7 @@ AttentionGradients elastic_attention_bwd(const Tensor& dy, const Tensor& x, cons
   const Dropout dropout = dropout_of(op, dropout_state, hidden_dropout, dropout_stream + 1);
 
   Tensor dx = torch::stable::new_empty(x, {tokens, width});
-  Tensor dqkv_weight = torch::stable::empty_like(qkv_weight);
+  Tensor dqkv_weight = torch::stable::new_empty(qkv_weight, {heads, 3, size, width});
   Tensor dqkv_bias = torch::stable::new_empty(qkv_weight, {heads, 3, size});
   Tensor dout_weight = torch::stable::empty_like(out_weight);
   Tensor dout_bias = torch::stable::new_empty(out_weight, {width});
@@ -274,12 +262,18 @@ AttentionGradients elastic_attention_bwd(const Tensor& dy, const Tensor& x, cons
   into.a_stride = attention.dqkv_row;
   into.added = into.c = dx.mutable_data_ptr();
   into.added_stride = into.c_stride = width;
-  WeightGradient weights = {};
-  weights.dtype = dtype;
-  weights.x = x.const_data_ptr();
-  weights.dy_stride = attention.dqkv_row;
-  weights.x_stride = x.stride(0);
-  project_heads_backward(into, weights, qkv_weight, dqkv_weight, dqkv_bias.mutable_data_ptr(), spans);
+  project_heads_backward(into, qkv_weight, spans, max_heads);
+  weight_gradient({.dtype = dtype,
+                   .dy = into.a,
+                   .x = x.const_data_ptr(),
+                   .dw = dqkv_weight.mutable_data_ptr(),
+                   .db = dqkv_bias.mutable_data_ptr(),
+                   .dy_stride = into.a_stride,
+                   .x_stride = x.stride(0),
+                   .dw_stride = width,
+                   .rows = heads * 3 * size,
+                   .columns = width},
+                  product_spans(spans, 3 * size, 0, 0, width));
   return {dx, dqkv_weight, dqkv_bias, dout_weight, dout_bias, dln_weight, dln_bias, dposition_bias};
 }
 

@@ -218,8 +218,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> embed_layer_norm_bwd(
   wrong.refuse_if_any(op, a.lookups);
   Tensor dw = torch::stable::new_empty(weight, {columns});
   Tensor db = torch::stable::new_empty(weight, {columns});
-  void* const sums[] = {dw.mutable_data_ptr(), db.mutable_data_ptr()};
-  cpu::layer_norm_sum_partials(a.dtype, a.partials, chunks, 2, columns, sums);
+  void* const out[] = {dw.mutable_data_ptr(), db.mutable_data_ptr()};
+  cpu::layer_norm_sum_partials(a.dtype, a.partials, chunks, 2, columns, out);
   Tensor dword = sum_by_id(a.lookups[0], word, a.dtype, a.dtotal, tokens, padding_idx);
   Tensor dposition = sum_by_id(a.lookups[1], position, a.dtype, a.dtotal, tokens, -1);
   Tensor dtoken_type = token_type.has_value() ? sum_by_id(a.lookups[2], *token_type, a.dtype, a.dtotal, tokens, -1)

@@ -40,11 +40,12 @@ class Plan:
 
     Invariant: ``table`` is int32 and holds the group borders (G+1 numbers, rising from 0), then for each layer the
     heads of every group (G numbers) and the neurons of every group (G numbers). ``max_heads[l]`` and
-    ``max_neurons[l]`` are their maxima. ``num_rows`` is the number of rows the batch is padded to (at least the last
-    border); rows past the last border belong to no group.
+    ``max_neurons[l]`` are their maxima, or bounds of them. ``num_rows`` is the number of rows the batch is padded to
+    (at least the last border); rows past the last border belong to no group.
 
-    Build one with :meth:`build` or :meth:`uniform`; they check everything, ops then trust the plan. Groups may stand
-    in any order; widest first (:func:`group_by_shape`) is what kernels run fastest.
+    Build one with :meth:`build` or :meth:`uniform`; they check everything, ops then trust the plan. Where lengths and
+    widths are on a GPU already, :func:`dynabert_kernels.plan_on_device` builds it there. Groups may stand in any order;
+    widest first (:func:`group_by_shape`) is what kernels run fastest.
     """
 
     table: Tensor

@@ -8,6 +8,7 @@ from dynabert_kernels.ops.elastic_attention import elastic_attention
 from dynabert_kernels.ops.elastic_ffn import elastic_ffn
 from dynabert_kernels.ops.elastic_linear import elastic_linear
 from dynabert_kernels.ops.embed_layer_norm import embed_layer_norm
+from dynabert_kernels.ops.plan_table import plan_on_device, plan_table
 from dynabert_kernels.ops.providers import SlowerProviderWarning, use_provider
 from dynabert_kernels.ops.varlen_attention import varlen_attention
 
@@ -25,6 +26,8 @@ __all__ = [
     "elastic_ffn",
     "elastic_linear",
     "embed_layer_norm",
+    "plan_on_device",
+    "plan_table",
     "show_config",
     "use_provider",
     "varlen_attention",

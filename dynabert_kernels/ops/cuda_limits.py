@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# kMaxLayerNormColumns and kMaxDistillationLossColumns in csrc/cuda: a row is held in registers.
+# kMaxLayerNormColumns, kMaxDistillationLossColumns and kMaxEmbeddingColumns in csrc/cuda: a row is held in registers.
 MAX_ROW_COLUMNS = 4096
-_ROW_OPS = ("add_layer_norm_fwd", "add_layer_norm_bwd", "distillation_loss_fwd", "distillation_loss_bwd")
+_ROW_OPS = tuple(
+    f"{op}_{half}" for op in ("add_layer_norm", "distillation_loss", "embed_layer_norm") for half in ("fwd", "bwd")
+)
 
 
 def supports(op: str) -> Callable[..., str | None]:

@@ -92,12 +92,12 @@ def distillation_loss(
     None: a group whose number is 0 counts nothing and is not read, so a layer's head counts can be passed as they are.
 
     Returns (G,) float32 (float64 for float64); 0 where nothing counts. The gradient of student, (R, C) in its dtype, is
-    zero in rows that count nothing. Sums are float32 (float64 for float64). Deterministic, and independent of the
-    number of threads: a row's sum, then the rows' in an order that starts at the group's first, so a group's loss is
-    bit for bit what it is alone. Keeps no state for backward but its arguments: the row sums of the softmax are formed
-    again, from rows that are read anyway. The borders are data: a new plan is not a new compiled graph. Does not
-    synchronise, except with the reference provider on a GPU, and except that ``rows=None`` makes a small tensor on the
-    host.
+    zero in rows that count nothing. Sums are float32 or wider (float64 for float64). Deterministic, and independent of
+    the number of threads: a row's sum, then the rows' in an order that starts at the group's first. So a group's loss
+    is bit for bit what it is alone (on a GPU: where its rows lie at addresses that are aligned alike). Keeps nothing
+    for backward but its arguments: the sums of the softmax are formed again, from rows that are read anyway. The
+    borders are data: a new plan is not a new compiled graph. Does not synchronise, except with the reference provider
+    on a GPU, and except that ``rows=None`` makes a small tensor on the host.
 
     Raises ``ValueError`` on a shape, a device or a teacher that requires a gradient, ``TypeError`` on a dtype, and on
     the CPU ``IndexError`` where ``teacher_rows`` reaches past the teacher (on a GPU that is the caller's duty: nothing

@@ -81,7 +81,7 @@ def _bwd_fake(
 ) -> tuple[Tensor, ...]:
     return (
         x.new_empty(x.shape),
-        torch.empty_like(qkv_weight),
+        qkv_weight.new_empty(qkv_weight.shape),
         qkv_weight.new_empty(qkv_weight.shape[:3]),
         torch.empty_like(out_weight),
         out_weight.new_empty(out_weight.shape[0]),

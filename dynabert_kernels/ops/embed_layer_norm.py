@@ -110,9 +110,11 @@ def embed_layer_norm(
     all of one dtype. ``padding_idx``: a row of ``word`` that gets no gradient; -1 for none. ``rows``: (G+1,) int32
     group borders, used to place dropout only. Dropout as in :func:`varlen_attention`.
 
-    Returns (T, C). Sums and statistics in float32 (float64 for float64). Deterministic, except with the reference
-    provider on a GPU. Does not synchronise; so on a GPU it does not check that ids lie inside their tables: that is the
-    caller's.
+    Returns (T, C). Sums and statistics in float32 (float64 for float64), rounded once at the store. Deterministic,
+    except with the reference provider on a GPU: a table's gradient sums the tokens of each id in their order. Does not
+    synchronise; so on a GPU an id outside its table raises nothing, to prevent it is the caller's: ``triton`` and
+    ``cuda`` then read no foreign memory and make the token's row NaN, ``reference`` ends in PyTorch's device-side
+    assertion.
 
     Raises ``ValueError`` on a shape or device that does not match, ``TypeError`` on a dtype that does not,
     ``IndexError`` on an id outside its table, on a CPU.

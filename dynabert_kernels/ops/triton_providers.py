@@ -12,10 +12,12 @@ def load() -> None:
     if importlib.util.find_spec("triton") is None:
         providers.mark_unavailable("triton", "Triton is not installed (pip install triton)")
         return
-    from dynabert_kernels.triton import add_layer_norm, elastic_ffn, elastic_linear
+    from dynabert_kernels.triton import add_layer_norm, elastic_ffn, elastic_linear, embed_layer_norm
 
     for name in ("add_layer_norm_fwd", "add_layer_norm_bwd"):
         providers.register(name, "triton", getattr(add_layer_norm, name), add_layer_norm.supports)
+    for name in ("embed_layer_norm_fwd", "embed_layer_norm_bwd"):
+        providers.register(name, "triton", getattr(embed_layer_norm, name), embed_layer_norm.supports)
     for name in ("elastic_linear_fwd", "elastic_linear_bwd"):
         providers.register(name, "triton", getattr(elastic_linear, name), elastic_linear.supports)
     for name in ("elastic_ffn_fwd", "elastic_ffn_bwd"):

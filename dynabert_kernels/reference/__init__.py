@@ -12,6 +12,7 @@ from dynabert_kernels.reference.elastic_attention import elastic_attention_bwd, 
 from dynabert_kernels.reference.elastic_ffn import elastic_ffn_bwd, elastic_ffn_fwd
 from dynabert_kernels.reference.elastic_linear import elastic_linear_bwd, elastic_linear_fwd
 from dynabert_kernels.reference.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd
+from dynabert_kernels.reference.plan_table import plan_table
 from dynabert_kernels.reference.varlen_attention import varlen_attention_bwd, varlen_attention_fwd
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "elastic_linear_fwd",
     "embed_layer_norm_bwd",
     "embed_layer_norm_fwd",
+    "plan_table",
     "varlen_attention_bwd",
     "varlen_attention_fwd",
 ]

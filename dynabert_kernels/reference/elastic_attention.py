@@ -128,7 +128,8 @@ def elastic_attention_bwd(
     """``(dx, dqkv_weight, dqkv_bias, dout_weight, dout_bias, dln_weight, dln_bias, dposition_bias)``."""
     size = qkv_weight.shape[2]
     dx, dcontext = torch.zeros_like(x), torch.zeros_like(context)
-    dqkv_weight, dout_weight = torch.zeros_like(qkv_weight), torch.zeros_like(out_weight)
+    # Head behind head whatever the weight's strides: below it is added to as a matrix.
+    dqkv_weight, dout_weight = qkv_weight.new_zeros(qkv_weight.shape), torch.zeros_like(out_weight)
     dqkv_bias = qkv_weight.new_zeros(qkv_weight.shape[:3])
     dout_bias = out_weight.new_zeros(out_weight.shape[0])
     dln_weight, dln_bias = torch.zeros_like(ln_weight), torch.zeros_like(ln_weight)

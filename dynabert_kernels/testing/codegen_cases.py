@@ -286,10 +286,41 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
         yield from cases("bf16", size, True, 0.1, longest=64)
 
 
+def embed_layer_norm_cases() -> Iterator[TritonCase]:
+    """Training, so with dropout, but for one launch each of inference: no dropout, no table of types."""
+    from dynabert_kernels.triton.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd
+    from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
+
+    def launch(dtype: torch.dtype, num_columns: int, training: bool, backward: bool) -> Callable[[], object]:
+        def run() -> object:
+            ids = meta(NUM_ROWS, dtype=torch.int64)
+            word, position, kinds = (meta(size, num_columns, dtype=dtype) for size in (30522, 512, 2))
+            vector, rows = word[0], meta(GROUPS + 1, dtype=torch.int32)
+            state = meta(2, dtype=torch.int64) if training else None
+            lookups = (ids, ids, ids if training else None, word, position, kinds if training else None, vector)
+            if not backward:
+                return embed_layer_norm_fwd(*lookups, vector, rows, state, 1e-12, 0.1, 0, 0)
+            statistic, dy = meta(NUM_ROWS, dtype=torch.float32), meta(NUM_ROWS, num_columns, dtype=dtype)
+            return embed_layer_norm_bwd(dy, *lookups, statistic, statistic, rows, state, 0.1, 0, 0)
+
+        return run
+
+    # MiniLM, BERT-base, BERT-large, the widest row allowed.
+    for num_columns, names in ((384, ("bf16",)), (768, tuple(DTYPES)), (1024, ("bf16",)), (MAX_ROW_COLUMNS, ("fp32",))):
+        for name in names:
+            for half in ("fwd", "bwd"):
+                run = launch(DTYPES[name], num_columns, True, half == "bwd")
+                yield TritonCase(f"embed_layer_norm_{half}", name, f"C={num_columns} dropout", run)
+    for half in ("fwd", "bwd"):
+        run = launch(torch.bfloat16, 768, False, half == "bwd")
+        yield TritonCase(f"embed_layer_norm_{half}", "bf16", "C=768 no types", run)
+
+
 def triton_cases() -> list[TritonCase]:
     """All launches, in a fixed order."""
     return [
         *add_layer_norm_cases(),
+        *embed_layer_norm_cases(),
         *elastic_ffn_cases(),
         *elastic_attention_cases(),
         *elastic_linear_cases(),

@@ -228,11 +228,11 @@ def one_thread() -> Iterator[None]:
 
 
 def interpreter(provider: str) -> Any:
-    """The interpreter's bfloat16, mended, where Triton is interpreted and asked for."""
-    from dynabert_kernels.testing.interpreter import exact_bfloat16
+    """The interpreter, multiplying as a GPU does, where Triton is interpreted and asked for."""
+    from dynabert_kernels.testing.interpreter import products_of_a_gpu
     from dynabert_kernels.triton.environment import INTERPRETED
 
-    return exact_bfloat16() if provider == "triton" and INTERPRETED else nullcontext()
+    return products_of_a_gpu() if provider == "triton" and INTERPRETED else nullcontext()
 
 
 def ops_of(provider: str) -> list[str]:

@@ -49,6 +49,25 @@ def require_rows(op: str, **tensors: Tensor | None) -> None:
             )
 
 
+def require_tables(op: str, **tables: Tensor | None) -> None:
+    """All are (rows, C) with any number of rows, of one C, dtype and device, columns side by side; the first says."""
+    like = next(table for table in tables.values() if table is not None)
+    for name, table in tables.items():
+        if table is None:
+            continue
+        if table.dim() != 2 or (like.dim() == 2 and table.shape[1] != like.shape[1]):
+            allowed = "(rows, C)" if table is like else f"(rows, {like.shape[1]})"
+            raise ValueError(
+                f"{op}: {name} has the wrong shape; got {tuple(table.shape)}; allowed: {allowed}; reshape it"
+            )
+        _require_alike(op, name, table, like, like.dtype)
+        if not side_by_side(table):
+            raise ValueError(
+                f"{op}: the columns of {name} do not lie side by side; got strides {tuple(table.stride())}; "
+                "allowed: any row stride with a column stride of 1; call .contiguous()"
+            )
+
+
 def require_vectors(
     op: str, like: Tensor, length: int, length_name: str, dtype: torch.dtype | None = None, **tensors: Tensor
 ) -> None:

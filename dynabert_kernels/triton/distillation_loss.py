@@ -151,6 +151,11 @@ def _require(
             f"{op}: teacher does not fit; got {teacher.shape[1]} columns of {teacher.dtype} on {teacher.device}; "
             f"allowed: {student.shape[1]} columns of {student.dtype} on {student.device}; convert it"
         )
+    if teacher_rows is None and teacher.shape[0] < student.shape[0]:
+        raise ValueError(
+            f"{op}: teacher has too few rows; got {teacher.shape[0]}; allowed without teacher_rows: at least student's "
+            f"{student.shape[0]}; pass teacher_rows"
+        )
     require_columns(op, student, MAX_ROW_COLUMNS)
     groups = max(rows.shape[0] - 1, 0)
     vectors = {"rows": (rows, groups + 1, "G+1"), "active": (active, groups, "G")}

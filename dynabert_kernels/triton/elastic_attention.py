@@ -218,7 +218,7 @@ def elastic_attention_bwd(
         *(max_heads, max_seqlen, scale, attention_dropout, dropout_stream),
     )
     dx = x.new_empty((num_rows, width))
-    dqkv_weight, dout_weight = torch.empty_like(qkv_weight), torch.empty_like(out_weight)
+    dqkv_weight, dout_weight = qkv_weight.new_empty(qkv_weight.shape), torch.empty_like(out_weight)
     dqkv_bias, dout_bias = qkv_weight.new_empty(qkv_weight.shape[:3]), out_weight.new_empty((width,))
     if position_bias is None:
         dposition_bias = x.new_empty((0,), dtype=accumulator_dtype(x.dtype))

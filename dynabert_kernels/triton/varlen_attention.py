@@ -26,9 +26,10 @@ Where the host knows that no sequence is longer than a tile (`max_seqlen`), `sho
 one step.
 
 Scores, softmax and sums are float32 (float64 for float64); p is rounded to the input's dtype before it meets v. float32
-products use three TF32 products each, about as accurate as float32. On a GPU the scale is a float32. A bias is divided
-by the scale and added inside the product, which is why a scale of 0 is refused with one. Dropout costs one Philox call
-for four scores (`attention_dropout.py`); lse is the one without dropout.
+products use three TF32 products each, about as accurate as float32 (the interpreter's tests lose what those lose). On a
+GPU the scale is a float32. A bias is divided by the scale and added inside the product, which is why a scale of 0 is
+refused with one. Dropout costs one Philox call for four scores (`attention_dropout.py`); lse is the one without
+dropout.
 """
 
 from __future__ import annotations

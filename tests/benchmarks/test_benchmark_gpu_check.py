@@ -10,14 +10,20 @@ from pathlib import Path
 import pytest
 
 from benchmarks.check import CASES
+from benchmarks.registry import REGISTRY
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.sh"
 
-# Answers the script's two questions, notes every other call, and fails those that $FAILING names.
+CHECKED = "add_layer_norm varlen_attention embed_layer_norm elastic_ffn"
+TIMED = "elastic_ffn add_layer_norm varlen_attention"
+
+# Answers the script's questions, notes every other call, and fails those that $FAILING names.
 STAND_IN = """#!/usr/bin/env bash
 case "$*" in
   *is_available*) echo "$SEES_GPU 2.11.0"; exit 0 ;;
   *get_device_capability*) echo 90a; exit 0 ;;
+  *CASES*) echo "$CHECKED"; exit 0 ;;
+  *REGISTRY*) echo "$TIMED"; exit 0 ;;
 esac
 echo "$DYNABERT_CUDA $DYNABERT_CUDA_ARCHS $*" >> "$CALLS"
 [[ -n "$FAILING" && "$*" == *"$FAILING"* ]] && exit "${CODE:-1}"
@@ -26,7 +32,7 @@ exit 0
 
 
 def run_script(
-    folder: Path, *arguments: str, sees_gpu: int, failing: str = "", code: int = 1
+    folder: Path, *arguments: str, sees_gpu: int, failing: str = "", code: int = 1, checked: str = CHECKED
 ) -> tuple[subprocess.CompletedProcess[str], str]:
     """The ended script and the calls it made of Python."""
     stand_in, calls = folder / "python", folder / "calls"
@@ -37,6 +43,8 @@ def run_script(
         "OUT": folder / "out",
         "CALLS": calls,
         "SEES_GPU": sees_gpu,
+        "CHECKED": checked,
+        "TIMED": TIMED,
         "FAILING": failing,
         "CODE": code,
     }
@@ -61,8 +69,8 @@ def test_with_a_gpu_it_builds_with_cuda_for_this_card_then_checks_and_times_on_i
     done, calls = run_script(tmp_path, sees_gpu=1)
     assert done.returncode == 0, done.stdout
     assert "1 90a setup.py build_ext --inplace" in calls
-    assert calls.count("-m benchmarks.check --device cuda --op ") == 6
-    assert "-m benchmarks.run --device cuda --op add_layer_norm elastic_linear varlen_attention elastic_att" in calls
+    assert calls.count("-m benchmarks.check --device cuda --op ") == 4
+    assert "-m benchmarks.run --device cuda --op add_layer_norm varlen_attention elastic_ffn --plot" in calls
     assert "ALL GOOD" in (tmp_path / "out" / "gpu_check" / "summary.txt").read_text(encoding="utf-8")
 
 
@@ -70,7 +78,7 @@ def test_with_a_gpu_it_builds_with_cuda_for_this_card_then_checks_and_times_on_i
 def test_a_failing_part_does_not_stop_the_next_one_and_is_not_forgotten(tmp_path: Path, failing: str) -> None:
     done, calls = run_script(tmp_path, sees_gpu=1, failing=failing)
     assert done.returncode == 1
-    assert "elastic_attention elastic_ffn --plot" in calls
+    assert "varlen_attention elastic_ffn --plot" in calls
     summary = (tmp_path / "out" / "gpu_check" / "summary.txt").read_text(encoding="utf-8")
     assert summary.count("FAILED (1)") == 1
     assert "NOT GOOD" in summary
@@ -79,7 +87,7 @@ def test_a_failing_part_does_not_stop_the_next_one_and_is_not_forgotten(tmp_path
 def test_an_op_that_loses_the_device_is_not_timed_and_the_others_are(tmp_path: Path) -> None:
     done, calls = run_script(tmp_path, sees_gpu=1, failing="--op varlen_attention", code=3)
     assert done.returncode == 1
-    assert "--op add_layer_norm elastic_linear elastic_attention elastic_ffn --plot" in calls
+    assert "--op add_layer_norm elastic_ffn --plot" in calls
     assert "without varlen_attention: its check did not end by itself" in done.stdout
 
 
@@ -100,9 +108,20 @@ def test_a_rehearsal_runs_the_parts_on_the_cpu_and_says_what_it_is(tmp_path: Pat
     assert "left out (--no-build)" in done.stdout
 
 
-def test_the_script_checks_every_op_that_has_cases() -> None:
-    (listed,) = re.findall(r"^ops=\((.*)\)$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE)
-    assert listed.split() == list(dict.fromkeys(op for op, _ in CASES))
+def test_the_script_asks_for_the_ops_that_have_cases_and_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    questions = re.findall(r"-c '(from benchmarks[^']*)'", SCRIPT.read_text(encoding="utf-8"))
+    answers = []
+    for question in questions:
+        exec(question)
+        answers.append(set(capsys.readouterr().out.split()))
+    assert answers == [{op for op, _ in CASES}, {benchmark.op for benchmark in REGISTRY.values()}]
+
+
+def test_a_check_that_names_no_op_is_a_failure(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, sees_gpu=1, checked="")
+    assert done.returncode == 1
+    assert "benchmarks/check.py names no op" in done.stdout
+    assert "benchmarks.run" not in calls
 
 
 def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:

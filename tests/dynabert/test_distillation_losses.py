@@ -39,9 +39,9 @@ def pair(architecture: str, folder: Path, **changes: Any) -> tuple[Any, ...]:
 
 def plain_gradients(model: ElasticBertForSequenceClassification) -> dict[str, Tensor]:
     """The elastic model's gradients under plain names."""
-    grads = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()
-    } | dict(model.named_buffers())
+    grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()} | dict(
+        model.named_buffers()
+    )
     return to_plain(grads, model.config, model.parts)
 
 
@@ -148,7 +148,9 @@ def test_padding_and_packing_do_not_matter(tmp_path: Path) -> None:
     student, teacher, *_, plain = pair("bert", tmp_path)
     right = padded_batch(plain, LENGTHS)
     ids = [row[mask.bool()].tolist() for row, mask in zip(right["input_ids"], right["attention_mask"], strict=True)]
-    types = [row[mask.bool()].tolist() for row, mask in zip(right["token_type_ids"], right["attention_mask"], strict=True)]
+    types = [
+        row[mask.bool()].tolist() for row, mask in zip(right["token_type_ids"], right["attention_mask"], strict=True)
+    ]
     packed = {"batch": PackedBatch.from_lists(ids, token_type_ids=types)}
     close(
         distillation_losses(student, teacher, packed, GRID).detach(),

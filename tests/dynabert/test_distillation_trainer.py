@@ -28,7 +28,9 @@ WIDTH = Stage("width", grid((1.0, 0.5), (1.0,)), 1.0, 0.1)
 DEPTH = Stage("depth", FOUR, 1.0, 1.0, teacher_width="same")
 
 
-def trained(folder: Path, stage: Stage = DEPTH, count: int = 12, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
+def trained(
+    folder: Path, stage: Stage = DEPTH, count: int = 12, dtype: torch.dtype = torch.float64, **changes: Any
+) -> Any:
     """Weights after an epoch, and the trainer."""
     network = changes.pop("network", NO_DROPOUT)
     student, teacher = pair(folder, dtype, **network)
@@ -193,7 +195,7 @@ def test_refusals(tmp_path: Path) -> None:
         DistillationTrainer(student, args, Stage("final", FOUR, 0.0, 0.0, labels=True), unlabelled)
     with pytest.raises(ValueError, match=r"is 1\.2 of 4 heads"):
         DistillationTrainer(student, args, Stage("width", (SubnetConfig(0.3),)), texts(4), None, teacher)
-    with pytest.raises(ValueError, match="the student is in torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"the student is in torch\.bfloat16"):
         DistillationTrainer(student.to(torch.bfloat16), args, WIDTH, texts(4), None, teacher)
 
 

@@ -1,4 +1,4 @@
-"""Triton's interpreter, with its bfloat16 mended, for all kernel tests."""
+"""Triton's interpreter, multiplying as a GPU does, for all kernel tests."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from dynabert_kernels.testing.interpreter import exact_bfloat16
+from dynabert_kernels.testing.interpreter import products_of_a_gpu
 from dynabert_kernels.triton.environment import INTERPRETED
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _exact_bfloat16_in_the_interpreter() -> Iterator[None]:
+def _products_of_a_gpu_in_the_interpreter() -> Iterator[None]:
     if not INTERPRETED:
         yield
         return
-    with exact_bfloat16():
+    with products_of_a_gpu():
         yield

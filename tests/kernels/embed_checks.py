@@ -23,9 +23,9 @@ SHAPES: dict[str, tuple[int, int, int, int, list[list[int]], int]] = {
     "primes below every tile": (7, 11, 5, 3, [[5], [3, 2]], 0),
     "rows of no group, an empty group": (61, 13, 20, 2, [[17, 3], [], [9]], 5),
     "one past a tile": (129, 200, 40, 2, [[33]], 0),
-    "runs of several chunks": (33, 3, 40, 1, [[40, 40], [40, 31]], 2),
-    "MiniLM": (384, 60, 30, 2, [[30, 21], [19]], 0),
-    "BERT-base": (768, 40, 12, 2, [[12]], 0),
+    "runs of several chunks": (33, 3, 20, 1, [[20, 20], [20, 11]], 2),
+    "MiniLM": (384, 30, 12, 2, [[12, 7], [9]], 0),
+    "BERT-base": (768, 40, 8, 2, [[8]], 0),
     "1,025 columns": (1025, 9, 3, 2, [[3, 2]], 0),
 }
 

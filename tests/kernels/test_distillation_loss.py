@@ -139,6 +139,18 @@ def test_a_summed_loss_and_a_part_of_it_go_backward(provider: str) -> None:
     assert third[5:].abs().max() == 0
 
 
+@each_provider
+@each_name
+def test_nothing_at_all_is_a_loss_of_zero(provider: str, kind: str) -> None:
+    nobody, teacher = torch.zeros(0, 3, requires_grad=True), torch.ones(2, 3)
+    with dk.use_provider(provider):
+        for borders, given in (([0], teacher), ([0, 0, 0], teacher[:0])):
+            loss = dk.distillation_loss(nobody, given, rows=torch.tensor(borders, dtype=torch.int32), kind=kind)
+            assert loss.tolist() == [0.0] * (len(borders) - 1)
+            (gradient,) = torch.autograd.grad(loss.sum(), nobody)
+            assert gradient.shape == (0, 3)
+
+
 @each_name
 def test_compiles_whole_and_does_not_recompile_for_a_new_plan(kind: str) -> None:
     torch._dynamo.reset()

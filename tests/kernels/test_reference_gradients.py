@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,6 +80,23 @@ def test_attention_sub_layer(name: str, bias: bool, p: float) -> None:
         )[0]
 
     through_op_and_autograd(op, definition, inputs)
+
+
+@pytest.mark.parametrize("provider", ["reference", "rule"])
+def test_attention_weights_part_before_head(provider: str) -> None:
+    """A gradient that is added to as a matrix must not be lost in a copy of one that lies otherwise."""
+    torch.manual_seed(0)
+    plan, borders = plan_of("mixed, not sorted")
+    x, (qkv_weight, *rest) = NETWORK.tensor(plan.num_rows, NETWORK.width), NETWORK.attention()
+    layouts = qkv_weight, qkv_weight.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
+    gradients = []
+    for weight in layouts:
+        weight = weight.detach().requires_grad_()
+        with dk.use_provider("reference") if provider == "reference" else nullcontext():
+            y = dk.elastic_attention(x, weight, *rest, borders, plan.layer(0), max_seqlen=plan.max_seqlen)
+            gradients += torch.autograd.grad(y.square().sum(), [weight])
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -122,6 +122,7 @@ def test_supports_names_what_it_refuses() -> None:
         (lambda g: {"student": g.student[0]}, r"student has the wrong shape; got \(61,\); allowed: \(T, C\)"),
         (lambda g: {"teacher": g.teacher[:, 1:]}, r"teacher does not fit; got 60 columns"),
         (lambda g: {"teacher": g.teacher.half()}, r"teacher does not fit; .*float16"),
+        (lambda g: {"teacher_rows": None}, r"teacher has too few rows; got 4; .* at least student's 7"),
         (lambda g: {"rows": g.rows.long()}, r"rows does not fit; .*allowed: torch.int32"),
         (lambda g: {"teacher_rows": g.teacher_rows[1:]}, r"teacher_rows has the wrong shape; got \(6,\)"),
         (lambda g: {"active": g.rows}, r"active has the wrong shape; got \(3,\)"),

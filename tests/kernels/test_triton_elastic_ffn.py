@@ -284,7 +284,7 @@ def test_supports_names_what_it_refuses() -> None:
             r"dropout_state has the wrong shape; got \(3,\); allowed: \(2,\)",
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_errors_of_the_forward_launcher(index: int, change: Any, message: str) -> None:
     sample = sample_of([3], [4], torch.float32)

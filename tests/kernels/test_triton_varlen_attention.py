@@ -291,7 +291,9 @@ def test_backward_is_deterministic() -> None:
 
 
 def test_large_scores_do_not_overflow() -> None:
-    sample = case([[70]], heads=1)
+    # Softmax then picks one key in nearly every row, and the error is that of the few rows with a rival: of a single
+    # head's it would be luck (PyTorch's own varies a hundredfold from seed to seed).
+    sample = case([[70]], heads=4)
     check(sample._replace(qkv=sample.qkv * 30))
 
 

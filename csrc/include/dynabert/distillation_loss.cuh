@@ -1,7 +1,7 @@
 // Losses of student rows against their teacher rows, summed by group. The formulas stand in
 // dynabert_kernels/triton/distillation_loss.py.
 //
-// Forward: a team of threads (a warp up to 1,024 columns, else a block) holds a student row and its teacher row in
+// Forward: a team of threads (a warp for a narrow row, else a block) holds a student row and its teacher row in
 // registers and writes the row's loss; a second kernel, a block for each group, adds its rows' losses by position in
 // the group, so a group's loss is bit for bit what it is alone. Bytes: 2*R*C elements at most (a teacher row that
 // several student rows share is found in the second-level cache) and 8*R; operations: 3*R*C, or 8*R*C and two

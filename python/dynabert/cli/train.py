@@ -51,7 +51,8 @@ class InputArguments:
         default=None, metadata={"help": "your own labelled file that sub-networks are scored on"}
     )
     unlabelled_file: str | None = field(
-        default=None, metadata={"help": "text without labels that the distillation stages use in place of the training text"}
+        default=None,
+        metadata={"help": "text that the distillation stages use in place of the training text"},
     )
     text_column: str | None = field(default=None, metadata={"help": "name of the text's column in your own files"})
     second_text_column: str | None = field(default=None, metadata={"help": "name of the second text's column"})
@@ -71,13 +72,21 @@ def parse(argv: Sequence[str]) -> tuple[InputArguments, DistillationArguments]:
 
     from dynabert.distill import DistillationArguments
 
-    parser = HfArgumentParser((InputArguments, DistillationArguments), prog="dynabert train", description=DESCRIPTION)  # type: ignore[arg-type]
+    parser = HfArgumentParser(
+        (InputArguments, DistillationArguments),  # type: ignore[arg-type]
+        prog="dynabert train",
+        description=DESCRIPTION,
+        allow_abbrev=False,  # a mistyped option is not a short form of another
+    )
     if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
         if not Path(argv[0]).is_file():
             raise UsageError(f"no such file: {argv[0]}")
         read = parser.parse_json_file if argv[0].endswith(".json") else parser.parse_yaml_file
         return read(argv[0])  # type: ignore[return-value]
-    return parser.parse_args_into_dataclasses(list(argv))  # type: ignore[return-value]
+    inputs, args, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)}")
+    return inputs, args  # type: ignore[return-value]
 
 
 def run_arguments(argv: Sequence[str]) -> None:
@@ -97,7 +106,7 @@ def _read(inputs: InputArguments) -> tuple[Examples, Examples | None, Examples |
 
     if (inputs.task_name is None) == (inputs.train_file is None):
         raise UsageError("give either --task_name or --train_file")
-    columns = {
+    columns: dict[str, Any] = {
         "text_column": inputs.text_column,
         "second_text_column": inputs.second_text_column,
         "label_column": inputs.label_column,
@@ -118,7 +127,7 @@ def _read(inputs: InputArguments) -> tuple[Examples, Examples | None, Examples |
         raise ValueError(f"{train.source} has no labels; name the label column (--label_column)")
     unlabelled = None
     if inputs.unlabelled_file is not None:
-        text = {"text_column": inputs.text_column, "second_text_column": inputs.second_text_column}
+        text: dict[str, Any] = {"text_column": inputs.text_column, "second_text_column": inputs.second_text_column}
         unlabelled = read_examples(inputs.unlabelled_file, **text)
     if inputs.max_train_samples is not None:
         train = train.head(inputs.max_train_samples)

@@ -23,8 +23,8 @@ from torch import Tensor
 import dynabert_kernels as dk
 from dynabert.configuration import Subnet, SubnetConfig
 from dynabert.data.examples import MULTI_LABEL, REGRESSION
-from dynabert.modeling.stacking import Stack, stack
 from dynabert.modeling.inputs import pack_padded
+from dynabert.modeling.stacking import Stack, stack
 from dynabert_kernels import PackedBatch, SubnetShape
 
 if TYPE_CHECKING:

@@ -148,7 +148,9 @@ def train_elastic(
     teacher_folder = out / "teacher"
     if fine_tuned and not _is_complete(teacher_folder):
         _finish(teacher_folder, model, tokenizer, _scores(model, validation, teacher_stage, metric), 0.0, args)
-    results.append(_run_stage(teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say))
+    results.append(
+        _run_stage(teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say)
+    )
     teacher = _open(teacher_folder)
 
     rewired_folder = out / "rewired"
@@ -264,9 +266,7 @@ def _result(name: str, folder: Path) -> StageResult:
 
 def _write_results(out: Path, results: Sequence[StageResult], args: DistillationArguments, seconds: float) -> None:
     if args.should_save:
-        parts = [
-            {"part": r.name, "seconds": r.seconds, "rows": [row.to_dict() for row in r.rows]} for r in results
-        ]
+        parts = [{"part": r.name, "seconds": r.seconds, "rows": [row.to_dict() for row in r.rows]} for r in results]
         _write_json(out / "results.json", {"seed": args.seed, "seconds": round(seconds, 1), "parts": parts})
 
 

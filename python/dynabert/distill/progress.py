@@ -17,9 +17,7 @@ class StageProgress(TrainerCallback):
         self._bar: Any = None
         self._last = (0.0, 0)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             self._size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
             self._bar = tqdm(

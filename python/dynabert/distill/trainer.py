@@ -35,7 +35,7 @@ from dynabert.distill.stages import Stage
 from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
 from dynabert.evaluation import evaluate
 from dynabert.modeling.stacking import Stack, stack
-from dynabert_kernels import PackedBatch, SubnetShape
+from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
@@ -54,7 +54,9 @@ class _StudentStep(nn.Module):
         super().__init__()
         self.student = student
 
-    def forward(self, stacked: Stack, teacher: TeacherOutput | None, targets: Tensor | None, **options: Any) -> LossSums:
+    def forward(
+        self, stacked: Stack, teacher: TeacherOutput | None, targets: Tensor | None, **options: Any
+    ) -> LossSums:
         if teacher is not None:
             return loss_sums(self.student, stacked, teacher, **options)
         state = options["dropout_state"]
@@ -139,7 +141,6 @@ class DistillationTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=lambda rows: rows,
             train_dataset=EncodedRows(train_dataset),  # type: ignore[arg-type]
             eval_dataset=None if eval_dataset is None else EncodedRows(eval_dataset),  # type: ignore[arg-type]
             processing_class=processing_class,
@@ -148,10 +149,10 @@ class DistillationTrainer(Trainer):
         self.args: DistillationArguments = args
         self._half = next((HALF[name] for name in HALF if getattr(args, name)), None)
         self._step = _StudentStep(model)
-        self.teacher = None
+        self.teacher: Any = None
         if teacher is not None:
-            frozen = teacher if self._half is None else copy.deepcopy(teacher).to(self._half)
-            self.teacher = frozen.to(args.device).eval()
+            frozen: nn.Module = teacher if self._half is None else copy.deepcopy(teacher)
+            self.teacher = nn.Module.to(frozen, device=args.device, dtype=self._half).eval()
         self._counts = (0, 0)
         self._batch_of_step = 0
         self._losses: dict[str, tuple[Tensor, int]] = {}
@@ -193,7 +194,7 @@ class DistillationTrainer(Trainer):
 
     # The step --------------------------------------------------------------------------------------------------------
 
-    def training_step(
+    def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: Sequences, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of all sub-networks on one batch; gradients are added, and reduced with the last."""
@@ -230,9 +231,7 @@ class DistillationTrainer(Trainer):
             targets = self._targets(student, launch)
         else:
             assert self.teacher is not None  # checked at construction
-            output = run_teacher(
-                self.teacher, packed, seqlens, shapes, stage.teacher_width, hidden=wants_hidden
-            )
+            output = run_teacher(self.teacher, packed, seqlens, shapes, stage.teacher_width, hidden=wants_hidden)
         sequences, tokens = self._counts
         runs = [shapes] if self.args.step == "stacked" else [[shape] for shape in shapes]
         found, done = [], 0
@@ -276,9 +275,7 @@ class DistillationTrainer(Trainer):
         """Seed and offset of a launch: they follow from the run's seed and the place in it, so a resumed run draws the
         same. Processes, steps and launches differ in the seed, sub-networks in the offset."""
         config = student.config
-        if not (
-            config.hidden_dropout_prob or config.attention_probs_dropout_prob or student.classifier.dropout.p
-        ):
+        if not (config.hidden_dropout_prob or config.attention_probs_dropout_prob or student.classifier.dropout.p):
             return None
         place = self.state.global_step * 65536 + self._batch_of_step * 256 + launch
         seed = (self.args.seed * 1_000_003 + self.args.process_index) % 2**31

@@ -66,9 +66,7 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
         None in eval mode, and where nothing is dropped: neither in the encoder nor in a head (``head_dropout``).
         """
         config = self.config
-        if not self.training or not (
-            config.hidden_dropout_prob or config.attention_probs_dropout_prob or head_dropout
-        ):
+        if not self.training or not (config.hidden_dropout_prob or config.attention_probs_dropout_prob or head_dropout):
             return None
         return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=self.device)
 

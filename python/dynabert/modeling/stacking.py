@@ -15,8 +15,8 @@ from dynabert_kernels import PackedBatch, Plan, SubnetShape
 class Stack:
     """``S`` copies of a batch of ``B`` sequences and ``T`` tokens; copy ``s`` runs as group ``s`` of the plan.
 
-    ``token_rows``: (S*T,) int32, the row in the single batch of each stacked token; ``sequence_rows``: (S*B,) int32, the
-    same for sequences; ``sequence_borders``: (S+1,) int32, each copy's border among the sequences.
+    ``token_rows``: (S*T,) int32, the row in the single batch of each stacked token; ``sequence_rows``: (S*B,) int32,
+    the same for sequences; ``sequence_borders``: (S+1,) int32, each copy's border among the sequences.
     """
 
     batch: PackedBatch

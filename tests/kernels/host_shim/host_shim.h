@@ -93,11 +93,13 @@ void launch(dim3 grid, int threads, Kernel&& kernel) {
   for (int t = 0; t < threads; ++t) {
     pool.emplace_back([&, t] {
       threadIdx = dim3(t, 0, 0);
-      for (unsigned y = 0; y < grid.y; ++y) {
-        for (unsigned x = 0; x < grid.x; ++x) {
-          blockIdx = dim3(x, y, 0);
-          kernel();
-          running.barrier.arrive_and_wait();
+      for (unsigned z = 0; z < grid.z; ++z) {
+        for (unsigned y = 0; y < grid.y; ++y) {
+          for (unsigned x = 0; x < grid.x; ++x) {
+            blockIdx = dim3(x, y, z);
+            kernel();
+            running.barrier.arrive_and_wait();
+          }
         }
       }
     });

@@ -5,16 +5,14 @@
 // Prints one line for each case, with the largest error relative to the largest entry. Exit code 1 where an error is
 // above rounding or something outside the rows was written. --plant reads one row too many: the address sanitizer must
 // see it.
-#include "host_shim.h"
+#include "matrix.h"
 
 #include "dynabert/layer_norm.cuh"
-
-#include <limits>
-#include <random>
 
 namespace {
 
 using namespace dynabert;
+using namespace shim;
 
 struct Case {
   const char* name;
@@ -24,66 +22,7 @@ struct Case {
   bool residual;
 };
 
-// Rounding to T, relative to the largest entry: half a step of its binade. float32 adds the error of its sums.
-template <class T>
-constexpr double kLimit = 1e-6;
-template <>
-constexpr double kLimit<__nv_bfloat16> = 1.01 / 256;
-template <>
-constexpr double kLimit<__half> = 1.01 / 2048;
-
-bool failed = false;
 bool planted = false;
-
-// A matrix whose gaps are NaN: a read of one shows in every result, a write is found by `intact`.
-template <class T>
-struct Matrix {
-  int rows, columns, stride, offset;
-  std::vector<T> storage;
-  Matrix(const Case& c, int rows_, int columns_)
-      : rows(rows_),
-        columns(columns_),
-        stride(columns_ + c.padding),
-        offset(c.offset),
-        storage(c.offset + size_t(rows_) * (columns_ + c.padding),
-                from_float<T>(std::numeric_limits<float>::quiet_NaN())) {
-    storage.shrink_to_fit();
-  }
-  T* data() { return storage.data() + offset; }
-  T& at(int row, int column) { return data()[size_t(row) * stride + column]; }
-  double value(int row, int column) { return to_float(at(row, column)); }
-  void fill(std::mt19937& random) {
-    std::normal_distribution<float> normal;
-    for (int r = 0; r < rows; ++r) {
-      for (int c = 0; c < columns; ++c) at(r, c) = from_float<T>(normal(random));
-    }
-  }
-  bool intact() {
-    for (size_t i = 0; i < storage.size(); ++i) {
-      const bool gap = i < size_t(offset) || (i - offset) % stride >= size_t(columns);
-      if (gap && to_float(storage[i]) == to_float(storage[i])) return false;
-    }
-    return true;
-  }
-};
-
-struct Error {
-  double largest = 0, error = 0;
-  void add(double actual, double reference) {
-    largest = std::max(largest, std::abs(reference));
-    // Not std::max: a NaN must win.
-    if (!(std::abs(actual - reference) <= error)) error = std::abs(actual - reference);
-  }
-  double relative() const { return error / std::max(largest, 1e-30); }
-};
-
-void report(const char* name, const char* what, const Error& error, double limit) {
-  std::printf("%s %s %.2e\n", name, what, error.relative());
-  if (!(error.relative() <= limit)) {
-    std::printf("%s %s WRONG: allowed %.2e\n", name, what, limit);
-    failed = true;
-  }
-}
 
 template <class T, int kForwardThreads, int kRowsPerBlock, int kForwardValues, int kBackwardThreads, int kVector,
           int kSumLanes = 16>
@@ -92,10 +31,9 @@ void run(const Case& c) {
   constexpr int kBlocks = 2, kBackwardValues = 8;
   const int rows = c.rows, columns = c.columns;
   std::mt19937 random(7);
-  Matrix<T> x(c, rows, columns), residual(c, rows, columns), dy(c, rows, columns), y(c, rows, columns),
-      dx(c, rows, columns);
-  const Case vector{c.name, 1, columns, 0, c.offset, false};
-  Matrix<T> weight(vector, 1, columns), bias(vector, 1, columns), dw(vector, 1, columns), db(vector, 1, columns);
+  const Matrix<T> rows_of_none(rows, columns, c.padding, c.offset), vector_of_none(1, columns, 0, c.offset);
+  Matrix<T> x = rows_of_none, residual = x, dy = x, y = x, dx = x;
+  Matrix<T> weight = vector_of_none, bias = weight, dw = weight, db = weight;
   for (Matrix<T>* input : {&x, &residual, &dy, &weight, &bias}) input->fill(random);
   std::vector<float> mean(rows), rstd(rows), partials(size_t(kBlocks) * 2 * columns);
   const T* added = c.residual ? residual.data() : nullptr;

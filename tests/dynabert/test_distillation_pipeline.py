@@ -1,0 +1,184 @@
+"""The whole run: each part once, cut and gone on with, refused with other settings; and its command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynabert import ElasticBertForSequenceClassification, SubnetConfig
+from dynabert.cli import main
+from dynabert.distill import pipeline, recipe
+from dynabert.distill.pipeline import stage_costs, train_elastic
+from tests.dynabert.tiny_networks import plain_model
+from tests.dynabert.tiny_texts import tiny_tokenizer
+from tests.dynabert.tiny_training import arguments, elastic, texts
+
+SMALL: dict[str, Any] = {"widths": [1.0, 0.5], "depths": [1.0, 0.5], "per_device_train_batch_size": 8}
+
+
+def network(folder: Path) -> Any:
+    return elastic(plain_model("bert"), folder / "start", torch.float32)
+
+
+def test_each_part_is_done_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    args = arguments(tmp_path / "run", **SMALL)
+    results = train_elastic(network(tmp_path), args, texts(16), texts(8, seed=5), say=said.append)
+    assert [r.name for r in results] == ["teacher", "rewired", "width", "depth"]
+    assert [len(r.rows) for r in results] == [1, 4, 2, 4]
+    last = ElasticBertForSequenceClassification.from_pretrained(results[-1].folder)
+    assert last.config.rewired
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [part["part"] for part in rows["parts"]] == ["teacher", "rewired", "width", "depth"]
+    times = {r.name: (r.folder / "complete.json").stat().st_mtime_ns for r in results}
+    again = train_elastic(network(tmp_path), args, texts(16), texts(8, seed=5), say=said.append)
+    assert {r.name: (r.folder / "complete.json").stat().st_mtime_ns for r in again} == times
+    assert said[-3:] == [
+        f"{name}: complete, not repeated ({tmp_path / 'run' / name})" for name in ("teacher", "width", "depth")
+    ]
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    args = arguments(tmp_path / "run", **SMALL)
+    train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
+    other = arguments(tmp_path / "run", **SMALL | {"learning_rate": 1e-3, "logging_steps": 7})
+    with pytest.raises(
+        ValueError, match=r"begun with other settings: arguments\.learning_rate was 0\.01, now 0\.001; use"
+    ):
+        train_elastic(network(tmp_path), other, texts(8))
+    with pytest.raises(ValueError, match=r"data\.train\.examples was 8, now 9"):
+        train_elastic(network(tmp_path), args, texts(9))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no training run"):
+        train_elastic(network(tmp_path), arguments(tmp_path / "full", **SMALL), texts(8))
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SMALL | {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2}
+    whole = train_elastic(network(tmp_path), arguments(tmp_path / "whole", **options), texts(16), say=lambda _: None)
+
+    class Killed(pipeline.StageProgress):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            super().on_step_end(args, state, control, **more)
+            if self.name == "depth" and state.global_step == 2:
+                raise KeyboardInterrupt
+
+    args = arguments(tmp_path / "cut", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "StageProgress", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_elastic(network(tmp_path), args, texts(16), say=lambda _: None)
+    said: list[str] = []
+    cut = train_elastic(network(tmp_path), args, texts(16), say=said.append)
+    assert any(line.startswith("depth: goes on from ") for line in said)
+    wanted, found = (
+        ElasticBertForSequenceClassification.from_pretrained(results[-1].folder).state_dict()
+        for results in (whole, cut)
+    )
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_teacher_that_is_fine_tuned_is_taken_as_it_is(tmp_path: Path) -> None:
+    model = network(tmp_path)
+    args = arguments(tmp_path / "run", recipe="sandwich", final_stage=True, **SMALL)
+    results = train_elastic(model, args, texts(8), fine_tuned=True, rewiring=False, say=lambda _: None)
+    assert [r.name for r in results] == ["teacher", "rewired", "width", "depth", "final"]
+    teacher = ElasticBertForSequenceClassification.from_pretrained(results[0].folder)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(teacher.state_dict()[name], tensor), name
+
+
+def test_what_a_step_costs(tmp_path: Path) -> None:
+    # SPEC's table, for 12 layers: 8.5 in the first stage, 17.9 in the second with one teacher forward, sandwich 7.1.
+    model = elastic(plain_model("bert", num_hidden_layers=12, max_position_embeddings=512), tmp_path)
+    for name, second in (("reference", 17.9), ("sandwich", 7.1), ("paper", 19.4)):
+        width, depth = stage_costs(model, recipe(name))
+        assert width["forward_passes"] == pytest.approx(8.5, abs=0.05)
+        assert depth["forward_passes"] == pytest.approx(second, abs=0.05)
+    assert [s["subnet"] for s in depth["subnets"]][:5] == ["w1-d1", "w0.75-d1", "w0.5-d1", "w0.25-d1", "w1-d0.75"]
+
+
+def test_recipes_and_their_switches() -> None:
+    reference = recipe("reference")
+    assert (reference.depth_rule, reference.importance_mode) == ("reference", "reference")
+    stages = recipe("paper").stages
+    assert [len(stage.subnets) for stage in stages] == [4, 12]
+    assert [(stage.logit_weight, stage.hidden_weight) for stage in stages] == [(1.0, 0.1), (1.0, 1.0)]
+    sandwich = recipe("sandwich").stages[1]
+    drawn = [sandwich.chosen(step, 42) for step in range(50)]
+    assert all(c[0] == SubnetConfig() and c[-1] == SubnetConfig(0.25, 0.5) and len(set(c)) == 4 for c in drawn)
+    assert len(set(drawn)) > 20
+    assert drawn == [sandwich.chosen(step, 42) for step in range(50)]
+    with pytest.raises(ValueError, match="recipe is 'mine'; allowed: paper, reference, sandwich"):
+        recipe("mine")
+
+
+def test_argument_refusals(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"recipe": "mine"}, "recipe is 'mine'"),
+        ({"step": "all"}, "--step is 'all'; allowed: stacked, loop"),
+        ({"logit_weights": [1.0]}, "--logit_weights has 1 numbers; allowed: 2"),
+        ({"subnets": "w1,w0.5", "widths": [1.0]}, "--subnets takes the place of --widths and --depths"),
+        ({"depth_rule": "last"}, "--depth_rule is 'last'; allowed: keep_last, reference"),
+        ({"widths": [0.5, 0.5]}, "allowed: at least one, each once"),
+        ({"hidden_weights": [-1.0, 1.0]}, "hidden_weight is -1.0; allowed: 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            arguments(tmp_path, **changes)
+
+
+# The command.
+
+
+def write_files(folder: Path) -> tuple[Path, Path]:
+    """A checkpoint with its tokenizer, and a labelled file."""
+    plain_model("bert").save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    lines = ["text\tlabel", *(f"good film {i % 3}\tyes" if i % 2 else f"bad film {i % 5}\tno" for i in range(12))]
+    (folder / "train.tsv").write_text("\n".join(lines) + "\n")
+    return folder / "model", folder / "train.tsv"
+
+
+def test_the_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, file = write_files(tmp_path)
+    options = {
+        "model_name_or_path": str(model),
+        "train_file": str(file),
+        "validation_file": str(file),
+        "output_dir": str(tmp_path / "out"),
+        "num_train_epochs": 1,
+        "widths": [1.0, 0.5],
+        "depths": [1.0, 0.5],
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    }
+    (tmp_path / "run.json").write_text(json.dumps(options))
+    assert main(["train", str(tmp_path / "run.json")]) == 0
+    shown = capsys.readouterr()
+    assert "stage depth: a step costs" in shown.out
+    assert "12 examples; majority 50.0" in shown.out
+    network = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "out" / "depth")
+    assert set(network.config.id2label.values()) == {"yes", "no"}
+
+
+def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, file = write_files(tmp_path)
+    base = ["train", "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    assert main(["train"]) == 2
+    assert main([*base]) == 2
+    assert "give either --task_name or --train_file" in capsys.readouterr().err
+    assert main([*base, "--train_file", str(file), "--widths", "0.3"]) == 1
+    assert "width_mult 0.3 is 1.2 of 4 heads" in capsys.readouterr().err
+    assert main([*base, "--train_file", str(tmp_path / "none.tsv")]) == 1
+    assert main([*base, "--train_file", str(file), "--learning_rat", "1"]) == 2
+    assert "unrecognized arguments: --learning_rat 1" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "none.json")]) == 2
+    assert not (tmp_path / "out").exists()
