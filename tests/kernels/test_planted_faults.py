@@ -16,7 +16,7 @@ FAULTS = {fault.name: fault for fault in all_faults()}
 SOME = [
     "triton: columns past C reach the variance",
     "triton: the bias is missing in the last active column",
-    "triton: dv forgets the dropout",
+    "triton: dw and db take turns on one place",
 ]
 
 

@@ -196,7 +196,9 @@ def test_other_bits_the_second_time_are_seen(monkeypatch: pytest.MonkeyPatch) ->
     def drifts(*arguments: Any) -> tuple[Tensor, ...]:
         calls.append(1)
         y, *others = reference.add_layer_norm_fwd(*arguments)
-        return y * (1 + len(calls) % 2 * torch.finfo(y.dtype).eps), *others
+        # One rounding, of the wide dtypes: within what is allowed, so that only the bits tell.
+        drift = torch.finfo(y.dtype).eps if len(calls) % 2 and y.dtype.itemsize > 2 else 0.0
+        return y * (1 + drift), *others
 
     plant(monkeypatch, "add_layer_norm", fwd=drifts)
     assert any("other bits the second time" in fault for fault in first_failure("add_layer_norm").faults)
