@@ -8,6 +8,8 @@ BUILT := $(VENV)/.built
 OLDER_TRITON := $(VENV)/triton-3.6.0
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 PYTEST_ARGS ?=
+# Processes that run tests, one thread each: threads that wait for each other on a busy machine spin.
+TEST_WORKERS ?= auto
 DEMO_ARGS ?=
 PROOF_ARGS ?=
 FAULT_ARGS ?=
@@ -24,7 +26,8 @@ export TOKENIZERS_PARALLELISM := false
 help:
 	@echo "make demo     a real BERT, fine-tuned, rewired, at 12 sub-networks; DEMO_ARGS='--task_name sst2' for another task"
 	@echo "make test     all tests; PYTEST_ARGS='-k attention' for some"
-	@echo "make test-long ten thousand random samples of every op; make proof: errors of every op, provider and dtype, in a table"
+	@echo "make test-long  ten thousand random samples of every op"
+	@echo "make proof    the errors of every op, provider, direction and dtype beside PyTorch's own, in a table"
 	@echo "make faults   plants faults in every kernel and demands that a check turns red; FAULT_ARGS='--provider cpu' for some"
 	@echo "make bench    kernel microbenchmarks; BENCH_ARGS='--op elastic_ffn' for some"
 	@echo "make codegen  compiles every GPU kernel without a GPU, with two Tritons, and reads registers, spills and shared memory; CODEGEN_ARGS='--only attention' for some"
@@ -50,7 +53,7 @@ demo: $(BUILT)
 	@$(BIN)/dynabert demo --output_dir out/demo $(DEMO_ARGS)
 
 test: $(BUILT)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
 # Interpreted kernels take a second each: the tenth part of the samples is theirs.
 test-long: $(BUILT)

@@ -1,7 +1,8 @@
-"""The README's table, made from a committed measurement: ``python -m benchmarks.readme_table --write``.
+"""The README's tables, made from committed measurements: ``python -m benchmarks.readme_table --write``.
 
-Takes ``benchmarks/results/demo/results.json``, which ``make demo`` left there, and writes the table between the
-README's markers. A test holds the README to it.
+Takes ``benchmarks/results/demo/results.json``, which ``make demo`` left there, and
+``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and writes the tables between the README's
+markers. A test holds the README to them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "demo" / "results.json"
-BEGIN, END = "<!-- demo table: begin -->", "<!-- demo table: end -->"
+SUITE = ROOT / "benchmarks" / "results" / "cpu-suite.json"
 WIDTHS, DEPTHS = ("1", "0.75", "0.5", "0.25"), ("1", "0.75", "0.5")
 
 
@@ -52,17 +53,58 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def kernel_table(suite: dict[str, Any]) -> str:
+    """How many times plain PyTorch the fused sub-layers are, forward and backward, on the CPU: Markdown."""
+    found = {
+        (row["benchmark"], row["shape"], row["tokens"], row["width"], row["dtype"]): row
+        for row in suite["rows"]
+        if row["provider"] == "cpu" and row["speedup_vs_torch"] is not None
+    }
+    columns = [(dtype, width) for dtype in ("float32", "bfloat16") for width in (1.0, 0.25)]
+    lines = [
+        f"| sub-layer | {' | '.join(f'{dtype}, width {width:g}' for dtype, width in columns)} |",
+        f"| --- |{' --- |' * len(columns)}",
+    ]
+    for op in ("elastic_attention", "elastic_ffn"):
+        for direction in ("forward", "backward"):
+            cells = []
+            for dtype, width in columns:
+                name = op if direction == "forward" else f"{op}.backward"
+                row = found[name, "bert-base", "128", width, dtype]
+                cells.append(f"{row['median_ms']:.2f} ms, {row['speedup_vs_torch']:.2f}x")
+            lines.append(f"| `{op}` {direction} | {' | '.join(cells)} |")
+    measured = [row["speedup_vs_torch"] for row in found.values()]
+    facts = suite["environment"]
+    lines += [
+        "",
+        f"One BERT-base sub-layer at 1 x 128 tokens, {facts['device']}, {facts['threads']} thread, and how many times "
+        "as fast as plain PyTorch on views of the same weights (eager, its own attention; backward by autograd). Over "
+        f"all {len(measured)} rows of the suite the ratio is {min(measured):.2f} at least, "
+        f"{sorted(measured)[len(measured) // 2]:.2f} in the median. `dynabert-bench --suite cpu`; the rows: "
+        "`benchmarks/results/cpu-suite.json`.",
+    ]
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, str]:
+    """Each table's text, by the name in its markers."""
+    demo, suite = (json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, SUITE))
+    return {"demo": table(demo), "kernel": kernel_table(suite)}
+
+
 def main() -> None:
-    """Prints the table; with ``--write``, puts it into the README."""
+    """Prints the tables; with ``--write``, puts them into the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--write", action="store_true", help="write it into README.md")
-    text = table(json.loads(RESULTS.read_text(encoding="utf-8")))
-    if parser.parse_args().write:
-        readme = ROOT / "README.md"
-        old = readme.read_text(encoding="utf-8")
-        pattern = re.compile(re.escape(BEGIN) + r".*?" + re.escape(END), re.S)
-        readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", old), encoding="utf-8")
-    print(text)
+    write = parser.parse_args().write
+    readme = ROOT / "README.md"
+    for name, text in tables().items():
+        if write:
+            begin, end = f"<!-- {name} table: begin -->", f"<!-- {name} table: end -->"
+            pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.S)
+            old = readme.read_text(encoding="utf-8")
+            readme.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", old), encoding="utf-8")  # noqa: B023
+        print(text)
 
 
 if __name__ == "__main__":
