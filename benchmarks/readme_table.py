@@ -1,8 +1,8 @@
 """The README's tables, made from committed measurements: ``python -m benchmarks.readme_table --write``.
 
 Takes ``benchmarks/results/demo/results.json``, which ``make demo`` left there, and
-``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and writes the tables between the README's
-markers. A test holds the README to them.
+``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and writes the tables between the
+README's markers. A test holds the README to them.
 """
 
 from __future__ import annotations
