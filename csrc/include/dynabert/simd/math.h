@@ -164,10 +164,13 @@ DYNABERT_INLINE ValueAndSlope<V> gelu_tanh_with_slope(V x) {
   const S limit = sizeof(S) == sizeof(float) ? S(11) : S(25);
   const V near = minimum(broadcast(limit), maximum(broadcast(-limit), x));
   const V square = near * near;
-  const V s = broadcast(S(1)) / (broadcast(S(1)) + exp(broadcast(S(-1.5957691216057308)) * near *
-                                                       (broadcast(S(1)) + broadcast(S(0.044715)) * square)));
+  // From the side where e is at most 1: s (1 - s) is then e / (1 + e)^2, and nothing cancels.
+  const V e = exp(broadcast(S(-1.5957691216057308)) * maximum(-near, near) *
+                  (broadcast(S(1)) + broadcast(S(0.044715)) * square));
+  const V upper = broadcast(S(1)) / (broadcast(S(1)) + e);
+  const V s = x < V{} ? e * upper : upper;
   const V rise = broadcast(S(1.5957691216057308)) * (broadcast(S(1)) + broadcast(S(0.134145)) * square);
-  return {x * s, s + near * s * (broadcast(S(1)) - s) * rise};
+  return {x * s, s + near * e * upper * upper * rise};
 }
 
 template <bool kShort = false, class V>
