@@ -38,7 +38,7 @@ DIRECTIONS = ("forward", "backward")
 # Samples of a cell; the interpreter takes about a second for one.
 SAMPLES = {"reference": 12, "cpu": 24, "triton": 4, "cuda": 24}
 # Host-shim programs that are not named like their op.
-SHIM_OPS = {"layer_norm": "add_layer_norm"}
+SHIM_OPS = {"layer_norm": "add_layer_norm", "embedding": "embed_layer_norm"}
 GREEN, RED, NOT_RUN = "green", "RED", "not run"
 
 
@@ -116,9 +116,10 @@ def shim_cells(lines: Sequence[str]) -> Iterator[Cell]:
     passed = {words[0] for line in lines if len(words := line.split()) == 2 and words[1] == "passed"}
     for line in lines:
         words = line.split()
-        if len(words) != 4 or "-" not in words[1]:
+        # Some programs name the kind of loss after the case.
+        if len(words) not in (4, 5) or "-" not in words[1]:
             continue
-        program, case, result, number = words
+        program, case, *_, result, number = words
         try:
             error = float(number)
         except ValueError:

@@ -86,13 +86,4 @@ FAULTS = [
         *("layer_norm", "float32-two-warps"),
         sanitizer="races",
     ),
-    _fault(
-        "rows share one half of the scratch memory",
-        "a race",
-        _LAYER_NORM,
-        "team_sum<kThreads>(sums, scratch[turn]);",
-        "team_sum<kThreads>(sums, scratch[0]);",
-        *("layer_norm", "float32-two-warps"),
-        sanitizer="races",
-    ),
 ]
