@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tests.dynabert.tiny_networks import plain_model
 from tests.dynabert.tiny_texts import tiny_tokenizer
 from tests.dynabert.tiny_training import arguments, elastic, texts
 
+ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {"widths": [1.0, 0.5], "depths": [1.0, 0.5], "per_device_train_batch_size": 8}
 
 
@@ -182,3 +186,28 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert "unrecognized arguments: --learning_rat 1" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "none.json")]) == 2
     assert not (tmp_path / "out").exists()
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from dynabert.distill.pipeline import train_elastic
+from tests.dynabert.test_distillation_pipeline import SMALL, network
+from tests.dynabert.tiny_training import arguments, texts
+folder = Path(sys.argv[1])
+options = SMALL | {"ddp_backend": "gloo", "per_device_train_batch_size": 4}
+model = network(folder / os.environ["RANK"])  # before there are processes: then only the first one saves
+args = arguments(folder / "run", **options)
+results = train_elastic(model, args, texts(16), texts(6, seed=5), fine_tuned=True, say=lambda _: None)
+assert [result.name for result in results] == ["teacher", "rewired", "width", "depth"]
+"""
+
+
+def test_several_processes_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", str(tmp_path / "train.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "results.json").is_file()

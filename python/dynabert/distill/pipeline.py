@@ -139,30 +139,34 @@ def train_elastic(
     """
     out = Path(str(args.output_dir))
     recipe = args.make_recipe()
-    check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring)
+    # What is not a training stage is done by the first process; the others wait, and find it done.
+    with args.main_process_first(local=False, desc="settings"):
+        check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring)
     model.config.depth_rule = recipe.depth_rule
     results = []
     started = time.perf_counter()
 
     teacher_stage = Stage("teacher", (SubnetConfig(),), 0.0, 0.0, labels=True)
     teacher_folder = out / "teacher"
-    if fine_tuned and not _is_complete(teacher_folder):
-        _finish(teacher_folder, model, tokenizer, _scores(model, validation, teacher_stage, metric), 0.0, args)
+    with args.main_process_first(local=False, desc="teacher"):
+        if fine_tuned and not _is_complete(teacher_folder):
+            _finish(teacher_folder, model, tokenizer, _scores(model, validation, teacher_stage, metric), 0.0, args)
     results.append(
         _run_stage(teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say)
     )
     teacher = _open(teacher_folder)
 
     rewired_folder = out / "rewired"
-    if not _is_complete(rewired_folder):
-        begun = time.perf_counter()
-        student = copy.deepcopy(teacher)
-        if rewiring:
-            say("rewired: importance of heads and neurons on the training data")
-            batches = labelled_batches(teacher, train, args.per_device_train_batch_size)
-            student = rewire(student, compute_importance(teacher, batches, recipe.importance_mode))
-        rows = _scores(student, validation, recipe.stages[-1], metric)
-        _finish(rewired_folder, student, tokenizer, rows, time.perf_counter() - begun, args)
+    with args.main_process_first(local=False, desc="rewired"):
+        if not _is_complete(rewired_folder):
+            begun = time.perf_counter()
+            student = copy.deepcopy(teacher)
+            if rewiring:
+                say("rewired: importance of heads and neurons on the training data")
+                batches = labelled_batches(teacher, train, args.per_device_train_batch_size)
+                student = rewire(student, compute_importance(teacher, batches, recipe.importance_mode))
+            rows = _scores(student, validation, recipe.stages[-1], metric)
+            _finish(rewired_folder, student, tokenizer, rows, time.perf_counter() - begun, args)
     results.append(_result("rewired", rewired_folder))
 
     previous = rewired_folder
