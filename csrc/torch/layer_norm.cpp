@@ -4,8 +4,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
+#include "cpu/scratch.h"
 #include "torch/arguments.h"
 
 namespace dynabert::binding {
@@ -73,10 +75,15 @@ std::tuple<Tensor, Tensor, Tensor> add_layer_norm_bwd(const Tensor& dy, const Te
   Tensor dw = torch::stable::new_empty(weight, {columns});
   Tensor db = torch::stable::new_empty(weight, {columns});
   // The cut into chunks depends on the sizes alone, and with it the order of every sum.
-  a.rows_per_chunk = std::max<int64_t>(16, (rows + 63) / 64);
-  const int64_t chunks = (rows + a.rows_per_chunk - 1) / a.rows_per_chunk;
-  Tensor partials = torch::stable::new_empty(x, {chunks, 2, columns}, wide_type(dtype));
-  a.partials = partials.mutable_data_ptr();
+  a.rows_per_chunk = std::max<int64_t>(32, (rows + 63) / 64);
+  a.sums = 2;
+  const int64_t chunks = (rows + a.rows_per_chunk - 1) / a.rows_per_chunk, numbers = chunks * a.sums * columns;
+  // Kept between calls where it is small: the system's first touch of new memory costs more than the sums in it.
+  constexpr int64_t kKeptBytes = int64_t{4} << 20;
+  const int64_t bytes = numbers * element_size(wide_dtype(dtype));
+  std::optional<Tensor> own;
+  if (bytes > kKeptBytes) own = torch::stable::new_empty(x, {numbers}, wide_type(dtype));
+  a.partials = own ? own->mutable_data_ptr() : cpu::scratch(cpu::kScratchD, static_cast<size_t>(bytes));
   a.dy = dy.const_data_ptr();
   a.dy_stride = dy.stride(0);
   a.x = x.const_data_ptr();
@@ -85,7 +92,6 @@ std::tuple<Tensor, Tensor, Tensor> add_layer_norm_bwd(const Tensor& dy, const Te
   a.residual_stride = residual.has_value() ? residual->stride(0) : 0;
   a.dx = dx.mutable_data_ptr();
   a.dx_stride = columns;
-  a.sums = 2;
   torch::stable::parallel_for(0, chunks, 1,
                               [&](int64_t begin, int64_t end) { cpu::layer_norm_backward(a, begin, end); });
   void* const out[] = {dw.mutable_data_ptr(), db.mutable_data_ptr()};

@@ -83,6 +83,23 @@ def test_the_gradient_does_not_depend_on_the_number_of_threads(isa: str) -> None
         assert torch.equal(one, other)
 
 
+def test_sums_too_large_to_be_kept_between_calls_are_the_same() -> None:
+    """Above 4 MB a call has memory of its own for the sums of its chunks; halves of this one's columns use the kept."""
+    torch.manual_seed(0)
+    rows, columns, half = 33, 131075, 65536
+    x, dy = (torch.randn(rows, columns, dtype=torch.float64) for _ in range(2))
+    weight, mean = torch.randn(columns, dtype=torch.float64), torch.randn(rows, dtype=torch.float64)
+    backward = cpu_op("add_layer_norm_bwd")
+    dx, dw, db = backward(dy, x, None, weight, mean, mean)
+    for part in (slice(0, half), slice(half, columns)):
+        _, dw_part, db_part = backward(dy[:, part], x[:, part], None, weight[part].contiguous(), mean, mean)
+        assert torch.equal(dw[part], dw_part)
+        assert torch.equal(db[part], db_part)
+    for part in (slice(0, 32), slice(32, rows)):
+        dx_part, _, _ = backward(dy[part], x[part], None, weight, mean[part].clone(), mean[part].clone())
+        assert torch.equal(dx[part], dx_part)
+
+
 def test_a_large_mean_does_not_cost_the_variance_its_digits() -> None:
     """E[x^2] - mean^2 in float32 would give a variance of rounding errors here."""
     torch.manual_seed(0)
