@@ -171,6 +171,8 @@ def test_the_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "12 examples; majority 50.0" in shown.out
     network = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "out" / "depth")
     assert set(network.config.id2label.values()) == {"yes", "no"}
+    for picture in ("scores.png", "learning.png"):
+        assert (tmp_path / "out" / picture).stat().st_size > 5000
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

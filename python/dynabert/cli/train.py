@@ -13,6 +13,7 @@ from dynabert.cli.options import UsageError, add_command, encode
 from dynabert.cli.output import percent, print_table, say
 
 if TYPE_CHECKING:
+    from dynabert.configuration import ElasticBertConfig
     from dynabert.data import Encoded, Examples
     from dynabert.distill import DistillationArguments
     from dynabert.distill.pipeline import StageResult
@@ -213,6 +214,7 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
     )
     if not quiet:
         show(results, Path(str(args.output_dir)))
+        draw(results, model.config, Path(str(args.output_dir)))
 
 
 def show(results: Sequence[StageResult], out: Path) -> None:
@@ -229,3 +231,24 @@ def show(results: Sequence[StageResult], out: Path) -> None:
         )
     seconds = ", ".join(f"{r.name} {r.seconds:.0f} s" for r in results)
     say(f"{seconds}; the elastic network: {results[-1].folder}; all rows: {out / 'results.json'}")
+
+
+def draw(results: Sequence[StageResult], config: ElasticBertConfig, out: Path) -> None:
+    """Two pictures beside the results, where there are scores and matplotlib is installed."""
+    parts = {r.name: {row.subnet: row.score for row in r.rows} for r in results if len(r.rows) > 1}
+    if not parts:
+        return
+    try:
+        from dynabert.cli.train_plot import plot_learning, plot_scores
+    except ImportError as error:
+        say(f"no pictures: {error}; pip install matplotlib")
+        return
+    from dynabert.cost import subnet_cost
+
+    length = min(128, config.max_sequence_length)
+    names = {subnet for scores in parts.values() for subnet in scores}
+    gflop = {subnet: subnet_cost(config, subnet, seq_length=length).gflop for subnet in names}
+    last = results[-1].rows[0]
+    plot_scores(parts, gflop, last.metric, last.majority, out / "scores.png")
+    plot_learning({r.name: r.history for r in results}, last.metric, out / "learning.png")
+    say(f"pictures: {out / 'scores.png'}, {out / 'learning.png'}")

@@ -69,12 +69,14 @@ _FREE = {
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished part: the folder of its network, scores of its sub-networks (empty without labelled data), seconds."""
+    """A finished part: the folder of its network, scores of its sub-networks (empty without labelled data), seconds,
+    and Trainer's log."""
 
     name: str
     folder: Path
     rows: tuple[EvaluationRow, ...]
     seconds: float
+    history: tuple[dict[str, Any], ...] = ()
 
 
 def stage_costs(model: ElasticBertForSequenceClassification, recipe: Recipe) -> list[dict[str, Any]]:
@@ -265,7 +267,8 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _result(name: str, folder: Path) -> StageResult:
     content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-    return StageResult(name, folder, tuple(EvaluationRow(**row) for row in content["rows"]), content["seconds"])
+    rows = tuple(EvaluationRow(**row) for row in content["rows"])
+    return StageResult(name, folder, rows, content["seconds"], tuple(content["history"]))
 
 
 def _write_results(out: Path, results: Sequence[StageResult], args: DistillationArguments, seconds: float) -> None:
