@@ -289,7 +289,7 @@ def varlen_attention_cases() -> Iterator[TritonCase]:
 def embed_layer_norm_cases() -> Iterator[TritonCase]:
     """Training, so with dropout, but for one launch each of inference: no dropout, no table of types."""
     from dynabert_kernels.triton.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd
-    from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
+    from dynabert_kernels.triton.tiles import MAX_EMBEDDING_COLUMNS
 
     def launch(dtype: torch.dtype, num_columns: int, training: bool, backward: bool) -> Callable[[], object]:
         def run() -> object:
@@ -306,7 +306,8 @@ def embed_layer_norm_cases() -> Iterator[TritonCase]:
         return run
 
     # MiniLM, BERT-base, BERT-large, the widest row allowed.
-    for num_columns, names in ((384, ("bf16",)), (768, tuple(DTYPES)), (1024, ("bf16",)), (MAX_ROW_COLUMNS, ("fp32",))):
+    widths = ((384, ("bf16",)), (768, tuple(DTYPES)), (1024, ("bf16",)), (MAX_EMBEDDING_COLUMNS, ("fp32",)))
+    for num_columns, names in widths:
         for name in names:
             for half in ("fwd", "bwd"):
                 run = launch(DTYPES[name], num_columns, True, half == "bwd")

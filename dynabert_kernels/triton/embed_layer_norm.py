@@ -43,9 +43,9 @@ from dynabert_kernels.triton.environment import (
 from dynabert_kernels.triton.hidden_dropout import dropout_factors, hidden_dropout
 from dynabert_kernels.triton.sums_by_id import sums_by_id
 from dynabert_kernels.triton.tiles import (
-    MAX_ROW_COLUMNS,
+    MAX_EMBEDDING_COLUMNS,
     ROW_PROGRAMS_PER_MULTIPROCESSOR,
-    row_backward_tile,
+    embedding_backward_tile,
     row_forward_tile,
     sum_tile,
 )
@@ -60,8 +60,8 @@ def supports(*arguments: Tensor | float | None) -> str | None:
     reason = why_unavailable(rows)
     if reason is not None:
         return reason
-    if not 1 <= rows.shape[-1] <= MAX_ROW_COLUMNS:
-        return f"C is {rows.shape[-1]}; a row is held in registers, so 1 to {MAX_ROW_COLUMNS} columns are allowed"
+    if not 1 <= rows.shape[-1] <= MAX_EMBEDDING_COLUMNS:
+        return f"C is {rows.shape[-1]}; a row is held in registers, so 1 to {MAX_EMBEDDING_COLUMNS} columns are allowed"
     return why_not_side_by_side(*tensors)
 
 
@@ -327,7 +327,7 @@ def _require_lookups(
     token_type: Tensor | None,
 ) -> None:
     require_tables(op, word=word, position=position, token_type=token_type)
-    require_columns(op, word, MAX_ROW_COLUMNS)
+    require_columns(op, word, MAX_EMBEDDING_COLUMNS)
     ids = {"input_ids": input_ids, "position_ids": position_ids}
     if token_type_ids is not None:
         ids["token_type_ids"] = token_type_ids
@@ -364,8 +364,7 @@ def embed_layer_norm_fwd(
         return y, mean, rstd
     dropout = hidden_dropout(dropout_state, dropout_p, dropout_stream)
     columns = max(num_columns, 4)  # dropout draws four columns at a time
-    # Past 4,096 columns 32 elements a thread and their masks spill: the backward's tile has 16.
-    tile = row_forward_tile(columns) if columns <= 4096 else row_backward_tile(columns)
+    tile = row_forward_tile(columns)
     with launch_device(word):
         _embed_layer_norm_fwd_kernel[(-(-num_tokens // tile.block_t),)](
             input_ids,
@@ -433,7 +432,7 @@ def embed_layer_norm_bwd(
     dw, db = weight.new_zeros((num_columns,)), weight.new_zeros((num_columns,))
     if num_tokens > 0:
         dropout = hidden_dropout(dropout_state, dropout_p, dropout_stream)
-        tile, second = row_backward_tile(max(num_columns, 4)), sum_tile(num_columns)
+        tile, second = embedding_backward_tile(max(num_columns, 4)), sum_tile(num_columns)
         num_programs = min(-(-num_tokens // tile.block_t), ROW_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(word))
         partial = dh.new_empty((num_programs, 2, num_columns))
         with launch_device(word):

@@ -69,6 +69,18 @@ def row_pair_tile(num_columns: int) -> RowTile:
 GROUP_SUM_TILE = RowTile(block_t=1024, block_c=1, num_warps=4)
 
 
+# The embeddings' rows meet three tables and dropout, so fewer elements fit a thread's registers, and narrower rows a
+# program. No BERT is wider than half of this.
+MAX_EMBEDDING_COLUMNS = 4096
+
+
+def embedding_backward_tile(num_columns: int) -> RowTile:
+    """Tile of the embeddings' backward: 8 elements per thread. 16 spill in triton 3.6 (`make codegen`)."""
+    block_c = next_power_of_2(num_columns)
+    num_warps = 8 if block_c <= 2048 else 16
+    return RowTile(block_t=min(16, max(1, num_warps * 32 * 8 // block_c)), block_c=block_c, num_warps=num_warps)
+
+
 # Programs of a persistent row kernel per multiprocessor: two of 8 warps hide each other's barriers; more would only add
 # partials.
 ROW_PROGRAMS_PER_MULTIPROCESSOR = 2

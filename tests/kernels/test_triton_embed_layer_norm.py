@@ -13,7 +13,7 @@ import dynabert_kernels as dk
 from dynabert_kernels.triton import sums_by_id as sums
 from dynabert_kernels.triton.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd, supports
 from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED
-from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
+from dynabert_kernels.triton.tiles import MAX_EMBEDDING_COLUMNS
 from tests.kernels.embed_checks import SHAPES, EmbedInput, assert_same, check_against_float64, embed_input, results
 
 CHUNK = sums.INTERPRETER_CHUNK if INTERPRETED else sums.CHUNK
@@ -160,8 +160,8 @@ def test_supports_names_what_it_refuses() -> None:
     assert supports(*sample.backward(mean, mean)) is None
     turned = sample._replace(word=sample.word.t().contiguous().t())
     assert "its last stride must be 1" in str(supports(*turned.forward()))
-    wide = sample._replace(word=sample.word.new_empty(1, MAX_ROW_COLUMNS + 1))
-    assert f"1 to {MAX_ROW_COLUMNS} columns are allowed" in str(supports(*wide.forward()))
+    wide = sample._replace(word=sample.word.new_empty(1, MAX_EMBEDDING_COLUMNS + 1))
+    assert f"1 to {MAX_EMBEDDING_COLUMNS} columns are allowed" in str(supports(*wide.forward()))
     assert "dtype is torch.float8" in str(supports(*sample._replace(word=sample.word.to(torch.float8_e5m2)).forward()))
 
 
