@@ -26,7 +26,7 @@ export TOKENIZERS_PARALLELISM := false
 help:
 	@echo "make demo     a real BERT, fine-tuned, rewired, at 12 sub-networks; DEMO_ARGS='--task_name sst2' for another task"
 	@echo "make test     all tests; PYTEST_ARGS='-k attention' for some"
-	@echo "make test-long  ten thousand random samples of every op"
+	@echo "make test-long  ten thousand random samples over all ops, and a thousand of the interpreted Triton kernels"
 	@echo "make proof    the errors of every op, provider, direction and dtype beside PyTorch's own, in a table"
 	@echo "make faults   plants faults in every kernel and demands that a check turns red; FAULT_ARGS='--provider cpu' for some"
 	@echo "make bench    kernel microbenchmarks; BENCH_ARGS='--op elastic_ffn' for some"

@@ -245,8 +245,9 @@ def _run(job: Job, given: Sequence[str]) -> int:
         rows.write(job.folder, stem, found, facts, ceilings)
     order = {benchmark.name: place for place, benchmark in enumerate(job.benchmarks)}
     out.print(report.table_of(sorted(found, key=lambda row: order[row.benchmark])))
-    if any(not benchmark.elastic for benchmark in job.benchmarks) and [mix.name for mix in job.mixes] != ["w1"]:
-        out.print("add_layer_norm does not depend on the width: measured once, at width 1")
+    widthless = sorted({benchmark.op for benchmark in job.benchmarks if not benchmark.elastic})
+    if widthless and [mix.name for mix in job.mixes] != ["w1"]:
+        out.print(f"no width, so measured once, at width 1: {', '.join(widthless)}")
     report.print_faults(out, found)
     if left_out:
         out.print(f"not measured, the time limit of {job.time_limit_s:g} s was over: {'; '.join(left_out)}")

@@ -34,9 +34,11 @@ struct GradientRow {
   DYNABERT_INLINE void at(S* scores, S* gradients, int64_t j, int left) const {
     constexpr int kLane = kLanes<S>;
     const bool whole = left >= kLane;
-    Vector<S> score = load(scores + j) * broadcast(scale);
+    // Rounded as in the forward, whose lse it is held against.
+    Vector<S> score = rounded(load(scores + j) * broadcast(scale));
     if (bias) score = score + (whole ? load(bias + j) : load_part(bias + j, left));
-    Vector<S> p = exp_nonpositive(score - broadcast(lse));
+    // No probability is above 1, whatever rounding says of very large scores.
+    Vector<S> p = exp_nonpositive(minimum(Vector<S>{}, score - broadcast(lse)));
     Vector<S> dp = load(gradients + j);
     Vector<S> dropped = p;
     if (factors) {

@@ -67,7 +67,9 @@ DYNABERT_INLINE Wide<T> softmax_row(Wide<T>* scores, int64_t keys, Wide<T> scale
   Vector<S> sums = {};
   for (int64_t j = 0; j < whole; j += kStep) {
     const Vector<S> raw = load(scores + j);
-    const Vector<S> p = exp_nonpositive((bias ? raw : raw * times) - down);
+    // Rounded as the product that the largest was taken of: fused with the difference it would be off by half an ulp of
+    // a score, which at 10^10 is over 88, the end of what an exponential holds.
+    const Vector<S> p = exp_nonpositive((bias ? raw : rounded(raw * times)) - down);
     sums = sums + p;
     store(scores + j, factors ? p * load(factors + j) : p);
   }

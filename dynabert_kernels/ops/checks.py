@@ -69,6 +69,16 @@ def dropout(op: str, name: str, probability: float, state: Tensor | None, device
             raise ValueError(f"{op}: dropout_state has {state.shape[0]} numbers; allowed: 2, [seed, offset]")
 
 
+LAST_STREAM = 2**20 - 1
+
+
+def stream(op: str, first: int, count: int = 1) -> None:
+    """A dropout stream, or the first of ``count``: a number of 20 bits, which stands above a head's in a counter."""
+    last = LAST_STREAM + 1 - count
+    if isinstance(first, int) and not 0 <= first <= last:
+        raise ValueError(f"{op}: dropout_stream is {first}; allowed: 0 to {last}")
+
+
 def activation_code(op: str, activation: str) -> int:
     """The number that kernels know an activation by."""
     if activation not in ACTIVATIONS:

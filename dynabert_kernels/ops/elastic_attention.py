@@ -167,7 +167,7 @@ def elastic_attention(
     (H, 3, D). ``out_weight``: (C, H*D), nn.Linear's layout; ``out_bias``: (C,). ``ln_weight``, ``ln_bias``: (C,). All
     of one dtype: float32, bfloat16, float16 or float64. ``cu_seqlens``: (B+1,) int32. ``layer``: the plan of this
     layer. ``max_seqlen``, ``scale``, ``position_bias`` and dropout as in :func:`varlen_attention`; the hidden
-    dropout uses stream ``dropout_stream + 1``.
+    dropout uses stream ``dropout_stream + 1``, so it is at most 1048574.
 
     Returns (T, C) in x's dtype. Differentiable in x, every weight and the position bias; a weight's gradient has its
     full shape and is zero in the inactive part. No weight is copied. Accumulates in float32 (float64 for float64).
@@ -203,6 +203,7 @@ def elastic_attention(
         raise ValueError(f"{op}: the plan uses {layer.max_heads} heads; allowed: up to qkv_weight's {heads}")
     check_sequences(op, x, cu_seqlens, layer.rows, layer.heads, position_bias, layer.max_heads, max_seqlen)
     checks.dropout(op, "attention_dropout", attention_dropout, dropout_state, x.device)
+    checks.stream(op, dropout_stream, 2)
     checks.dropout(op, "hidden_dropout", hidden_dropout, dropout_state, x.device)
     dropping = attention_dropout > 0.0 or hidden_dropout > 0.0
     save = needs_save(x, qkv_weight, qkv_bias, out_weight, out_bias, ln_weight, ln_bias, position_bias)

@@ -160,6 +160,7 @@ def elastic_ffn(
             f"{op}: layer.neurons has {layer.neurons.shape[0]} entries; allowed: one a group, {layer.rows.shape[0] - 1}"
         )
     checks.dropout(op, "hidden_dropout", hidden_dropout, dropout_state, x.device)
+    checks.stream(op, dropout_stream)
     save = needs_save(x, in_weight, in_bias, out_weight, out_bias, ln_weight, ln_bias)
     return _fwd(
         x,

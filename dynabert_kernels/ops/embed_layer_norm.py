@@ -142,6 +142,7 @@ def embed_layer_norm(
     if rows is not None:
         checks.indices(op, "rows", rows, word.device, torch.int32)
     checks.dropout(op, "dropout_p", dropout_p, dropout_state, word.device)
+    checks.stream(op, dropout_stream)
     return _fwd(
         input_ids,
         position_ids,

@@ -131,12 +131,15 @@ def varlen_attention(
     op = "varlen_attention"
     checks.shape(op, "qkv", qkv, (None, None, 3, None), "(T, H, 3, D)")
     checks.same(op, ("qkv", qkv), {"position_bias": position_bias})
+    if qkv.shape[3] == 0:
+        raise ValueError(f"{op}: qkv has shape {tuple(qkv.shape)}; allowed: a head size D of at least 1")
     heads = qkv.shape[1] if max_heads is None else max_heads
     if not 0 <= heads <= qkv.shape[1]:
         raise ValueError(f"{op}: max_heads is {heads}; allowed: 0 to qkv's {qkv.shape[1]} heads")
     borders = checks.whole_batch(qkv.shape[0], qkv.device) if rows is None else rows
     check_sequences(op, qkv, cu_seqlens, borders, head_counts, position_bias, heads, max_seqlen)
     checks.dropout(op, "dropout_p", dropout_p, dropout_state, qkv.device)
+    checks.stream(op, dropout_stream)
     factor = qkv.shape[3] ** -0.5 if scale is None else float(scale)
     save = needs_save(qkv, position_bias)
     out, _ = _fwd(

@@ -20,7 +20,7 @@ import multiprocessing
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -97,8 +97,13 @@ def judged(
     *,
     without: frozenset[str] = frozenset(),
     dtype: torch.dtype | None = None,
+    compute: Callable[[Sample, str, bool], dict[str, Tensor]] | None = None,
 ) -> dict[str, Check]:
-    """Every result against float64. What is red by its numbers is judged again by the largest errors of many draws."""
+    """Every result against float64. What is red by its numbers is judged again by the largest errors of many draws.
+
+    ``compute``: how ``ours`` came about; None: by the op.
+    """
+    compute = _by_the_op if compute is None else compute
     checks = _against_float64(sample, ours)
     red = {name for name, found in checks.items() if not found.green}
     beyond = [name for name in red if not checks[name].error <= _NO_LUCK * checks[name].allowed_error]
@@ -106,8 +111,7 @@ def judged(
         return checks
     for draw in range(1, DRAWS):
         again = random_sample(sample.op, sample.seed, provider=provider, draw=draw, without=without, dtype=dtype)
-        with poisoned_allocations():
-            results_again = results(again, provider, backward=len(ours) > 1)
+        results_again = compute(again, provider, len(ours) > 1)
         for name, found in _against_float64(again, results_again).items():
             if name in red and checks[name].fault is None:
                 error = max(found.error, checks[name].error)
@@ -126,27 +130,32 @@ def _zeros(sample: Sample, ours: dict[str, Tensor]) -> Iterator[str]:
             yield f"d{name}: not exactly zero where {name} must not be read"
 
 
-def _groups_alone(sample: Sample, provider: str, ours: dict[str, Tensor]) -> Iterator[str]:
-    """The groups one by one, put together, are held to what the batch is held to; in the wide dtypes only."""
-    together = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in ours.items()}
+def _by_the_op(sample: Sample, provider: str, backward: bool) -> dict[str, Tensor]:
+    with poisoned_allocations():
+        return results(sample, provider, backward=backward)
+
+
+def _by_groups(sample: Sample, provider: str, backward: bool) -> dict[str, Tensor]:
+    """The groups one by one, put together."""
+    like = _by_the_op(sample, provider, backward)
+    together = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
     for group in sample.batch.groups_with_rows:
-        alone = sample.alone(group)
-        rows = sample.batch.rows_of(group)
-        places = sample.places_of(group)
-        with poisoned_allocations():
-            found = results(alone, provider, backward=len(ours) > 1)
-        for name, value in found.items():
+        rows, places = sample.batch.rows_of(group), sample.places_of(group)
+        for name, value in _by_the_op(sample.alone(group), provider, backward).items():
             if name == "y" or name[1:] in sample.by_row:
-                together[name][(places if name == "y" else rows, *(slice(size) for size in value.shape[1:]))] = (
-                    value.double()
-                )
+                where = (places if name == "y" else rows, *(slice(size) for size in value.shape[1:]))
+                together[name][where] = value.double()
             else:
                 together[name] += value.double()
+    return {name: value.to(like[name].dtype) for name, value in together.items()}
+
+
+def _groups_alone(sample: Sample, provider: str, backward: bool, without: frozenset[str]) -> Iterator[str]:
+    """The groups put together are held to what the batch is held to; in the wide dtypes only."""
     if sample.op in _ROWS_OF_NO_GROUP_COUNT and sample.batch.padding:
         return
-    for check in _against_float64(
-        sample, {name: value.to(ours[name].dtype) for name, value in together.items()}
-    ).values():
+    together = _by_groups(sample, provider, backward)
+    for check in judged(sample, together, provider, without=without, compute=_by_groups).values():
         if not check.green:
             yield f"groups alone, put together: {check}"
 
@@ -173,7 +182,7 @@ def check(op: str, seed: int, provider: str, *, without: frozenset[str] = frozen
                 f"{name}: other bits the second time" for name in ours if not _same_bits(ours[name], again[name])
             ]
         if not faults and sample.splits and sample.wide and len(sample.batch.groups_with_rows) > 1:
-            faults += _groups_alone(sample, provider, ours)
+            faults += _groups_alone(sample, provider, backward, without)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         refusal = str(error).partition("was forced, but ")[2]
         if refusal:

@@ -260,6 +260,13 @@ def _position_bias(make: Maker, heads: int) -> tuple[Tensor, Tensor]:
     return make.normal(heads, distances), away[None, :] >= _head_reach(make.batch, heads)[:, None]
 
 
+def _longest_active(batch: Batch) -> int:
+    """Of sequences whose group has heads. Where it is 1, a position bias has no effect: its gradient is rounding."""
+    return max(
+        (n for heads, lengths in zip(batch.heads, batch.lengths, strict=True) if heads for n in lengths), default=0
+    )
+
+
 def _varlen_attention(make: Maker) -> Parts:
     random, batch = make.random, make.batch
     size, spare = random.choice(make.limits.head_sizes), random.choice((0, 0, 1, 2))
@@ -268,7 +275,7 @@ def _varlen_attention(make: Maker) -> Parts:
     by_row, shared = {"qkv": qkv}, {}
     inactive = {"qkv": batch.past(batch.heads, heads)[:, :, None, None].expand(qkv.shape)}
     table, unread = _position_bias(make, heads)
-    if make.chance("bias", 0.5):
+    if make.chance("bias", 0.5) and _longest_active(batch) > 1:
         shared["position_bias"], inactive["position_bias"] = table, unread
     fixed: dict[str, Any] = {"scale": random.choice((None, None, 0.3)), "dropout_stream": random.randrange(1 << 20)}
     fixed |= make.dropout()
@@ -350,13 +357,14 @@ def _elastic_attention(make: Maker) -> Parts:
         "out_weight": first_unread.repeat_interleave(size)[None, :].expand(shared["out_weight"].shape),
     }
     table, unread = _position_bias(make, heads)
-    if make.chance("bias", 0.4):
+    if make.chance("bias", 0.4) and _longest_active(batch) > 1:
         shared["position_bias"], inactive["position_bias"] = table, unread
     fixed: dict[str, Any] = {"eps": random.choice((1e-5, 1e-12)), "dropout_stream": random.randrange(1 << 19)}
     fixed |= _hidden_dropout(make)
     attention = make.dropout()
     if attention:
         fixed["attention_dropout"] = attention["dropout_p"]
+    fixed["scale"] = random.choice((None, None, 0.3))
 
     def plan(of: Batch) -> dict[str, Any]:
         state = {"dropout_state": of.dropout_state}

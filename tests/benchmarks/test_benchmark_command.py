@@ -43,7 +43,7 @@ def test_a_tiny_run_checks_times_and_reports(tmp_path: Path, capsys: pytest.Capt
     assert run.main([*arguments, "--out", str(tmp_path), "--seed", "7"]) == 0
     printed = capsys.readouterr().out
     assert "ceilings measured now" in printed
-    assert "add_layer_norm does not depend on the width" in printed
+    assert "no width, so measured once, at width 1: add_layer_norm" in printed
     assert "not measured: triton" in printed
 
     document = json.loads(one_file(tmp_path, ".json").read_text(encoding="utf-8"))

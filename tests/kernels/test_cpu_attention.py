@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dynabert_kernels as dk
 from dynabert_kernels import reference
 from dynabert_kernels.testing.comparison import assert_close_to_float64
 from tests.kernels.cpu_isas import (
@@ -170,6 +171,18 @@ def test_the_result_does_not_depend_on_the_number_of_threads(isa: str) -> None:
 def test_large_scores_do_not_overflow(isa: str) -> None:
     qkv, *rest = case([140], 1, 16, torch.float32)
     check((qkv * 30, *rest), isa)
+
+
+@each_isa
+def test_scores_of_ten_billion_stay_finite(isa: str) -> None:
+    """A scale that is no power of two: a product that is fused with the difference from the largest score is off by
+    half an ulp of a score, which here is over 88, the end of what an exponential holds."""
+    qkv = (case([40], 1, 32, torch.float32)[0] * 1e5).requires_grad_()
+    with using_isa(isa), dk.use_provider("cpu"):
+        out = dk.varlen_attention(qkv, torch.tensor([0, 40], dtype=torch.int32), max_seqlen=40)
+        (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
+    assert out.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 @each_isa

@@ -119,6 +119,17 @@ def test_a_token_that_is_everywhere_sums_without_losing_digits() -> None:
         assert_close_to_float64(ours[name], exact[name], same[name], factor=3.0, name=name)
 
 
+def test_sums_that_are_too_large_to_be_kept_between_calls() -> None:
+    # 18 MB of working memory: above what a thread keeps, a tensor of its own holds it.
+    tokens, columns = 6000, 768
+    torch.manual_seed(0)
+    ids = torch.randint(0, 9, (tokens,))
+    tables = [torch.randn(9, columns) for _ in range(3)]
+    vectors, dy = [torch.randn(columns), torch.zeros(columns)], torch.randn(tokens, columns)
+    sample = EmbedInput(ids, ids, ids, *tables, *vectors, None, None, 1e-5, 0.0, 0, -1, dy)
+    check_against_float64(FORWARD, BACKWARD, sample)
+
+
 def _bad(name: str, token: int, value: int) -> EmbedInput:
     sample = embed_input("rows of no group, an empty group", torch.float32)
     ids = getattr(sample, name).clone()

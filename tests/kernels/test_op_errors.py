@@ -55,6 +55,14 @@ CASES: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ),
     ("qkv", lambda: dk.varlen_attention(X, CU, max_seqlen=7), ValueError, "qkv has shape"),
     (
+        "no head size",
+        lambda: dk.varlen_attention(torch.zeros(18, 4, 3, 0), CU, max_seqlen=7),
+        ValueError,
+        "head size D",
+    ),
+    ("stream", attention(dropout_stream=1048575), ValueError, "dropout_stream is 1048575; allowed: 0 to 1048574"),
+    ("negative stream", attention(dropout_stream=-1), ValueError, "dropout_stream is -1; allowed: 0 to 1048574"),
+    (
         "max_heads",
         lambda: dk.varlen_attention(torch.zeros(18, 4, 3, 2), CU, max_seqlen=7, max_heads=5),
         ValueError,

@@ -99,6 +99,19 @@ DYNABERT_INLINE Float minimum(Float a, Float b) {
 DYNABERT_INLINE Double maximum(Double a, Double b) { return a > b ? a : b; }
 DYNABERT_INLINE Double minimum(Double a, Double b) { return a < b ? a : b; }
 
+// The same numbers, out of the compiler's sight: a product is then rounded here, and not fused with a later sum.
+template <class V>
+DYNABERT_INLINE V rounded(V v) {
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+  __asm__("" : "+v"(v));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
+}
+
 // x * 2^n for a whole number n from -126 to 128; infinite at 128.
 DYNABERT_INLINE Float scale_by_power(Float x, Float n) {
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
