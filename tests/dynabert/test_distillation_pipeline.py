@@ -91,8 +91,11 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_teacher_that_is_fine_tuned_is_taken_as_it_is(tmp_path: Path) -> None:
     model = network(tmp_path)
-    args = arguments(tmp_path / "run", recipe="sandwich", final_stage=True, **SMALL)
+    options: dict[str, Any] = {"recipe": "sandwich", "final_stage": True, "depth_rule": "reference"}
+    args = arguments(tmp_path / "run", **options, **SMALL)
     results = train_elastic(model, args, texts(8), fine_tuned=True, rewiring=False, say=lambda _: None)
+    last = ElasticBertForSequenceClassification.from_pretrained(results[-1].folder)
+    assert last.config.depth_rule == "reference"  # it says which layers a depth keeps, so it travels with the weights
     assert [r.name for r in results] == ["teacher", "rewired", "width", "depth", "final"]
     teacher = ElasticBertForSequenceClassification.from_pretrained(results[0].folder)
     for name, tensor in model.state_dict().items():

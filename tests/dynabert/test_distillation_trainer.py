@@ -104,10 +104,17 @@ def test_three_steps_lead_where_the_method_says(tmp_path: Path, stage: Stage) ->
 )
 def test_the_cut_of_a_step_does_not_matter(tmp_path: Path, changes: dict[str, Any]) -> None:
     # Plain gradient descent: AdamW would divide rounding by rounding where a gradient is zero (the key's bias).
-    wanted, _ = trained(tmp_path / "a", optim="sgd")
-    found, _ = trained(tmp_path / "b", optim="sgd", **changes)
+    wanted, whole = trained(tmp_path / "a", optim="sgd")
+    found, cut = trained(tmp_path / "b", optim="sgd", **changes)
     for name, weight in wanted.items():
         close(found[name], weight, 1e-12)
+    # What is told of a step is the step's: its losses, and the tokens it has seen.
+    assert cut.state.num_input_tokens_seen == whole.state.num_input_tokens_seen == sum(texts(12).lengths)
+    for ours, theirs in zip(cut.state.log_history[:3], whole.state.log_history[:3], strict=True):
+        names = [name for name in theirs if name.startswith("loss")]
+        assert len(names) == 5
+        for name in names:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5), name
 
 
 def test_a_stage_on_labels(tmp_path: Path) -> None:
@@ -171,6 +178,21 @@ def test_every_sub_network_is_scored_and_the_best_mean_is_kept(tmp_path: Path) -
         assert row["eval_score"] == pytest.approx(sum(values) / 4)
 
 
+def test_no_two_launches_draw_the_same_dropout(tmp_path: Path) -> None:
+    student, teacher = pair(tmp_path)
+    trainer = DistillationTrainer(student, arguments(tmp_path / "run"), DEPTH, texts(4), None, teacher)
+    seen = set()
+    for step in (0, 1, 32_768, 65_536, 2**31):
+        for batch in (0, 1, 255):
+            for launch in (0, 1, 255, 256, 65_535):
+                trainer.state.global_step, trainer._batch_of_step = step, batch
+                key, offset = trainer._dropout_state(student, launch).tolist()
+                # Each of up to 256 sub-networks adds its number to the offset, which is a word of 32 bits.
+                assert offset % 256 == 0 <= offset < 2**32
+                seen.add((key, offset))
+    assert len(seen) == 5 * 3 * 5
+
+
 def test_half_precision_keeps_float32_weights(tmp_path: Path) -> None:
     full, _ = trained(tmp_path / "a", dtype=torch.float32)
     half, trainer = trained(tmp_path / "b", dtype=torch.float32, bf16=True)
@@ -193,6 +215,10 @@ def test_refusals(tmp_path: Path) -> None:
     unlabelled = type(unlabelled)(unlabelled.input_ids)
     with pytest.raises(ValueError, match="stage final learns from labels and examples has none"):
         DistillationTrainer(student, args, Stage("final", FOUR, 0.0, 0.0, labels=True), unlabelled)
+    nothing = Stage("width", WIDTH.subnets, 1.0, 0.0, regression_logits=False)
+    one, other = pair(tmp_path / "regression", num_labels=1)
+    with pytest.raises(ValueError, match="so there is nothing to learn"):
+        DistillationTrainer(one, args, nothing, texts(4), None, other)
     with pytest.raises(ValueError, match=r"is 1\.2 of 4 heads"):
         DistillationTrainer(student, args, Stage("width", (SubnetConfig(0.3),)), texts(4), None, teacher)
     with pytest.raises(ValueError, match=r"the student is in torch\.bfloat16"):

@@ -83,7 +83,7 @@ def add_parser(commands: Any) -> None:
         metavar="P",
         type=float,
         default=0.0,
-        help="dropout while fine-tuning; 0 because on a CPU the backward is plain PyTorch, which draws masks slowly",
+        help="dropout while fine-tuning; 0 because three short epochs do not need it",
     )
     parser.add_argument(
         "--max_train_samples", metavar="N", type=int, default=2000, help="at most so many, drawn by the seed"

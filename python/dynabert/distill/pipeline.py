@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 COMPLETE = "complete.json"
 SETTINGS = "settings.json"
-# What may differ when a run goes on: where and how it is shown, not what is computed.
+# What may differ when a run goes on: where and how it is shown, and how much memory it may take. A launch of another
+# size has the same gradients, but draws other dropout masks.
 _FREE = {
     "output_dir",
     "logging_dir",

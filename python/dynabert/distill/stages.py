@@ -31,6 +31,7 @@ class Stage:
         teacher_width: ``"full"`` or ``"same"``.
         sampling: ``"all"``: each of ``subnets`` in every step. ``"sandwich"``: the first, the last and two others.
         labels: True: the task's own loss on labels, without a teacher.
+        regression_logits: False leaves the logits' loss of a regression out.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Stage:
     teacher_width: str = "full"
     sampling: str = "all"
     labels: bool = False
+    regression_logits: bool = True
 
     def __post_init__(self) -> None:
         if not self.subnets:
@@ -115,7 +117,8 @@ class Recipe:
         wide = tuple(subnet for subnet in both if _keeps_all_layers(subnet))
         stages = []
         if wide:
-            stages.append(Stage("width", wide, self.logit_weights[0], self.hidden_weights[0]))
+            first = self.logit_weights[0], self.hidden_weights[0]
+            stages.append(Stage("width", wide, *first, regression_logits=self.regression_logits))
         stages.append(
             Stage(
                 "depth",
@@ -124,6 +127,7 @@ class Recipe:
                 self.hidden_weights[1],
                 teacher_width=self.teacher_width,
                 sampling=self.sampling,
+                regression_logits=self.regression_logits,
             )
         )
         if self.final:

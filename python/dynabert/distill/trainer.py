@@ -90,7 +90,8 @@ class DistillationTrainer(Trainer):
         model: the student, an ``ElasticBertForSequenceClassification`` in float32 (float64 for checks); trained in
             place.
         args: see `DistillationArguments`.
-        stage: which sub-networks learn, and by which loss; see `Stage`.
+        stage: which sub-networks learn, and by which loss; see `Stage`. It decides: what ``args`` say of the recipe is
+            for those who make stages from it (``args.make_recipe().stages``), and so is the network's depth rule.
         train_dataset: token ids; labels are used only by a stage that learns from them.
         eval_dataset: labelled token ids, or None.
         teacher: the network that is learned from; frozen. None in a stage that learns from labels.
@@ -134,6 +135,12 @@ class DistillationTrainer(Trainer):
             )
         if not stage.labels and teacher is None:
             raise ValueError(f"DistillationTrainer: stage {stage.name} distils and has no teacher; give teacher=")
+        told = stage.regression_logits or problem_of(model) != REGRESSION
+        if not stage.labels and stage.hidden_weight == 0.0 and not told:
+            raise ValueError(
+                f"DistillationTrainer: stage {stage.name} leaves out a regression's logits and has a hidden_weight of "
+                "0, so there is nothing to learn; give one of them"
+            )
         self.stage, self.metric = stage, metric
         self._shapes = {subnet: model.shape(subnet) for subnet in stage.subnets}
         if teacher is not None:
@@ -190,7 +197,8 @@ class DistillationTrainer(Trainer):
         return 0
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
-        self.state.num_input_tokens_seen += self._counts[1]
+        if self._batch_of_step == 1:  # the count is of the whole step, which may have several batches
+            self.state.num_input_tokens_seen += self._counts[1]
 
     # The step --------------------------------------------------------------------------------------------------------
 
@@ -265,7 +273,7 @@ class DistillationTrainer(Trainer):
     def _wants_logits(self, student: ElasticBertForSequenceClassification) -> bool:
         if self.stage.logit_weight == 0.0:
             return False
-        return problem_of(student) != REGRESSION or self.args.make_recipe().regression_logits
+        return problem_of(student) != REGRESSION or self.stage.regression_logits
 
     def _targets(self, student: ElasticBertForSequenceClassification, launch: Sequences) -> Tensor:
         classes = problem_of(student) == "single_label_classification"
@@ -273,13 +281,16 @@ class DistillationTrainer(Trainer):
 
     def _dropout_state(self, student: ElasticBertForSequenceClassification, launch: int) -> Tensor | None:
         """Seed and offset of a launch: they follow from the run's seed and the place in it, so a resumed run draws the
-        same. Processes, steps and launches differ in the seed, sub-networks in the offset."""
+        same. Processes and steps differ in the seed, launches and sub-networks in the offset."""
         config = student.config
         if not (config.hidden_dropout_prob or config.attention_probs_dropout_prob or student.classifier.dropout.p):
             return None
-        place = self.state.global_step * 65536 + self._batch_of_step * 256 + launch
-        seed = (self.args.seed * 1_000_003 + self.args.process_index) % 2**31
-        return torch.tensor([seed * 2**31 + place % 2**31, 0], dtype=torch.int64, device=student.device)
+        # The key: run and process in its upper half, the step in its lower one. The counter: 256 batches of a step,
+        # 65,536 launches of each, and 256 sub-networks, whose number is added to the offset.
+        run = (self.args.seed * 1_000_003 + self.args.process_index) % 2**31
+        offset = (self._batch_of_step * 2**16 + launch) * 2**8
+        key = run * 2**32 + self.state.global_step
+        return torch.tensor([key, offset % 2**32], dtype=torch.int64, device=student.device)
 
     def _reduce_gradients(self, student: nn.Module) -> None:
         """Adds every gradient over the processes, once a step, whichever sub-network made it.
@@ -313,7 +324,8 @@ class DistillationTrainer(Trainer):
                     )
         for name, loss in zip(names, losses, strict=True):
             total, count = self._losses.get(name, (torch.zeros_like(loss), 0))
-            self._losses[name] = (total + loss, count + 1)
+            # A batch's losses are its share of the step's mean: they add up to it, over the batches of a step.
+            self._losses[name] = (total + loss, count + (self._batch_of_step == 1))
 
     # What is told ----------------------------------------------------------------------------------------------------
 
