@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     raise UsageError("--model_name_or_path, and --task_name or --train_file, are needed")
 
 
-def _read(inputs: InputArguments) -> tuple[Examples, Examples | None, Examples | None]:
+def read_inputs(inputs: InputArguments) -> tuple[Examples, Examples | None, Examples | None]:
     """Training, validation and unlabelled text."""
     from dynabert.data import load_task, read_examples
 
@@ -137,7 +137,7 @@ def _read(inputs: InputArguments) -> tuple[Examples, Examples | None, Examples |
     return train, validation, unlabelled
 
 
-def _open(inputs: InputArguments, train: Examples, seed: int) -> ElasticBertForSequenceClassification:
+def open_model(inputs: InputArguments, train: Examples, seed: int) -> ElasticBertForSequenceClassification:
     """The network with a head for the data: its own, or where it has none (or another's) a fresh one by the seed."""
     import torch
 
@@ -170,9 +170,9 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
         if not quiet:
             say(text)
 
-    train, validation, unlabelled = _read(inputs)
+    train, validation, unlabelled = read_inputs(inputs)
     tokenizer = load_tokenizer(inputs.model_name_or_path)
-    model = _open(inputs, train, args.seed)
+    model = open_model(inputs, train, args.seed)
     recipe = args.make_recipe()
     for stage in recipe.stages:
         for subnet in stage.subnets:

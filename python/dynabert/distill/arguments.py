@@ -52,6 +52,10 @@ class DistillationArguments(TrainingArguments):
         default=None, metadata={"help": f"{' or '.join(SAMPLING)}: sub-networks of a step in the second stage"}
     )
     final_stage: bool | None = field(default=None, metadata={"help": "a last stage on labels"})
+    distillation: bool = field(
+        default=True,
+        metadata={"help": "False: the same stages learn from labels, without a teacher: to see what it is worth"},
+    )
     step: str = field(
         default="stacked", metadata={"help": "stacked: a step's sub-networks in one launch; loop: one by one"}
     )
@@ -107,4 +111,5 @@ class DistillationArguments(TrainingArguments):
             changes["subnets"] = tuple(parse_subnets(self.subnets))
         if self.final_stage is not None:
             changes["final"] = self.final_stage
+        changes["distillation"] = self.distillation
         return replace(made, **changes)  # type: ignore[arg-type]

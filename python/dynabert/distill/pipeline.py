@@ -155,7 +155,7 @@ def train_elastic(
         if fine_tuned and not _is_complete(teacher_folder):
             _finish(teacher_folder, model, tokenizer, _scores(model, validation, teacher_stage, metric), 0.0, args)
     results.append(
-        _run_stage(teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say)
+        run_stage(teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say)
     )
     teacher = _open(teacher_folder)
 
@@ -180,13 +180,13 @@ def train_elastic(
         told = None if stage.labels else _open(rewired_folder if stage.name == "width" else previous)
         student = _open(previous)
         data = train if stage.labels or unlabelled is None else unlabelled
-        results.append(_run_stage(stage, student, told, args, data, validation, tokenizer, metric, folder, say))
+        results.append(run_stage(stage, student, told, args, data, validation, tokenizer, metric, folder, say))
         previous = folder
     _write_results(out, results, args, time.perf_counter() - started)
     return results
 
 
-def _run_stage(
+def run_stage(
     stage: Stage,
     student: ElasticBertForSequenceClassification,
     teacher: ElasticBertForSequenceClassification | None,
@@ -198,6 +198,7 @@ def _run_stage(
     folder: Path,
     say: Callable[[str], None],
 ) -> StageResult:
+    """One stage in ``folder``: read back where it is complete, gone on with where it was cut, else trained."""
     if _is_complete(folder):
         say(f"{stage.name}: complete, not repeated ({folder})")
         return _result(stage.name, folder)

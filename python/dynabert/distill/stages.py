@@ -93,6 +93,7 @@ class Recipe:
         depth_rule: which layers a depth keeps.
         regression_logits: whether a regression's logits are distilled.
         final: whether there is a last stage on labels.
+        distillation: False: the same stages learn from labels, without a teacher: to see what distillation is worth.
     """
 
     widths: tuple[float, ...] = WIDTHS
@@ -106,6 +107,7 @@ class Recipe:
     depth_rule: str = "keep_last"
     regression_logits: bool = True
     final: bool = False
+    distillation: bool = True
     stages: tuple[Stage, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
@@ -132,6 +134,8 @@ class Recipe:
         )
         if self.final:
             stages.append(Stage("final", both, 0.0, 0.0, sampling=self.sampling, labels=True))
+        if not self.distillation:
+            stages = [replace(stage, logit_weight=0.0, hidden_weight=0.0, labels=True) for stage in stages]
         object.__setattr__(self, "stages", tuple(stages))
 
 

@@ -1,0 +1,97 @@
+"""``python -m benchmarks.accuracy``: the method beside what it is compared with, one folder a variant.
+
+* ``dynabert``: the whole method, as ``dynabert train`` does it. Its teacher is that of the others.
+* ``no_rewiring``: heads and neurons stay in their order.
+* ``no_distillation``: the same sub-networks, stages and steps, learned from labels.
+* ``independent``: for each sub-network a network of its own shape, layers, leading heads and neurons taken from the
+  plain checkpoint, as DistilBERT and LayerDrop take layers, and fine-tuned on labels.
+
+A variant that is complete is not repeated; one that was cut goes on. Every option of ``dynabert train`` may follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .independent import run_independent
+from .rows import collect, draw, shown
+
+VARIANTS = ("dynabert", "no_rewiring", "no_distillation", "independent")
+_OF_VARIANT = {"no_rewiring": ["--no_rewiring"], "no_distillation": ["--no_distillation"]}
+
+
+def train_arguments(variant: str, rest: Sequence[str], model: str, out: Path) -> list[str]:
+    """The options of ``dynabert train`` for a variant."""
+    if variant == "dynabert":
+        return ["--model_name_or_path", model, *rest, "--output_dir", str(out / variant)]
+    teacher = str(out / "dynabert" / "teacher")
+    given = ["--model_name_or_path", teacher, "--fine_tuned", *rest, *_OF_VARIANT[variant]]
+    return [*given, "--output_dir", str(out / variant)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the variants in turn, then writes rows.json and a picture."""
+    flags = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy",
+        description="The method beside its comparisons; unknown options go to 'dynabert train'.",
+        allow_abbrev=False,
+    )
+    flags.add_argument("--model_name_or_path", help="the plain checkpoint; default: the packaged all-MiniLM-L6-v2")
+    flags.add_argument("--output_dir", type=Path, required=True, help="a folder for this task and seed")
+    flags.add_argument("--variants", default=",".join(VARIANTS), help=f"of {', '.join(VARIANTS)}, in this order")
+    flags.add_argument(
+        "--independent_subnets", help="only these shapes, such as 'w0.5-d1,w0.25-d0.5'; default: every one"
+    )
+    flags.add_argument("--rows", type=Path, help="write the rows here too")
+    options, rest = flags.parse_known_args(argv)
+    chosen = [name.strip() for name in options.variants.split(",")]
+    unknown = [name for name in chosen if name not in VARIANTS]
+    if unknown:
+        flags.error(f"--variants has {', '.join(unknown)}; allowed: {', '.join(VARIANTS)}")
+    out: Path = options.output_dir
+    if "dynabert" not in chosen and not (out / "dynabert" / "teacher" / "complete.json").is_file():
+        flags.error(f"{out} has no finished teacher; run the variant dynabert first")
+    model = options.model_name_or_path
+    if model is None:
+        from dynabert.cli.demo import default_model_path
+
+        model = str(default_model_path())
+
+    from dynabert.cli.train import parse, run_arguments
+
+    for variant in [name for name in VARIANTS if name in chosen]:
+        given = train_arguments("dynabert" if variant == "independent" else variant, rest, model, out)
+        print(f"== {variant}", flush=True)
+        if variant == "independent":
+            run_independent(*parse(given), out / variant, options.independent_subnets)
+        else:
+            run_arguments(given)
+    found = collect(out, [name for name in VARIANTS if (out / name).is_dir()])
+    found["command"] = " ".join(["python -m benchmarks.accuracy", *_said(argv)])
+    text = json.dumps(found, indent=1) + "\n"
+    (out / "rows.json").write_text(text, encoding="utf-8")
+    print(shown(found))
+    picture = draw(found, out / "scores.png")
+    if options.rows is not None:
+        options.rows.parent.mkdir(parents=True, exist_ok=True)
+        options.rows.write_text(text, encoding="utf-8")
+        if picture is not None:
+            options.rows.with_suffix(".png").write_bytes(picture.read_bytes())
+    return 0
+
+
+def _said(argv: Sequence[str] | None) -> list[str]:
+    """The options as given, with a folder of a machine shortened to its last two parts."""
+    words = []
+    for word in sys.argv[1:] if argv is None else argv:
+        path = Path(word)
+        words.append(str(Path(*path.parts[-2:])) if path.is_absolute() else word)
+    return words
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The scores of a campaign's variants in one table, with the paper's measure and a chance-corrected one beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..rows import commit
+
+
+def _part(folder: Path) -> dict[str, Any] | None:
+    path = folder / "complete.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def collect(out: Path, variants: Sequence[str]) -> dict[str, Any]:
+    """Every finished row under ``out``: score, plain retention, chance-corrected retention, and seconds of a part."""
+    teacher = _part(out / "dynabert" / "teacher")
+    if teacher is None:
+        raise ValueError(f"accuracy: {out} has no finished teacher")
+    top = teacher["rows"][0]
+    rows, seconds = [], {"teacher": teacher["seconds"]}
+    for variant in variants:
+        folder = out / variant
+        names = ["rewired", "width", "depth", "final"]
+        if variant == "independent":
+            names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        for name in names:
+            part = _part(folder / name)
+            if part is None:
+                continue
+            label = "fine-tuned" if variant == "independent" else name
+            key = f"{variant}/{label}"
+            seconds[key] = round(seconds.get(key, 0.0) + part["seconds"], 1)
+            for row in part["rows"]:
+                rows.append(
+                    {
+                        "variant": variant,
+                        "part": label,
+                        "subnet": row["subnet"],
+                        "score": round(row["score"], 5),
+                        "retention": round(row["score"] / top["score"], 4),
+                        "corrected_retention": _corrected(row["score"], row["majority"], top["score"]),
+                    }
+                )
+    settings = json.loads((out / "dynabert" / "settings.json").read_text(encoding="utf-8"))
+    told = settings["arguments"]
+    return {
+        "metric": top["metric"],
+        "examples": top["examples"],
+        "majority": round(top["majority"], 5),
+        "teacher": round(top["score"], 5),
+        "seed": told["seed"],
+        "learning_rate": told["learning_rate"],
+        "epochs_a_stage": told["num_train_epochs"],
+        "batch_size": told["per_device_train_batch_size"],
+        "half": "bf16" if told["bf16"] else "fp16" if told["fp16"] else "none",
+        "seconds": seconds,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": rows,
+    }
+
+
+def _corrected(score: float, majority: float, teacher: float) -> float | None:
+    """(score - majority) / (teacher - majority); None where the teacher is no better than a constant answer."""
+    return round((score - majority) / (teacher - majority), 4) if teacher > majority else None
+
+
+def final_scores(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """For each variant the scores after its last part, by sub-network; ``rewired only`` beside them."""
+    scores: dict[str, dict[str, float]] = {}
+    order = {"rewired": 0, "width": 1, "depth": 2, "final": 3, "fine-tuned": 3}
+    last: dict[str, int] = {}
+    for row in found["rows"]:
+        if row["variant"] == "dynabert" and row["part"] == "rewired":
+            scores.setdefault("rewired only", {})[row["subnet"]] = row["score"]
+        if row["part"] == "rewired":
+            continue
+        place = order[row["part"]]
+        if place > last.get(row["variant"], -1):
+            last[row["variant"]] = place
+            scores[row["variant"]] = {}
+        if place == last[row["variant"]]:
+            scores[row["variant"]][row["subnet"]] = row["score"]
+    return scores
+
+
+def shown(found: dict[str, Any]) -> str:
+    """The table as text: a line a sub-network, a column a variant."""
+    scores = final_scores(found)
+    names = list(dict.fromkeys(name for column in scores.values() for name in column))
+    lines = [
+        f"{found['metric']} times 100 on {found['examples']} examples; teacher {100 * found['teacher']:.1f}, constant "
+        f"answer {100 * found['majority']:.1f}",
+        "",
+        "| sub-network | " + " | ".join(name.replace("_", " ") for name in scores) + " |",
+        "| --- |" + " ---: |" * len(scores),
+    ]
+    for name in names:
+        cells = [f"{100 * column[name]:.1f}" if name in column else "" for column in scores.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, Any], path: Path) -> Path | None:
+    """Score against relative work (width times depth), a line a variant; None without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from dynabert.configuration.grid import parse_subnets
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for variant, scores in final_scores(found).items():
+        points = []
+        for name, score in scores.items():
+            (subnet,) = parse_subnets(name)
+            points.append((subnet.width_mult * subnet.depth_mult, 100 * score))
+        points.sort()
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1, label=variant.replace("_", " "))
+    axes.axhline(100 * found["teacher"], color="black", linewidth=0.8, linestyle="--", label="teacher")
+    axes.axhline(100 * found["majority"], color="grey", linewidth=0.8, linestyle=":", label="constant answer")
+    axes.set_xlabel("width times depth")
+    axes.set_ylabel(f"{found['metric']}, times 100")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

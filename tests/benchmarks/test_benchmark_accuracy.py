@@ -1,0 +1,64 @@
+"""The accuracy campaign: every variant on a tiny network, resumed, and its table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.rows import collect, final_scores, shown
+from tests.dynabert.test_distillation_pipeline import write_files
+
+
+def options(folder: Path) -> list[str]:
+    model, train = write_files(folder)
+    validation = train
+    return [
+        *("--model_name_or_path", str(model), "--train_file", str(train), "--validation_file", str(validation)),
+        *("--output_dir", str(folder / "out"), "--widths", "1.0", "0.5", "--depths", "1.0", "0.5", "--use_cpu"),
+        *("--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--report_to", "none", "--disable_tqdm", "True"),
+    ]
+
+
+def test_every_variant_leaves_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = options(tmp_path)
+    assert main([*given, "--rows", str(tmp_path / "rows.json")]) == 0
+    found = json.loads((tmp_path / "rows.json").read_text())
+    scores = final_scores(found)
+    assert list(scores) == ["rewired only", "dynabert", "no_rewiring", "no_distillation", "independent"]
+    assert all(len(column) == 4 for column in scores.values())
+    assert (tmp_path / "rows.png").is_file()
+    assert str(tmp_path) not in found["command"]
+    text = capsys.readouterr().out
+    assert "| sub-network | rewired only | dynabert | no rewiring | no distillation | independent |" in text
+    # Labels are all that the variant without distillation has: it logs no teacher's loss, and runs the same stages.
+    settings = json.loads((tmp_path / "out" / "no_distillation" / "settings.json").read_text())
+    assert settings["recipe"]["distillation"] is False
+    done = (tmp_path / "out" / "dynabert" / "depth" / "complete.json").stat().st_mtime_ns
+    assert main([*given, "--variants", "dynabert"]) == 0
+    assert (tmp_path / "out" / "dynabert" / "depth" / "complete.json").stat().st_mtime_ns == done
+    assert collect(tmp_path / "out", ["independent"])["rows"]
+
+
+def test_what_is_asked_for_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--output_dir", str(tmp_path), "--variants", "dynabert,magic"])
+    assert "--variants has magic; allowed: dynabert, no_rewiring" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--output_dir", str(tmp_path), "--variants", "independent"])
+    assert "run the variant dynabert first" in capsys.readouterr().err
+
+
+def test_the_table_takes_the_last_part() -> None:
+    row = {"variant": "dynabert", "part": "width", "subnet": "w1-d1", "score": 0.5}
+    found = {
+        "metric": "accuracy",
+        "examples": 8,
+        "majority": 0.5,
+        "teacher": 0.8,
+        "rows": [row, row | {"part": "rewired", "score": 0.2}, row | {"part": "depth", "score": 0.75}],
+    }
+    assert final_scores(found) == {"dynabert": {"w1-d1": 0.75}, "rewired only": {"w1-d1": 0.2}}
+    assert "| w1-d1 | 75.0 | 20.0 |" in shown(found)
