@@ -18,7 +18,8 @@ def options(folder: Path) -> list[str]:
     return [
         *("--model_name_or_path", str(model), "--train_file", str(train), "--validation_file", str(validation)),
         *("--output_dir", str(folder / "out"), "--widths", "1.0", "0.5", "--depths", "1.0", "0.5", "--use_cpu"),
-        *("--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--report_to", "none", "--disable_tqdm", "True"),
+        *("--num_train_epochs", "1", "--per_device_train_batch_size", "4"),
+        *("--report_to", "none", "--disable_tqdm", "True"),
     ]
 
 

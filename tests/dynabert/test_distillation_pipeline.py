@@ -46,6 +46,29 @@ def test_each_part_is_done_once(tmp_path: Path) -> None:
     ]
 
 
+def test_the_best_checkpoint_by_the_mean_score_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    means = iter([0.25, 0.9, 0.5])
+    asked: list[float] = []
+
+    def scripted(self: Any, *_: Any, **__: Any) -> dict[str, float]:
+        asked.append(next(means) if self.stage.name == "depth" else 0.5)
+        metrics = {"eval_score": asked[-1]}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    monkeypatch.setattr(pipeline.DistillationTrainer, "evaluate", scripted)
+    args = arguments(tmp_path / "run", **SMALL | {"num_train_epochs": 3, "save_strategy": "epoch"})
+    train_elastic(network(tmp_path), args, texts(16), texts(8, seed=5), say=lambda _: None)
+    assert asked[-3:] == [0.25, 0.9, 0.5]
+    folder = tmp_path / "run" / "depth"
+    kept, best, last = (
+        ElasticBertForSequenceClassification.from_pretrained(path).state_dict()
+        for path in (folder, folder / "checkpoint-4", folder / "checkpoint-6")
+    )
+    assert all(torch.equal(kept[name], best[name]) for name in kept)
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
+
+
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     args = arguments(tmp_path / "run", **SMALL)
     train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)

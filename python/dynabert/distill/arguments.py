@@ -29,6 +29,10 @@ class DistillationArguments(TrainingArguments):
     max_grad_norm: float = field(default=1.0, metadata={"help": "the summed gradient is clipped to this norm"})
     save_strategy: str = field(default="epoch", metadata={"help": "when a checkpoint is written"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept of a stage"})
+    metric_for_best_model: str | None = field(
+        default="score",
+        metadata={"help": "by which the best checkpoint of a stage is chosen; score: the sub-networks' mean"},
+    )
 
     recipe: str = field(default="paper", metadata={"help": f"one of {', '.join(RECIPES)}; other switches change it"})
     widths: list[float] | None = field(default=None, metadata={"help": "width multipliers"})
