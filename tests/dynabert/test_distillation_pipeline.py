@@ -239,3 +239,62 @@ def test_several_processes_share_a_folder(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run" / "results.json").is_file()
+
+
+def options_of(tmp_path: Path, **more: str) -> list[str]:
+    """Options of a small run of the command."""
+    model, file = write_files(tmp_path)
+    given = {
+        "model_name_or_path": str(model),
+        "train_file": str(file),
+        "output_dir": str(tmp_path / "out"),
+        "num_train_epochs": "1",
+        "use_cpu": "True",
+        "disable_tqdm": "True",
+    } | more
+    flags = [word for name, value in given.items() for word in (f"--{name}", value)]
+    return ["train", *flags, "--widths", "1.0", "0.5", "--depths", "1.0", "0.5"]
+
+
+def test_the_distillation_stages_take_text_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": f"good film {i}"}) + "\n" for i in range(7)))
+    assert main(options_of(tmp_path, unlabelled_file=str(tmp_path / "more.jsonl"))) == 0
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["data"]["train"]["examples"] == 12
+    assert settings["data"]["unlabelled"]["examples"] == 7
+
+
+def test_a_class_may_be_missing_from_the_validation_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dev.tsv").write_text("text\tlabel\ngood film\tyes\nbad film\tyes\n")
+    assert main(options_of(tmp_path, validation_file=str(tmp_path / "dev.tsv"))) == 0
+    assert "2 examples; majority 100.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "told"),
+    [
+        ("text\tlabel\ngood film\tmaybe\n", {}, "maybe"),
+        ("text\tlabel\ngood film\tyes\n", {"label_column": "mark"}, "mark"),
+        ("words\tlabel\ngood film\tyes\n", {"text_column": "text"}, "words"),
+        ("text\nbad film\n", {}, "label"),
+    ],
+)
+def test_a_validation_file_that_does_not_fit_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, more: dict[str, str], told: str
+) -> None:
+    (tmp_path / "dev.tsv").write_text(content)
+    assert main(options_of(tmp_path, validation_file=str(tmp_path / "dev.tsv"), **more)) == 1
+    error = capsys.readouterr().err
+    assert told in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_with_other_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options_of(tmp_path)) == 0
+    teacher = str(tmp_path / "out" / "teacher")
+    (tmp_path / "other.tsv").write_text("text\tlabel\ngood film\tup\nbad film\tdown\n")
+    capsys.readouterr()
+    given = {"model_name_or_path": teacher, "fine_tuned": "True", "output_dir": str(tmp_path / "second")}
+    assert main(options_of(tmp_path, **given, train_file=str(tmp_path / "other.tsv"))) == 1
+    error = capsys.readouterr().err
+    assert "the data has down, up; the model has no, yes; use the model's names or the numbers 0 to 1" in error

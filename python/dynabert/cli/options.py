@@ -116,15 +116,16 @@ def encode(
     *,
     max_seq_length: int | None,
     truncate: bool,
+    labels: bool = True,
 ) -> Encoded:
-    """Token ids of examples for a model, labels turned into indices of its outputs."""
+    """Token ids of examples for a model, labels turned into indices of its outputs. ``labels``: False for text alone."""
     from dynabert.data import align_labels, model_labels, model_problem, tokenise
 
     config = model.config
     positions = config.max_sequence_length
     if max_seq_length is not None and max_seq_length > positions:
         raise ValueError(f"--max_seq_length is {max_seq_length}; allowed: up to the model's {positions} positions")
-    aligned = align_labels(examples, model_labels(config), model_problem(config))
+    aligned = align_labels(examples, model_labels(config), model_problem(config)) if labels else examples
     return tokenise(
         aligned,
         tokenizer,

@@ -123,13 +123,16 @@ def read_inputs(inputs: InputArguments) -> tuple[Examples, Examples | None, Exam
             raise UsageError("--data_dir belongs to --task_name; with --train_file leave it out")
         train = read_examples(str(inputs.train_file), **columns)
         if inputs.validation_file is not None:
-            validation = read_examples(inputs.validation_file, **columns)
+            # The training text says what the labels are: a class may be missing here, or every score be whole.
+            kind = "classification" if train.label_names else "regression"
+            names = train.label_names or None
+            validation = read_examples(inputs.validation_file, **columns, label_names=names, problem=kind)
     if train.labels is None:
         raise ValueError(f"{train.source} has no labels; name the label column (--label_column)")
     unlabelled = None
     if inputs.unlabelled_file is not None:
         text: dict[str, Any] = {"text_column": inputs.text_column, "second_text_column": inputs.second_text_column}
-        unlabelled = read_examples(inputs.unlabelled_file, **text)
+        unlabelled = read_examples(inputs.unlabelled_file, **text, need_labels=False)
     if inputs.max_train_samples is not None:
         train = train.head(inputs.max_train_samples)
     if validation is not None and inputs.max_eval_samples is not None:
@@ -182,7 +185,8 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
         if examples is None:
             return None
         length = min(inputs.max_seq_length, model.config.max_sequence_length)
-        found = encode(examples, model, tokenizer, max_seq_length=length, truncate=True)
+        has_labels = examples.labels is not None
+        found = encode(examples, model, tokenizer, max_seq_length=length, truncate=True, labels=has_labels)
         if found.num_truncated:
             tell(f"{examples.source}: {found.num_truncated} of {len(found)} texts cut to {length} tokens")
         return found
