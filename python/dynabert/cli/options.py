@@ -118,7 +118,7 @@ def encode(
     truncate: bool,
     labels: bool = True,
 ) -> Encoded:
-    """Token ids of examples for a model, labels turned into indices of its outputs. ``labels``: False for text alone."""
+    """Token ids of examples for a model, labels turned into indices of its outputs; ``labels`` False: text alone."""
     from dynabert.data import align_labels, model_labels, model_problem, tokenise
 
     config = model.config

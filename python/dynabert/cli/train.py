@@ -124,9 +124,9 @@ def read_inputs(inputs: InputArguments) -> tuple[Examples, Examples | None, Exam
         train = read_examples(str(inputs.train_file), **columns)
         if inputs.validation_file is not None:
             # The training text says what the labels are: a class may be missing here, or every score be whole.
-            kind = "classification" if train.label_names else "regression"
-            names = train.label_names or None
-            validation = read_examples(inputs.validation_file, **columns, label_names=names, problem=kind)
+            columns["label_names"] = train.label_names or None
+            columns["problem"] = "classification" if train.label_names else "regression"
+            validation = read_examples(inputs.validation_file, **columns)
     if train.labels is None:
         raise ValueError(f"{train.source} has no labels; name the label column (--label_column)")
     unlabelled = None
