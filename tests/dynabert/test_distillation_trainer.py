@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 
 from dynabert import DistillationTrainer, SubnetConfig
 from dynabert.distill import Stage
+from dynabert.distill.progress import StageProgress
 from dynabert.distill.stages import grid
 from dynabert.distill.trainer import NotFiniteError
 from dynabert.modeling.names import to_plain
@@ -261,3 +263,18 @@ def test_two_processes_are_one(tmp_path: Path, dtype: str, step: str) -> None:
         # Plain gradient descent: the way gone is the sum of the gradients.
         gone, distance = (weight - start[name]).norm().item(), (found[name] - weight).norm().item()
         assert distance <= tolerance * max(gone, weight.norm().item() if dtype == "float32" else 0.0), name
+
+
+@pytest.mark.parametrize(("quiet", "seconds", "wanted"), [(False, 0.0, 3), (False, 1e9, 1), (True, 0.0, 0)])
+def test_a_log_file_shows_where_a_stage_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool, seconds: float, wanted: int
+) -> None:
+    monkeypatch.setattr("dynabert.distill.progress.SECONDS_BETWEEN_LINES", seconds)
+    student, teacher = pair(tmp_path, **NO_DROPOUT)
+    lines: list[str] = []
+    progress = StageProgress("depth", lines.append)
+    args = arguments(tmp_path / "run", disable_tqdm=quiet)
+    DistillationTrainer(student, args, DEPTH, texts(12), None, teacher, callbacks=[progress]).train()
+    assert len(lines) == wanted
+    last = r"depth: step 3 of 3, \d+\.\d examples/s, 0\.0 min left, w1-d1 \d+\.\d{3}, w0\.5-d0\.5 \d+\.\d{3}, tokens/s"
+    assert not lines or re.match(last, lines[-1]), lines

@@ -1,21 +1,40 @@
-"""A bar for a stage: examples and tokens a second, the time left, the loss of the largest and the smallest."""
+"""A bar for a stage: examples and tokens a second, the time left, the loss of the largest and the smallest.
+
+Where stderr is no terminal, plain lines say the same, so that the log of a long run shows where it is.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+SECONDS_BETWEEN_LINES = 30.0
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
 
 class StageProgress(TrainerCallback):
-    """Takes the place of Trainer's own bar. Shown where stderr is a terminal and ``disable_tqdm`` is not set."""
+    """Takes the place of Trainer's own bar; nothing is shown with ``disable_tqdm``.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Args:
+        name: of the stage.
+        say: takes a plain line, where stderr is no terminal; at most one in ``SECONDS_BETWEEN_LINES``.
+    """
+
+    def __init__(self, name: str, say: Callable[[str], None] = _to_stderr) -> None:
+        self.name, self._say = name, say
         self._bar: Any = None
         self._last = (0.0, 0)
+        self._lines: bool = False
+        self._shown: dict[str, str] = {}
+        self._began = self._spoke = (0.0, 0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -28,10 +47,27 @@ class StageProgress(TrainerCallback):
                 disable=True if args.disable_tqdm else None,
             )
             self._last = (time.perf_counter(), int(state.num_input_tokens_seen))
+            self._lines = self._bar.disable and not args.disable_tqdm
+            self._began = self._spoke = (time.perf_counter(), state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(self._size)
+        if self._bar is None:
+            return
+        self._bar.update(self._size)
+        if self._lines and time.perf_counter() - self._spoke[0] >= SECONDS_BETWEEN_LINES:
+            self._tell(state)
+
+    def _tell(self, state: TrainerState) -> None:
+        now, step = time.perf_counter(), state.global_step
+        # The rate since the line before, the time left by the rate of all that was done.
+        rate = (step - self._spoke[1]) * self._size / max(now - self._spoke[0], 1e-9)
+        left = (state.max_steps - step) * (now - self._began[0]) / max(step - self._began[1], 1)
+        self._spoke = (now, step)
+        facts = ", ".join(f"{name} {value}" for name, value in self._shown.items())
+        self._say(
+            f"{self.name}: step {step} of {state.max_steps}, {rate:.1f} examples/s, {left / 60:.1f} min left"
+            + (f", {facts}" if facts else "")
+        )
 
     def on_log(
         self,
@@ -50,9 +86,12 @@ class StageProgress(TrainerCallback):
         rate = (tokens - self._last[1]) / max(now - self._last[0], 1e-9)
         self._last = (now, tokens)
         shown = {name.removeprefix("loss_"): f"{value:.3f}" for name, value in (losses[0], losses[-1])}
-        self._bar.set_postfix({**shown, "tokens/s": f"{rate:.0f}"}, refresh=False)
+        self._shown = {**shown, "tokens/s": f"{rate:.0f}"}
+        self._bar.set_postfix(self._shown, refresh=False)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar is not None:
+            if self._lines and state.global_step > self._spoke[1]:
+                self._tell(state)
             self._bar.close()
             self._bar = None
