@@ -1,4 +1,6 @@
-"""Scores of many sub-networks on one labelled set: every batch is packed once and run at every width and depth."""
+"""Scores of many sub-networks on one labelled set, in one pass: every batch is packed once and run at every width and
+depth, all in one launch (GPU) or one after the other (CPU).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from dynabert.data.examples import MULTI_LABEL, REGRESSION
 from dynabert.data.labels import model_labels, model_problem
 from dynabert.data.metrics import METRICS, REGRESSION_METRICS, compute_metric, default_metrics, majority_score
 from dynabert.data.tokenisation import Encoded
+from dynabert.modeling.stacking import stack
 from dynabert_kernels import Plan
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ def compute_logits(
     *,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     max_batch_size: int | None = None,
+    stacked: bool | None = None,
     progress: bool | None = False,
 ) -> dict[str, npt.NDArray[np.floating]]:
     """Logits of every sub-network for every example, in eval mode (the model's mode is put back afterwards).
@@ -68,6 +72,9 @@ def compute_logits(
         subnets: the sub-networks, each once.
         max_batch_tokens: most tokens of a batch; a longer example is a batch of its own.
         max_batch_size: most examples of a batch; None for no bound.
+        stacked: True runs all sub-networks of a batch in one launch with one plan, which takes their number times its
+            memory; False one by one. None: in one launch on a GPU, where a launch costs as much as its work; one by
+            one on a CPU, where one pass of many rows over a weight is the faster. Same logits, within rounding.
         progress: True shows a bar, False none, None one where stderr is a terminal.
 
     Returns:
@@ -88,6 +95,7 @@ def compute_logits(
     places: list[int] = []
     found: list[list[torch.Tensor]] = [[] for _ in shapes]
     training = model.training
+    stacked = model.device.type != "cpu" if stacked is None else stacked
     model.eval()
     try:
         total = len(lengths) * len(shapes)
@@ -100,10 +108,17 @@ def compute_logits(
             for run in token_batches(lengths, max_batch_tokens, max_sequences=max_batch_size):
                 batch, _ = model.pack(*encoded.rows(run))
                 seqlens = [lengths[i] for i in run]
-                for shape, logits in zip(shapes, found, strict=True):
-                    plan = Plan.uniform(shape, seqlens, device=model.device)
-                    logits.append(model(batch=batch, plan=plan).logits)
-                    bar.update(len(run))
+                if stacked:
+                    copies = stack(batch, seqlens, shapes)
+                    both = model(batch=copies.batch, plan=copies.plan).logits.view(len(shapes), len(run), -1)
+                    for own, logits in zip(both.unbind(), found, strict=True):
+                        logits.append(own)
+                    bar.update(len(run) * len(shapes))
+                else:
+                    for shape, logits in zip(shapes, found, strict=True):
+                        plan = Plan.uniform(shape, seqlens, device=model.device)
+                        logits.append(model(batch=batch, plan=plan).logits)
+                        bar.update(len(run))
                 places += run
     finally:
         model.train(training)
@@ -129,13 +144,14 @@ def evaluate(
     metric: str | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     max_batch_size: int | None = None,
+    stacked: bool | None = None,
     progress: bool | None = False,
 ) -> list[EvaluationRow]:
     """Score every sub-network on a labelled set.
 
     Args:
-        model, encoded, subnets, max_batch_tokens, max_batch_size, progress: see `compute_logits`; ``encoded`` has
-            labels that are indices of the model's outputs (`dynabert.data.align_labels`).
+        model, encoded, subnets, max_batch_tokens, max_batch_size, stacked, progress: see `compute_logits`; ``encoded``
+            has labels that are indices of the model's outputs (`dynabert.data.align_labels`).
         metric: the score; by default accuracy, and Spearman's correlation for regression.
 
     Returns:
@@ -163,6 +179,7 @@ def evaluate(
         subnets,
         max_batch_tokens=max_batch_tokens,
         max_batch_size=max_batch_size,
+        stacked=stacked,
         progress=progress,
     )
     return score_logits(model, encoded, logits, metric=metric)

@@ -216,29 +216,29 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "out").exists()
 
 
-SCRIPT = """
-import os, sys
-from pathlib import Path
-from dynabert.distill.pipeline import train_elastic
-from tests.dynabert.test_distillation_pipeline import SMALL, network
-from tests.dynabert.tiny_training import arguments, texts
-folder = Path(sys.argv[1])
-options = SMALL | {"ddp_backend": "gloo", "per_device_train_batch_size": 4}
-model = network(folder / os.environ["RANK"])  # before there are processes: then only the first one saves
-args = arguments(folder / "run", **options)
-results = train_elastic(model, args, texts(16), texts(6, seed=5), fine_tuned=True, say=lambda _: None)
-assert [result.name for result in results] == ["teacher", "rewired", "width", "depth"]
-"""
-
-
-def test_several_processes_share_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(SCRIPT)
+@pytest.mark.parametrize("limit", [None, 1])
+def test_several_processes_are_one_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: int | None
+) -> None:
+    """With one example to score, one of the two processes has none."""
+    file = str(write_files(tmp_path)[1])
+    more = {} if limit is None else {"max_eval_samples": str(limit)}
+    given = options_of(tmp_path, validation_file=file, **more)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", str(tmp_path / "train.py"), str(tmp_path)]
+    command += ["--rdzv-endpoint=localhost:0", "-m", "dynabert.cli", *given]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "run" / "results.json").is_file()
+    assert "2 process(es)" in done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    # What the processes scored together is what the first one scored alone at the end.
+    log = json.loads((tmp_path / "out" / "depth" / "complete.json").read_text())
+    shared = [entry for entry in log["history"] if "eval_score" in entry][-1]
+    alone = {row["subnet"]: row["score"] for row in results["parts"][-1]["rows"]}
+    assert {name: shared[f"eval_{name}"] for name in alone} == alone
+    if limit is None:  # one process has other batches, so it would be another run
+        assert main(given) == 1
+        assert "processes was 2, now None" in capsys.readouterr().err
 
 
 def options_of(tmp_path: Path, **more: str) -> list[str]:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from dynabert import DistillationTrainer, SubnetConfig
 from dynabert.distill import Stage
-from dynabert.distill.progress import StageProgress
+from dynabert.distill.progress import StageProgress, told
 from dynabert.distill.stages import grid
 from dynabert.distill.trainer import NotFiniteError
 from dynabert.modeling.names import to_plain
@@ -230,18 +230,21 @@ def test_refusals(tmp_path: Path) -> None:
 # Several processes.
 
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 import torch
+import torch.distributed
 from tests.dynabert.test_distillation_trainer import DEPTH, NO_DROPOUT
 from tests.dynabert.tiny_training import arguments, pair, texts, weights
 from dynabert import DistillationTrainer
 folder, dtype = Path(sys.argv[1]), getattr(torch, sys.argv[2])
-student, teacher = pair(folder / f"rank{sys.argv[3]}" if len(sys.argv) > 3 else folder, dtype, **NO_DROPOUT)
-args = arguments(folder / "run", ddp_backend="gloo", per_device_train_batch_size=2, step=sys.argv[4], optim="sgd")
+student, teacher = pair(folder / f"rank{os.environ['RANK']}", dtype, **NO_DROPOUT)
+args = arguments(folder / "run", ddp_backend="gloo", per_device_train_batch_size=2, step=sys.argv[3], optim="sgd")
 DistillationTrainer(student, args, DEPTH, texts(11), None, teacher).train()
 if args.process_index == 0:
     torch.save(weights(student), folder / "weights.pt")
+torch.distributed.destroy_process_group()  # its threads, left running, may abort a process at its end
 """
 
 
@@ -252,7 +255,7 @@ def test_two_processes_are_one(tmp_path: Path, dtype: str, step: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
-    script = [str(tmp_path / "train.py"), str(tmp_path), dtype, "0", step]
+    script = [str(tmp_path / "train.py"), str(tmp_path), dtype, step]
     done = subprocess.run([*command, *script], env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     found = torch.load(tmp_path / "weights.pt")
@@ -278,3 +281,12 @@ def test_a_log_file_shows_where_a_stage_is(
     assert len(lines) == wanted
     last = r"depth: step 3 of 3, \d+\.\d examples/s, 0\.0 min left, w1-d1 \d+\.\d{3}, w0\.5-d0\.5 \d+\.\d{3}, tokens/s"
     assert not lines or re.match(last, lines[-1]), lines
+
+
+def test_a_log_file_shows_where_importance_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynabert.distill.progress.SECONDS_BETWEEN_LINES", 0.0)
+    lines: list[str] = []
+    assert list(told(iter("abc"), 3, "importance", lines.append)) == ["a", "b", "c"]
+    assert [line.split(",")[0] for line in lines] == ["importance: batch 1 of 3", "importance: batch 2 of 3"]
+    assert list(told("abc", 3, "importance", lines.append, quiet=True)) == ["a", "b", "c"]
+    assert len(lines) == 2

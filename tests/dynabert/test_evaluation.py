@@ -37,6 +37,18 @@ def test_logits_of_every_subnetwork(architecture: str) -> None:
             assert logits[i] == pytest.approx(alone.numpy(), abs=1e-4)
 
 
+@pytest.mark.parametrize("batch", [{"max_batch_tokens": 25}, {"max_batch_size": 3}, {}])
+def test_all_subnetworks_in_one_launch(architecture: str, batch: dict[str, int]) -> None:
+    model = tiny_model(architecture).double()
+    data = tokenise(Examples(tuple(some_texts(20))), tiny_tokenizer(architecture), 20)
+    subnets = parse_subnets("w0.25-d0.5,w1,w0.5-l0,2")
+    one_by_one = compute_logits(model, data, subnets, stacked=False, **batch)  # type: ignore[arg-type]
+    together = compute_logits(model, data, subnets, stacked=True, **batch)  # type: ignore[arg-type]
+    assert list(together) == list(one_by_one)
+    for name, logits in one_by_one.items():
+        np.testing.assert_allclose(together[name], logits, rtol=0, atol=1e-12)
+
+
 def test_rows() -> None:
     model, data = tiny_model(), encoded()
     rows = evaluate(model, data, subnet_grid(), max_batch_size=4)

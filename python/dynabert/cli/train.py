@@ -163,11 +163,15 @@ def open_model(inputs: InputArguments, train: Examples, seed: int) -> ElasticBer
 
 
 def _train(inputs: InputArguments, args: DistillationArguments) -> None:
+    from accelerate import PartialState
+    from transformers.utils.logging import disable_progress_bar
+
     from dynabert.data import task_metric
     from dynabert.distill.pipeline import stage_costs, train_elastic
     from dynabert.engine import load_tokenizer
 
     quiet = args.process_index != 0
+    disable_progress_bar()  # one for each file that is written; the stages have their own
 
     def tell(text: str) -> None:
         if not quiet:
@@ -219,6 +223,9 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
     if not quiet:
         show(results, Path(str(args.output_dir)))
         draw(results, model.config, Path(str(args.output_dir)))
+    if args.world_size > 1:
+        # The group's threads, left running, may abort a process at its end.
+        PartialState().destroy_process_group()
 
 
 def show(results: Sequence[StageResult], out: Path) -> None:

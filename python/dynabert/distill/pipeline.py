@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from dynabert.configuration import SubnetConfig
 from dynabert.configuration.grid import subnet_text
 from dynabert.cost import subnet_cost
 from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
-from dynabert.distill.progress import StageProgress
+from dynabert.distill.checkpoints import last_checkpoint, room_warning, write_error
+from dynabert.distill.progress import StageProgress, told
 from dynabert.distill.stages import Recipe, Stage
 from dynabert.distill.trainer import DistillationTrainer
 from dynabert.evaluation import EvaluationRow, evaluate
@@ -146,6 +147,9 @@ def train_elastic(
     with args.main_process_first(local=False, desc="settings"):
         check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring)
     model.config.depth_rule = recipe.depth_rule
+    warning = room_warning(out, model, args.save_total_limit, 2 + len(recipe.stages))
+    if warning is not None:
+        say(f"warning: {warning}")
     results = []
     started = time.perf_counter()
 
@@ -166,7 +170,14 @@ def train_elastic(
             student = copy.deepcopy(teacher)
             if rewiring:
                 say("rewired: importance of heads and neurons on the training data")
-                batches = labelled_batches(teacher, train, args.per_device_train_batch_size)
+                size = args.per_device_train_batch_size
+                batches = told(
+                    labelled_batches(teacher, train, size),
+                    -(-len(train) // size),
+                    "importance",
+                    say,
+                    quiet=bool(args.disable_tqdm),
+                )
                 student = rewire(student, compute_importance(teacher, batches, recipe.importance_mode))
             rows = _scores(student, validation, recipe.stages[-1], metric)
             _finish(rewired_folder, student, tokenizer, rows, time.perf_counter() - begun, args)
@@ -177,10 +188,10 @@ def train_elastic(
         folder = out / stage.name
         # The first stage learns from the fine-tuned network; each later one from what came out of the one before. Both
         # are taken in rewired order, so that a teacher at the student's width is its leading part too.
-        told = None if stage.labels else _open(rewired_folder if stage.name == "width" else previous)
+        guide = None if stage.labels else _open(rewired_folder if stage.name == "width" else previous)
         student = _open(previous)
         data = train if stage.labels or unlabelled is None else unlabelled
-        results.append(run_stage(stage, student, told, args, data, validation, tokenizer, metric, folder, say))
+        results.append(run_stage(stage, student, guide, args, data, validation, tokenizer, metric, folder, say))
         previous = folder
     _write_results(out, results, args, time.perf_counter() - started)
     return results
@@ -213,10 +224,12 @@ def run_stage(
     )
     for usual in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(usual)  # ours says more
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    last, passed_over = last_checkpoint(folder)
+    for line in passed_over:
+        say(f"{stage.name}: {line}")
     if last is not None:
         say(f"{stage.name}: goes on from {last}")
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if trainer.is_world_process_zero():
         best = trainer.state.best_model_checkpoint
         chosen = student if best is None else _open(Path(best))
@@ -252,9 +265,12 @@ def _finish(
     """Saves a part; `complete.json` last, so that a part is complete only when all of it is on disk."""
     if not args.should_save:
         return
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise write_error(folder, error) from error
     content = {"rows": [row.to_dict() for row in rows], "seconds": round(seconds, 1), "history": list(history)}
     _write_json(folder / COMPLETE, content)
 
@@ -297,6 +313,8 @@ def settings_of(
         for name, found in sets.items()
     }
     content = {"arguments": values, "recipe": recipe, "data": data, "fine_tuned": fine_tuned, "rewiring": rewiring}
+    if args.world_size > 1:
+        content["processes"] = args.world_size  # they multiply the sequences of a step
     return json.loads(json.dumps(content, default=str))
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,6 +18,22 @@ SECONDS_BETWEEN_LINES = 30.0
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+T = TypeVar("T")
+
+
+def told(items: Iterable[T], count: int, name: str, say: Callable[[str], None], *, quiet: bool = False) -> Iterator[T]:
+    """The items, with a bar where stderr is a terminal, else with a line in every ``SECONDS_BETWEEN_LINES``."""
+    bar = tqdm(items, total=count, desc=name, unit=" batches", disable=True if quiet else None)
+    began = spoke = time.perf_counter()
+    for done, item in enumerate(bar):
+        now = time.perf_counter()
+        if bar.disable and not quiet and done and now - spoke >= SECONDS_BETWEEN_LINES:
+            spoke = now
+            left = (count - done) * (now - began) / done
+            say(f"{name}: batch {done} of {count}, {left / 60:.1f} min left")
+        yield item
 
 
 class StageProgress(TrainerCallback):

@@ -11,11 +11,15 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
@@ -23,6 +27,7 @@ from dynabert.configuration.grid import subnet_text
 from dynabert.data.examples import MULTI_LABEL, REGRESSION
 from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
+from dynabert.distill.checkpoints import write_error
 from dynabert.distill.losses import (
     LossSums,
     TeacherOutput,
@@ -33,7 +38,7 @@ from dynabert.distill.losses import (
 )
 from dynabert.distill.stages import Stage
 from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
-from dynabert.evaluation import evaluate
+from dynabert.evaluation import compute_logits, score_logits
 from dynabert.modeling.stacking import Stack, stack
 from dynabert_kernels import SubnetShape
 
@@ -315,17 +320,37 @@ class DistillationTrainer(Trainer):
 
     def _record(self, names: Sequence[str], losses: Tensor) -> None:
         if losses.device.type == "cpu" or self.state.global_step % max(1, int(self.args.logging_steps)) == 0:
-            values = losses.tolist()
-            for name, value in zip(names, values, strict=True):
-                if not math.isfinite(value):
-                    raise NotFiniteError(
-                        f"stage {self.stage.name}: the loss of {name} is {value} at step {self.state.global_step}; "
-                        f"lower learning_rate; the last good checkpoint is under {self.args.output_dir}"
-                    )
+            self._check_losses(dict(zip(names, losses, strict=True)))
         for name, loss in zip(names, losses, strict=True):
             total, count = self._losses.get(name, (torch.zeros_like(loss), 0))
             # A batch's losses are its share of the step's mean: they add up to it, over the batches of a step.
             self._losses[name] = (total + loss, count + (self._batch_of_step == 1))
+
+    def _check_losses(self, losses: dict[str, Tensor]) -> None:
+        """Reads them from the device."""
+        values = torch.stack(list(losses.values())).tolist() if losses else []
+        for name, value in zip(losses, values, strict=True):
+            if not math.isfinite(value):
+                raise NotFiniteError(
+                    f"stage {self.stage.name}: the loss of {name} is {value} at step {self.state.global_step}; "
+                    f"lower learning_rate; the last good checkpoint is under {self.args.output_dir}"
+                )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's own, of a network that is finite; a disk that is full, or a folder that cannot be written, is one
+        error that says what is kept."""
+        self._check_losses({name: total for name, (total, _) in self._losses.items()})
+        for name, weight in self._step.student.named_parameters():
+            if not bool(weight.isfinite().all()):
+                # A gradient may overflow while the losses are finite still.
+                raise NotFiniteError(
+                    f"stage {self.stage.name}: {name} is not finite after step {self.state.global_step}; lower "
+                    f"learning_rate; the last good checkpoint is under {self.args.output_dir}"
+                )
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise write_error(Path(str(self.args.output_dir)), error) from error
 
     # What is told ----------------------------------------------------------------------------------------------------
 
@@ -340,17 +365,39 @@ class DistillationTrainer(Trainer):
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Encoded | None = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Scores of every sub-network of the stage; ``eval_score`` is their mean."""
+        """Scores of every sub-network of the stage; ``eval_score`` is their mean. Each process runs its share."""
         rows = self.eval_dataset if eval_dataset is None else EncodedRows(eval_dataset)
         if rows is None:
             raise ValueError("evaluate: no eval_dataset was given")
-        student = self._step.student
-        found = evaluate(student, rows.encoded, list(self.stage.subnets), metric=self.metric)  # type: ignore[union-attr]
+        student, encoded = self._step.student, rows.encoded  # type: ignore[union-attr]
+        if self.args.world_size == 1:
+            logits = compute_logits(student, encoded, list(self.stage.subnets))
+        else:
+            logits = self._shared_logits(student, encoded)
+        found = score_logits(student, encoded, logits, metric=self.metric)
         metrics = {f"{metric_key_prefix}_{row.subnet}": row.score for row in found}
         metrics[f"{metric_key_prefix}_score"] = sum(row.score for row in found) / len(found)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _shared_logits(
+        self, student: ElasticBertForSequenceClassification, encoded: Encoded
+    ) -> dict[str, npt.NDArray[np.floating]]:
+        """`compute_logits`, every process on its share of the examples; all of it in all processes."""
+        world, subnets = self.args.world_size, list(self.stage.subnets)
+        mine = encoded.select(range(self.args.process_index, len(encoded), world))
+        own = compute_logits(student, mine, subnets) if len(mine) else None
+        gathered: list[Any] = [None] * world
+        dist.all_gather_object(gathered, own)
+        whole: dict[str, npt.NDArray[np.floating]] = {}
+        for name in map(subnet_text, subnets):
+            first = gathered[0][name]  # the first process has an example
+            whole[name] = np.empty((len(encoded), first.shape[1]), first.dtype)
+            for process, found in enumerate(gathered):
+                if found is not None:
+                    whole[name][process::world] = found[name]
+        return whole
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
