@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,8 +118,12 @@ def encode(
     max_seq_length: int | None,
     truncate: bool,
     labels: bool = True,
+    cache: Callable[..., Encoded] | None = None,
 ) -> Encoded:
-    """Token ids of examples for a model, labels turned into indices of its outputs; ``labels`` False: text alone."""
+    """Token ids of examples for a model, labels turned into indices of its outputs; ``labels`` False: text alone.
+
+    ``cache``: `dynabert.data.tokenise_once`, with its folder; None: tokenised now, and not kept.
+    """
     from dynabert.data import align_labels, model_labels, model_problem, tokenise
 
     config = model.config
@@ -126,7 +131,7 @@ def encode(
     if max_seq_length is not None and max_seq_length > positions:
         raise ValueError(f"--max_seq_length is {max_seq_length}; allowed: up to the model's {positions} positions")
     aligned = align_labels(examples, model_labels(config), model_problem(config)) if labels else examples
-    return tokenise(
+    return (tokenise if cache is None else cache)(
         aligned,
         tokenizer,
         positions if max_seq_length is None else max_seq_length,

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,11 @@ class InputArguments:
     max_seq_length: int = field(default=128, metadata={"help": "longer texts are cut; how many is printed"})
     max_train_samples: int | None = field(default=None, metadata={"help": "use only the first so many examples"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "score only on the first so many examples"})
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder where token ids are kept; default: DYNABERT_CACHE, or dynabert in ~/.cache"},
+    )
+    overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew, and replace what is kept"})
     no_rewiring: bool = field(
         default=False, metadata={"help": "leave heads and neurons in their order: to see what rewiring is worth"}
     )
@@ -166,7 +172,7 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
     from accelerate import PartialState
     from transformers.utils.logging import disable_progress_bar
 
-    from dynabert.data import task_metric
+    from dynabert.data import task_metric, tokenise_once
     from dynabert.distill.pipeline import stage_costs, train_elastic
     from dynabert.engine import load_tokenizer
 
@@ -185,17 +191,25 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
         for subnet in stage.subnets:
             model.shape(subnet)
 
+    once = partial(
+        tokenise_once,
+        cache_dir=None if inputs.cache_dir is None else Path(inputs.cache_dir),
+        overwrite=inputs.overwrite_cache and not quiet,
+        say=tell,
+    )
+
     def encoded(examples: Examples | None) -> Encoded | None:
         if examples is None:
             return None
         length = min(inputs.max_seq_length, model.config.max_sequence_length)
         has_labels = examples.labels is not None
-        found = encode(examples, model, tokenizer, max_seq_length=length, truncate=True, labels=has_labels)
+        found = encode(examples, model, tokenizer, max_seq_length=length, truncate=True, labels=has_labels, cache=once)
         if found.num_truncated:
             tell(f"{examples.source}: {found.num_truncated} of {len(found)} texts cut to {length} tokens")
         return found
 
-    data, scored, others = encoded(train), encoded(validation), encoded(unlabelled)
+    with args.main_process_first(local=True, desc="token ids"):  # the others find them kept
+        data, scored, others = encoded(train), encoded(validation), encoded(unlabelled)
     assert data is not None  # a training set is there
     if not quiet:
         for cost in stage_costs(model, recipe):

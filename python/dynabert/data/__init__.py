@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynabert.data.batching import token_batches
+from dynabert.data.cache import default_cache_dir, tokenise_once
 from dynabert.data.drugreview import read_drugreview
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Examples
 from dynabert.data.glue import TASKS, load_task, task_metric, task_names
@@ -25,6 +26,7 @@ __all__ = [
     "TextEncoder",
     "align_labels",
     "compute_metric",
+    "default_cache_dir",
     "default_metrics",
     "find_columns",
     "load_task",
@@ -37,4 +39,5 @@ __all__ = [
     "task_names",
     "token_batches",
     "tokenise",
+    "tokenise_once",
 ]

@@ -1,0 +1,143 @@
+"""Token ids kept on disk: a set is tokenised once for a tokenizer, a length and a text, whoever asks again.
+
+A file's name is the digest of all that decides its content, so nothing in it can be out of date. Files are written
+under another name and moved into place: several processes may write the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dynabert.data.examples import Examples
+from dynabert.data.tokenisation import Encoded, tokenise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FORMAT = "dynabert tokens 1"
+
+
+def default_cache_dir() -> Path:
+    """``DYNABERT_CACHE``, or ``dynabert`` in ``XDG_CACHE_HOME``, or ``~/.cache/dynabert``."""
+    given = os.environ.get("DYNABERT_CACHE")
+    if given:
+        return Path(given)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "dynabert"
+
+
+def tokenise_once(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    truncate: bool = False,
+    *,
+    token_types: bool | None = None,
+    cache_dir: Path | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = warnings.warn,
+) -> Encoded:
+    """`dynabert.data.tokenise`, read from ``cache_dir`` where it was done before.
+
+    Args:
+        examples, tokenizer, max_length, truncate, token_types: see `dynabert.data.tokenise`.
+        cache_dir: where files are kept; None: `default_cache_dir`.
+        overwrite: tokenise anew, and replace the file.
+        say: takes a line for people, where a file is damaged or cannot be written; neither stops the work.
+
+    Returns:
+        The same as without a cache; labels are never kept there, they come from ``examples``.
+
+    Raises:
+        ValueError: what `dynabert.data.tokenise` raises.
+    """
+    folder = (default_cache_dir() if cache_dir is None else cache_dir) / "tokens"
+    path = folder / f"{_digest(examples, tokenizer, max_length, truncate, token_types)}.safetensors"
+    if not overwrite and path.is_file():
+        found = _read(path, examples)
+        if found is not None:
+            return found
+        say(f"{path} is damaged; it is made anew")
+    encoded = tokenise(examples, tokenizer, max_length, truncate, token_types=token_types)
+    try:
+        _write(path, encoded)
+    except (OSError, SafetensorError) as error:
+        say(f"token ids are not kept for the next time: {error}; --cache_dir or DYNABERT_CACHE gives another folder")
+    return encoded
+
+
+def _digest(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, truncate: bool, token_types: bool | None
+) -> str:
+    found = hashlib.sha256()
+
+    def add(text: str) -> None:
+        content = text.encode("utf-8", "surrogatepass")
+        found.update(len(content).to_bytes(8, "little"))
+        found.update(content)
+
+    # The whole tokenizer: its words, its rules, its special tokens.
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    types = "token_type_ids" in tokenizer.model_input_names if token_types is None else token_types
+    add(f"{_FORMAT} {max_length} {bool(truncate)} {types} {len(examples)} {examples.seconds is not None}")
+    add("" if backend is None else backend.to_str())
+    for text in examples.texts:
+        add(text)
+    for text in examples.seconds or ():
+        add(text)
+    return found.hexdigest()[:40]
+
+
+def _write(path: Path, encoded: Encoded) -> None:
+    ids = np.fromiter((i for row in encoded.input_ids for i in row), dtype=np.int32)
+    content = {"lengths": np.asarray(encoded.lengths, dtype=np.int32), "input_ids": ids}
+    if encoded.token_type_ids is not None:
+        content["token_type_ids"] = np.fromiter((i for row in encoded.token_type_ids for i in row), dtype=np.int8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file(content, aside, {"format": _FORMAT, "num_truncated": str(encoded.num_truncated)})
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _read(path: Path, examples: Examples) -> Encoded | None:
+    """None where the file is not what was written."""
+    try:
+        with safe_open(path, framework="np") as file:
+            facts = file.metadata() or {}
+            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file is no dictionary)
+        lengths = content["lengths"]
+        borders = np.cumsum(lengths)[:-1]
+        if (
+            len(lengths) != len(examples)
+            or facts["format"] != _FORMAT
+            or int(lengths.sum()) != len(content["input_ids"])
+        ):
+            return None
+        rows = {
+            name: tuple(part.tolist() for part in np.split(content[name], borders))
+            for name in ("input_ids", "token_type_ids")
+            if name in content
+        }
+        truncated = int(facts["num_truncated"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return Encoded(
+        input_ids=rows["input_ids"],
+        token_type_ids=rows.get("token_type_ids"),
+        labels=examples.labels,
+        label_names=examples.label_names,
+        source=examples.source,
+        num_truncated=truncated,
+    )
