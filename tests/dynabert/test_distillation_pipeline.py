@@ -298,3 +298,16 @@ def test_a_teacher_with_other_labels_is_refused(tmp_path: Path, capsys: pytest.C
     assert main(options_of(tmp_path, **given, train_file=str(tmp_path / "other.tsv"))) == 1
     error = capsys.readouterr().err
     assert "the data has down, up; the model has no, yes; use the model's names or the numbers 0 to 1" in error
+
+
+def test_tensorboard_has_each_subnetwork(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    file = str(write_files(tmp_path)[1])
+    given = options_of(tmp_path, validation_file=file, report_to="tensorboard", logging_steps="1")
+    assert main(given) == 0
+    (written,) = (tmp_path / "out" / "depth").glob("runs/*/events.*")
+    found = EventAccumulator(str(written))
+    found.Reload()
+    for name in ("w1-d1", "w0.5-d1", "w1-d0.5", "w0.5-d0.5"):
+        assert {f"train/loss_{name}", f"eval/{name}"} <= set(found.Tags()["scalars"])
