@@ -55,6 +55,26 @@ class InputArguments:
         default=None,
         metadata={"help": "text that the distillation stages use in place of the training text"},
     )
+    augment: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "altered copies of the training text for the distillation stages: 'neighbours FILE' (a table of "
+            "words and their neighbours), 'masked_lm [MODEL]' (without MODEL the network to start from, where it has "
+            "a masked-LM head), or 'masked_lm [MODEL] neighbours FILE' (neighbours for words of several pieces)"
+        },
+    )
+    augment_probability: float = field(default=0.4, metadata={"help": "p: how often a word is replaced"})
+    augment_candidates: int = field(default=15, metadata={"help": "M: words that a replacement is drawn from"})
+    augment_copies: int | None = field(
+        default=None,
+        metadata={
+            "help": "N: copies drawn of each example; default: 10 for mnli and qqp, 20 for sst2 and qnli, else 30"
+        },
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "where augmented text is kept; default: $DYNABERT_CACHE, else ~/.cache/dynabert"},
+    )
     text_column: str | None = field(default=None, metadata={"help": "name of the text's column in your own files"})
     second_text_column: str | None = field(default=None, metadata={"help": "name of the second text's column"})
     label_column: str | None = field(default=None, metadata={"help": "name of the label's column"})
@@ -163,6 +183,7 @@ def open_model(inputs: InputArguments, train: Examples, seed: int) -> ElasticBer
 
 
 def _train(inputs: InputArguments, args: DistillationArguments) -> None:
+    from dynabert.cli.train_augment import augmented, check_options
     from dynabert.data import task_metric
     from dynabert.distill.pipeline import stage_costs, train_elastic
     from dynabert.engine import load_tokenizer
@@ -173,7 +194,10 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
         if not quiet:
             say(text)
 
+    asked = check_options(inputs, args)
     train, validation, unlabelled = read_inputs(inputs)
+    if asked is not None:
+        unlabelled = augmented(inputs, args, asked, train, tell)
     tokenizer = load_tokenizer(inputs.model_name_or_path)
     model = open_model(inputs, train, args.seed)
     recipe = args.make_recipe()
@@ -201,7 +225,8 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
                 title=f"stage {cost['stage']}: a step costs {cost['forward_passes']:.1f} forward passes",
             )
     tell(
-        f"{len(data)} examples to train on, {0 if scored is None else len(scored)} to score; "
+        f"{len(data)} examples to train on, {'' if others is None else f'{len(others)} texts to distil on, '}"
+        f"{0 if scored is None else len(scored)} to score; "
         f"{os.environ.get('WORLD_SIZE', '1')} process(es)"
     )
     results = train_elastic(
