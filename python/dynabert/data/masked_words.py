@@ -172,7 +172,8 @@ def _whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     for token, index in vocabulary.items():
         if index in special or token.startswith("Ġ") != marked or token.startswith("##"):
             continue
-        word = tokenizer.convert_tokens_to_string([token]).strip() if marked else token
-        if is_content_word(word):
+        word = token.removeprefix("Ġ")
+        # Byte-level tokens show other letters than ASCII's as the letters of their bytes.
+        if is_content_word(word) and (word.isascii() or not marked):
             found[index] = word
     return found
