@@ -40,9 +40,9 @@ class Counted:
         self.inner = NeighbourWords(table, "neighbours(made up)")
         self.name, self.digest, self.asked = self.inner.name, self.inner.digest, 0
 
-    def find(self, texts: Sequence[str], count: int, *, progress: bool | None = None) -> Iterator[list[Slot]]:
+    def find(self, texts: Sequence[str], count: int) -> Iterator[list[Slot]]:
         self.asked += 1
-        return self.inner.find(texts, count, progress=progress)
+        return self.inner.find(texts, count)
 
 
 # Draws
@@ -393,6 +393,8 @@ def test_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (flags(tmp_path, unlabelled_file="more.tsv"), 2, "--augment and --unlabelled_file both say what"),
         (flags(tmp_path, distillation="False"), 2, "with --distillation False every stage needs labels"),
         (options_of(tmp_path, augment_copies="3"), 2, "--augment_copies belongs to --augment"),
+        (options_of(tmp_path, augment_probability="0.3"), 2, "--augment_probability belongs to --augment"),
+        (options_of(tmp_path, augment_candidates="3"), 2, "--augment_candidates belongs to --augment"),
         (flags(tmp_path, augment_copies="0"), 1, "copies is 0; allowed: 1 or more"),
         (flags(tmp_path, augment_probability="2"), 1, "probability is 2.0; allowed: above 0, up to 1"),
         (flags(tmp_path, "neighbours", str(tmp_path / "none.tsv")), 1, "there is no file"),

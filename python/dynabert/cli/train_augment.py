@@ -4,6 +4,7 @@ once."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,8 +30,9 @@ def check_options(inputs: InputArguments, args: DistillationArguments) -> Asked 
         UsageError: words that say nothing; other text is given for the same stages; no stage would use it.
     """
     if inputs.augment is None:
-        if inputs.augment_copies is not None:
-            raise UsageError("--augment_copies belongs to --augment; say by what words are replaced")
+        for option in fields(inputs):
+            if option.name.startswith("augment_") and getattr(inputs, option.name) != option.default:
+                raise UsageError(f"--{option.name} belongs to --augment; say by what words are replaced")
         return None
     match inputs.augment:
         case ["neighbours", file]:

@@ -123,8 +123,8 @@ def _draw_all(
     seed: int,
     progress: bool | None,
 ) -> _Copies:
-    slots = candidates.find(examples.texts, num_candidates, progress=progress)
-    more = None if examples.seconds is None else candidates.find(examples.seconds, num_candidates, progress=progress)
+    slots = candidates.find(examples.texts, num_candidates)
+    more = None if examples.seconds is None else candidates.find(examples.seconds, num_candidates)
     made: _Copies = []
     disable = None if progress is None else not progress
     for index in tqdm(range(len(examples)), desc="augmentation", unit=" examples", disable=disable):

@@ -56,7 +56,7 @@ class CandidateWords(Protocol):
     name: str
     digest: str
 
-    def find(self, texts: Sequence[str], count: int, *, progress: bool | None = None) -> Iterator[list[Slot]]:
+    def find(self, texts: Sequence[str], count: int) -> Iterator[list[Slot]]:
         """For each text, in order, its slots from left to right, with at most ``count`` words each."""
         ...
 
@@ -152,7 +152,7 @@ class NeighbourWords:
         found = self._table.get(word.lower(), ())[:count]
         return found if word.islower() else tuple(in_case_of(word, candidate) for candidate in found)
 
-    def find(self, texts: Sequence[str], count: int, *, progress: bool | None = None) -> Iterator[list[Slot]]:
+    def find(self, texts: Sequence[str], count: int) -> Iterator[list[Slot]]:
         """See `CandidateWords`."""
         for text in texts:
             yield [

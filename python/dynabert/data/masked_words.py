@@ -8,8 +8,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from dynabert.data.batching import token_batches
 from dynabert.data.candidate_words import NeighbourWords, Slot, content_words, in_case_of, is_content_word
 
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_WINDOW = 1024  # texts held at a time: enough that rows of equal length come together
+_WINDOW = 512  # texts held at a time: enough that rows of equal length come together
 _SPARE = 4  # more are asked for than are wanted: the word itself, in other cases, falls out
 
 
@@ -102,17 +100,13 @@ class MaskedWords:
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         self.digest = f"masked-{found.hexdigest()}"
 
-    def find(self, texts: Sequence[str], count: int, *, progress: bool | None = None) -> Iterator[list[Slot]]:
+    def find(self, texts: Sequence[str], count: int) -> Iterator[list[Slot]]:
         """See `CandidateWords`. A text that stands more than once in a window is asked for once."""
-        disable = None if progress is None else not progress
-        with tqdm(total=len(texts), desc=self.name, unit=" texts", disable=disable) as bar:
-            for start in range(0, len(texts), _WINDOW):
-                window = texts[start : start + _WINDOW]
-                different = list(dict.fromkeys(window))
-                found = dict(zip(different, self._window(different, count), strict=True))
-                for text in window:
-                    yield found[text]
-                    bar.update()
+        for start in range(0, len(texts), _WINDOW):
+            window = texts[start : start + _WINDOW]
+            different = list(dict.fromkeys(window))
+            found = dict(zip(different, self._window(different, count), strict=True))
+            yield from (found[text] for text in window)
 
     def _window(self, texts: list[str], count: int) -> list[list[Slot]]:
         encodings = self._tokenizer.encode_batch(texts)
