@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dynabert.data.batching import token_batches
 from dynabert.data.candidate_words import NeighbourWords, Slot, content_words, in_case_of, is_content_word
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class MaskedWords:
         neighbours: candidates of words that have several pieces, as in TinyBERT; None leaves such words.
         name: where the model comes from, for messages.
         max_length: most tokens of a text that the model sees, special tokens included; words past them are left.
-        max_batch_tokens: most tokens of a batch, padding not counted.
+        max_batch_tokens: most tokens of a batch; its texts have one length, so nothing is padded.
 
     Raises:
         TypeError: a tokenizer without a Rust half; a model without such a head.
@@ -76,7 +75,7 @@ class MaskedWords:
         self._model = model.eval()
         self._neighbours = neighbours
         self._max_batch_tokens = max_batch_tokens
-        self._mask, self._pad = int(tokenizer.mask_token_id), int(tokenizer.pad_token_id or 0)
+        self._mask = int(tokenizer.mask_token_id)
         self._tokenizer = copy.deepcopy(backend)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -128,8 +127,7 @@ class MaskedWords:
                 elif self._neighbours is not None and (words := self._neighbours.words(word, count)):
                     own.append(Slot(begin, end, words))
             slots.append(own)
-        lengths = [len(encodings[row[0]].ids) for row in rows]
-        for batch in token_batches(lengths, self._max_batch_tokens):  # longest first, so that little is padded
+        for batch in self._batches([len(encodings[row[0]].ids) for row in rows]):
             ids = [encodings[rows[i][0]].ids for i in batch]
             best = self._best(ids, [rows[i][1] for i in batch], min(count + _SPARE, len(self._words)))
             for i, candidates in zip(batch, best, strict=True):
@@ -139,19 +137,27 @@ class MaskedWords:
                 slots[index][place] = slots[index][place]._replace(words=words)
         return [[slot for slot in own if slot.words] for own in slots]
 
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows of equal length together, so that nothing is padded: most texts are short, and a few are long."""
+        rows: dict[int, list[int]] = {}
+        for row, length in enumerate(lengths):
+            rows.setdefault(length, []).append(row)
+        for length, same in rows.items():
+            size = max(1, self._max_batch_tokens // length)
+            yield from (same[start : start + size] for start in range(0, len(same), size))
+
     def _best(self, texts: list[list[int]], places: list[int], count: int) -> list[list[str]]:
         """The ``count`` most likely whole words at one place of each text, most likely first."""
         import torch
 
-        device, longest = self._model.device, max(map(len, texts))
-        ids = torch.tensor([text + [self._pad] * (longest - len(text)) for text in texts])
-        real = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts])
-        rows, columns = torch.arange(len(texts)), torch.tensor(places)
+        device = self._model.device
+        ids = torch.tensor(texts, device=device)  # all of one length
+        rows, columns = torch.arange(len(texts), device=device), torch.tensor(places, device=device)
         ids[rows, columns] = self._mask
         with torch.inference_mode():
             run: Any = self._model.base_model
-            states: Tensor = run(input_ids=ids.to(device), attention_mask=real.to(device)).last_hidden_state
-            logits: Tensor = self._head(states[rows.to(device), columns.to(device)])  # (texts, vocabulary)
+            states: Tensor = run(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            logits: Tensor = self._head(states[rows, columns])  # (texts, vocabulary)
             best = logits.float().masked_fill(self._refused, -torch.inf).topk(count).indices
         return [[self._words[index] for index in row] for row in best.tolist()]
 
