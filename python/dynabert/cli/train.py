@@ -56,6 +56,22 @@ class InputArguments:
         default=None,
         metadata={"help": "text that the distillation stages use in place of the training text"},
     )
+    augment: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "altered copies of the training text for the distillation stages: 'neighbours FILE' (a table of "
+            "words and their neighbours), 'masked_lm [MODEL]' (without MODEL the network to start from, where it has "
+            "a masked-LM head), or 'masked_lm [MODEL] neighbours FILE' (neighbours for words of several pieces)"
+        },
+    )
+    augment_probability: float = field(default=0.4, metadata={"help": "p: how often a word is replaced"})
+    augment_candidates: int = field(default=15, metadata={"help": "M: words that a replacement is drawn from"})
+    augment_copies: int | None = field(
+        default=None,
+        metadata={
+            "help": "N: copies drawn of each example; default: 10 for mnli and qqp, 20 for sst2 and qnli, else 30"
+        },
+    )
     text_column: str | None = field(default=None, metadata={"help": "name of the text's column in your own files"})
     second_text_column: str | None = field(default=None, metadata={"help": "name of the second text's column"})
     label_column: str | None = field(default=None, metadata={"help": "name of the label's column"})
@@ -64,9 +80,13 @@ class InputArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "score only on the first so many examples"})
     cache_dir: str | None = field(
         default=None,
-        metadata={"help": "folder where token ids are kept; default: DYNABERT_CACHE, or dynabert in ~/.cache"},
+        metadata={
+            "help": "where token ids and augmented text are kept; default: $DYNABERT_CACHE, else ~/.cache/dynabert"
+        },
     )
-    overwrite_cache: bool = field(default=False, metadata={"help": "tokenise anew, and replace what is kept"})
+    overwrite_cache: bool = field(
+        default=False, metadata={"help": "make anew, and replace, what is kept in --cache_dir"}
+    )
     no_rewiring: bool = field(
         default=False, metadata={"help": "leave heads and neurons in their order: to see what rewiring is worth"}
     )
@@ -172,6 +192,7 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
     from accelerate import PartialState
     from transformers.utils.logging import disable_progress_bar
 
+    from dynabert.cli.train_augment import augmented, check_options
     from dynabert.data import task_metric, tokenise_once
     from dynabert.distill.pipeline import stage_costs, train_elastic
     from dynabert.engine import load_tokenizer
@@ -183,7 +204,10 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
         if not quiet:
             say(text)
 
+    asked = check_options(inputs, args)
     train, validation, unlabelled = read_inputs(inputs)
+    if asked is not None:
+        unlabelled = augmented(inputs, args, asked, train, tell)
     tokenizer = load_tokenizer(inputs.model_name_or_path)
     model = open_model(inputs, train, args.seed)
     recipe = args.make_recipe()
@@ -193,7 +217,7 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
 
     once = partial(
         tokenise_once,
-        cache_dir=None if inputs.cache_dir is None else Path(inputs.cache_dir),
+        cache_dir=inputs.cache_dir,
         overwrite=inputs.overwrite_cache and not quiet,
         say=tell,
     )
@@ -219,7 +243,8 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
                 title=f"stage {cost['stage']}: a step costs {cost['forward_passes']:.1f} forward passes",
             )
     tell(
-        f"{len(data)} examples to train on, {0 if scored is None else len(scored)} to score; "
+        f"{len(data)} examples to train on, {'' if others is None else f'{len(others)} texts to distil on, '}"
+        f"{0 if scored is None else len(scored)} to score; "
         f"{os.environ.get('WORLD_SIZE', '1')} process(es)"
     )
     results = train_elastic(

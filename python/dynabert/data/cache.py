@@ -29,12 +29,17 @@ _FORMAT = "dynabert tokens 1"
 
 
 def default_cache_dir() -> Path:
-    """``DYNABERT_CACHE``, or ``dynabert`` in ``XDG_CACHE_HOME``, or ``~/.cache/dynabert``."""
-    given = os.environ.get("DYNABERT_CACHE")
-    if given:
-        return Path(given)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "dynabert"
+    """``$DYNABERT_CACHE``, else ``dynabert`` in ``$XDG_CACHE_HOME``, else ``~/.cache/dynabert``."""
+    own = os.environ.get("DYNABERT_CACHE")
+    if own:
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "dynabert"
+
+
+def cache_folder(given: str | Path | None) -> Path:
+    """The folder given, ``~`` known; without one `default_cache_dir`."""
+    return default_cache_dir() if given is None else Path(given).expanduser()
 
 
 def tokenise_once(
@@ -44,7 +49,7 @@ def tokenise_once(
     truncate: bool = False,
     *,
     token_types: bool | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = warnings.warn,
 ) -> Encoded:
@@ -62,7 +67,7 @@ def tokenise_once(
     Raises:
         ValueError: what `dynabert.data.tokenise` raises.
     """
-    folder = (default_cache_dir() if cache_dir is None else cache_dir) / "tokens"
+    folder = cache_folder(cache_dir) / "tokens"
     path = folder / f"{_digest(examples, tokenizer, max_length, truncate, token_types)}.safetensors"
     if not overwrite and path.is_file():
         found = _read(path, examples)

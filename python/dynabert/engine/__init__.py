@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dynabert.engine.files import FileSummary, predict_file
 from dynabert.engine.inference import InferenceEngine, torch_dtype
-from dynabert.engine.loading import load_model, load_tokenizer
+from dynabert.engine.loading import load_masked_lm, load_model, load_tokenizer
 from dynabert.engine.prediction import Prediction
 
 __all__ = [
     "FileSummary",
     "InferenceEngine",
     "Prediction",
+    "load_masked_lm",
     "load_model",
     "load_tokenizer",
     "predict_file",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dynabert.modeling import ElasticBertForSequenceClassification
 
@@ -53,6 +53,39 @@ def load_model(
             "fine-tune it first, or give a fine-tuned checkpoint"
         )
     placed: ElasticBertForSequenceClassification = model.to(target).eval()
+    return placed
+
+
+def load_masked_lm(path: str | Path, *, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """Open a masked language model, in eval mode, on a device.
+
+    Raises:
+        ValueError: the checkpoint has no trained masked-LM head (a sentence encoder, a fine-tuned classifier), so the
+            words it offers would be random; it is elastic, or of a kind without such a head; a device that is not
+            there.
+        OSError: no such model.
+    """
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForMaskedLM
+
+    import dynabert.modeling  # noqa: F401  (an elastic checkpoint is to be known, and refused by name)
+    from dynabert.engine.device import checked_device
+
+    target = checked_device(device)
+    config = AutoConfig.from_pretrained(str(path))
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ValueError(
+            f"from_pretrained: {path} is of type {config.model_type!r}, which has no masked-LM head; give the "
+            "checkpoint that was pre-trained, such as bert-base-uncased"
+        )
+    loaded: Any = AutoModelForMaskedLM.from_pretrained(str(path), output_loading_info=True)
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"from_pretrained: {path} has no trained masked-LM head (missing: {', '.join(missing)}), so the words it "
+            "offers would be random; give the checkpoint that was pre-trained, such as bert-base-uncased"
+        )
+    placed: PreTrainedModel = model.to(target).eval()
     return placed
 
 
