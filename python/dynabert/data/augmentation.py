@@ -1,8 +1,9 @@
 """Augmentation of texts by word replacement, as TinyBERT does it and DynaBERT takes it over for distillation.
 
 Each word of a text that has candidates is replaced, with probability p, by one drawn evenly from its M candidates; N
-copies of each example are drawn. Labels are dropped: the teacher answers for the new texts. The paper's numbers: p =
-0.4, M = 15, and N by task (Jiao et al. 2020, https://arxiv.org/abs/1909.10351, section 4.1 and Algorithm 1).
+copies of each example are drawn. Labels are dropped: the teacher answers for the new texts. The usual numbers are p =
+0.4, M = 15, and N by task (TinyBERT: Jiao et al. 2020, https://arxiv.org/abs/1909.10351, its data augmentation
+procedure; DynaBERT: Hou et al. 2020, https://arxiv.org/abs/2004.04037).
 """
 
 from __future__ import annotations
