@@ -12,7 +12,6 @@ import pytest
 
 from dynabert.cli import main
 from dynabert.data import Examples, cache, tokenise, tokenise_once
-from dynabert.data.cache import default_cache_dir
 from tests.dynabert.test_distillation_pipeline import options_of
 from tests.dynabert.tiny_texts import some_texts, tiny_tokenizer
 
@@ -94,16 +93,6 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     assert len(said) == 1
     assert "token ids are not kept for the next time: " in said[0]
     assert "--cache_dir or DYNABERT_CACHE gives another folder" in said[0]
-
-
-def test_where_files_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DYNABERT_CACHE", "/some/where")
-    assert default_cache_dir() == Path("/some/where")
-    monkeypatch.setenv("DYNABERT_CACHE", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/else")
-    assert default_cache_dir() == Path("/else/dynabert")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_cache_dir() == Path.home() / ".cache" / "dynabert"
 
 
 def test_the_command_tokenises_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
