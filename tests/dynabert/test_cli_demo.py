@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import shlex
@@ -15,7 +16,7 @@ import torch
 
 from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification, InferenceEngine
 from dynabert.cli import demo_training, main
-from dynabert.cli.demo import default_model_path
+from dynabert.cli.demo import _seconds_allowed, default_model_path
 from tests.dynabert.tiny_texts import WORDS, some_texts, tiny_folder
 
 KINDS = ("", "_unrewired", "_distilled")
@@ -137,6 +138,19 @@ def test_the_clock_ends_a_stage(given: list[str], tmp_path: Path, capsys: pytest
     told = results(tmp_path)["distillation"]
     assert [(stage["planned_steps"], stage["steps"]) for stage in told["stages"]] == [(1, 1), (1, 1)]
     assert "so a timed run is not repeatable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("minutes", "others", "allowed"),
+    [
+        (None, 200.0, 540.0),  # nine minutes where there is room for them
+        (None, 480.0, 420.0),  # what is left of fifteen
+        (None, 1000.0, 30.0),  # a machine too slow for it all: some of it all the same
+        (12.0, 1000.0, 720.0),  # who asks for minutes gets them
+    ],
+)
+def test_minutes_that_are_left(minutes: float | None, others: float, allowed: float) -> None:
+    assert _seconds_allowed(argparse.Namespace(distillation_minutes=minutes), others) == allowed
 
 
 def test_a_probe_that_was_wrong(
