@@ -85,7 +85,8 @@ def test_what_distillation_did(made: Path) -> None:
     told = found["distillation"]
     assert told["minutes_allowed"] == 9.0  # the rest of a tiny demo leaves all of it
     assert set(told["probed_seconds_per_step"]) == {"float32", "bfloat16"}
-    assert told["dtype"] == min(told["probed_seconds_per_step"], key=told["probed_seconds_per_step"].get)
+    probed = told["probed_seconds_per_step"]  # rounded: two may be the same
+    assert probed[told["dtype"]] == min(probed.values())
     width, depth = told["stages"]
     assert (width["stage"], width["subnets"], depth["stage"], depth["subnets"]) == ("width", 4, "depth", 12)
     for stage in told["stages"]:
@@ -158,14 +159,14 @@ def test_a_probe_that_was_wrong(
 ) -> None:
     """Steps take far longer than the probe said: the clock ends both stages, and nobody is told to repeat that."""
     monkeypatch.setattr(demo_training._Run, "seconds_per_step", lambda *_: 1e-9)
-    options = ["--distillation_minutes", "0.01", "--distillation_epochs", "1000", "--distillation_dtype", "float32"]
+    options = ["--distillation_minutes", "0.05", "--distillation_epochs", "1e6", "--distillation_dtype", "float32"]
     assert main(["demo", *given, "--output_dir", str(tmp_path), *options]) == 0
     found = results(tmp_path)
     told = found["distillation"]
     for stage in told["stages"]:
         assert stage["cut"]
-        assert 1 <= stage["steps"] < stage["planned_steps"] == 5000
-    assert found["seconds"]["distillation"] < 10.0
+        assert 1 <= stage["steps"] < stage["planned_steps"] == 5_000_000
+    assert found["seconds"]["distillation"] < 30.0
     assert told["repeated_by"] is None
     assert "the clock ended a stage before its plan" in capsys.readouterr().err
 
