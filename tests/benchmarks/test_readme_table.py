@@ -40,7 +40,9 @@ def test_distilled_columns_stand_first() -> None:
     assert lines[4] == "| 0.5, 1 | 2.0 M | 1.50 | 5.0 ms | 0.50 | 30.0 | 20.0 | 10.0 | 70.0 % | 60.0 % | 50.0 % |"
     assert {line.count("|") for line in lines[:14]} == {12}
     assert "7 and 9 steps of 8 reviews, 2.0 minutes, float32" in lines[-1]
-    assert "10.0 not rewired, 20.0 rewired, 30.0 distilled (lower than rewired at 0 of 12)" in lines[-1]
+    assert (
+        "10.0 not rewired, 20.0 rewired, 30.0 distilled (lower than rewired at 0 of 12, in accuracy at 0)" in lines[-1]
+    )
     assert "0.80 nats rewired, 0.70 distilled" in lines[-1]
     assert "1 thread, " in lines[-1]
 
@@ -48,9 +50,10 @@ def test_distilled_columns_stand_first() -> None:
 def test_what_was_no_gain_is_said() -> None:
     found = results(distilled=True)
     found["subnets"][3]["metrics_distilled"]["matthews_correlation"] = 0.1
+    found["subnets"][0]["score_distilled"] = found["subnets"][3]["score_distilled"] = 0.5
     found["distillation"]["stages"][1]["cut"] = True
     text = table(found)
-    assert "lower than rewired at 1 of 12" in text
+    assert "lower than rewired at 1 of 12, in accuracy at 2" in text
     assert "9 steps of 8 reviews, ended by the clock" in text
 
 
