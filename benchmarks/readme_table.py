@@ -87,8 +87,8 @@ def _gain(results: dict[str, Any], trained: dict[str, Any]) -> str:
         f"*Distilled*: DynaBERT's two stages without labels, {width['steps']} and {depth['steps']} steps of "
         f"{trained['batch_size']} reviews{cut}, {seconds / 60:.1f} minutes, {trained['dtype']}. Mean Matthews "
         f"correlation of the twelve: {scores[0]:.1f} not rewired, {scores[1]:.1f} rewired, {scores[2]:.1f} distilled "
-        f"(lower than rewired at {lost} of {len(rows)}, in accuracy at {less}); mean divergence from the fine-tuned network's answers: "
-        f"{close[0]:.2f} nats rewired, {close[1]:.2f} distilled."
+        f"(lower than rewired at {lost} of {len(rows)}, in accuracy at {less}); mean divergence from the fine-tuned "
+        f"network's answers: {close[0]:.2f} nats rewired, {close[1]:.2f} distilled."
     )
 
 
