@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help install demo test test-long lint format bench codegen proof faults clean
 
 help:
-	@echo "make demo     a real BERT, fine-tuned, rewired, at 12 sub-networks; DEMO_ARGS='--task_name sst2' for another task"
+	@echo "make demo     a real BERT, fine-tuned, rewired, distilled into 12 sub-networks, at most 15 minutes; DEMO_ARGS='--task_name sst2' for another task"
 	@echo "make test     all tests; PYTEST_ARGS='-k attention' for some"
 	@echo "make test-long  ten thousand random samples over all ops, and a thousand of the interpreted Triton kernels"
 	@echo "make proof    the errors of every op, provider, direction and dtype beside PyTorch's own, in a table"

@@ -25,34 +25,71 @@ def table(results: dict[str, Any]) -> str:
     """The Markdown text between the markers."""
     by_name = {entry["subnet"]: entry for entry in results["subnets"]}
     largest = by_name["w1-d1"]
-    lines = [
-        "| width, depth | parameters | GFLOP | latency | time | Matthews | not rewired | accuracy | not rewired |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    trained = results.get("distillation")
+    kinds = {"distilled": "_distilled", "rewired": "", "not rewired": "_unrewired"}
+    if not trained:
+        del kinds["distilled"]
+    first, *others = kinds
+    heads = ["width, depth", "parameters", "GFLOP", "latency", "time"]
+    heads += [f"Matthews, {first}", *others, f"accuracy, {first}", *others]
+    lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
     for depth in DEPTHS:
         for width in WIDTHS:
             entry = by_name[f"w{width}-d{depth}"]
-            lines.append(
-                f"| {width}, {depth} | {entry['parameters'] / 1e6:.1f} M | {entry['gflop']:.2f} "
-                f"| {entry['latency_ms']:.1f} ms | {entry['latency_ms'] / largest['latency_ms']:.2f} "
-                f"| {100 * entry['metrics']['matthews_correlation']:.1f} "
-                f"| {100 * entry['metrics_unrewired']['matthews_correlation']:.1f} "
-                f"| {100 * entry['score']:.1f} % | {100 * entry['score_unrewired']:.1f} % |"
-            )
-    latency, versions = results["latency"], results["versions"]
+            cells = [
+                f"{width}, {depth}",
+                f"{entry['parameters'] / 1e6:.1f} M",
+                f"{entry['gflop']:.2f}",
+                f"{entry['latency_ms']:.1f} ms",
+                f"{entry['latency_ms'] / largest['latency_ms']:.2f}",
+                *(f"{100 * entry[f'metrics{kind}']['matthews_correlation']:.1f}" for kind in kinds.values()),
+                *(f"{100 * entry[f'score{kind}']:.1f} %" for kind in kinds.values()),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    latency, versions, threads = results["latency"], results["versions"], results["threads"]
     lines += [
         "",
         f"Measured by `make demo`: all-MiniLM-L6-v2, fine-tuned on {results['train_examples']} drug reviews (three "
         f"classes) and scored on {results['examples']} others. The majority class is "
         f"{100 * results['majority_score']:.1f} %; seed {results['seed']}. *Time* is the share of the whole network's "
         f"latency: one text of {latency['seq_length']} tokens, {latency['device']}, {latency['dtype']}, "
-        f"{results['threads']} threads, median of {latency['rounds']} interleaved rounds on a shared machine, torch "
-        f"{versions['torch']}. The classes are uneven, so accuracy says little: a network that answers the majority "
-        "class to everything has a Matthews correlation (times 100) of 0. No sub-network was trained here; this is "
-        "what rewiring alone gives, and at small widths and depths it is not enough. The row: "
-        "`benchmarks/results/demo/results.json`.",
+        f"{threads} thread{'s' * (threads > 1)}, median of {latency['rounds']} interleaved rounds on a shared machine, "
+        f"torch {versions['torch']}. The classes are uneven, so accuracy says little: a network that answers the "
+        "majority class to everything has a Matthews correlation (times 100) of 0. "
+        + (_gain(results, trained) if trained else UNTRAINED)
+        + " The row: `benchmarks/results/demo/results.json`.",
     ]
     return "\n".join(lines)
+
+
+UNTRAINED = (
+    "No sub-network was trained here; this is what rewiring alone gives, and at small widths and depths it is not "
+    "enough."
+)
+
+
+def _gain(results: dict[str, Any], trained: dict[str, Any]) -> str:
+    """What the two stages did, and what came of it: the sub-networks' means, and where it was no gain."""
+    width, depth = trained["stages"]
+    rows = results["subnets"]
+    scores = [
+        100 * statistics.fmean(row[f"metrics{kind}"]["matthews_correlation"] for row in rows)
+        for kind in ("_unrewired", "", "_distilled")
+    ]
+    close = [statistics.fmean(row[f"divergence{kind}"] for row in rows) for kind in ("", "_distilled")]
+    lost = sum(
+        row["metrics_distilled"]["matthews_correlation"] < row["metrics"]["matthews_correlation"] for row in rows
+    )
+    less = sum(row["score_distilled"] < row["score"] for row in rows)
+    seconds = width["seconds"] + depth["seconds"]
+    cut = ", ended by the clock" if width["cut"] or depth["cut"] else ""
+    return (
+        f"*Distilled*: DynaBERT's two stages without labels, {width['steps']} and {depth['steps']} steps of "
+        f"{trained['batch_size']} reviews{cut}, {seconds / 60:.1f} minutes, {trained['dtype']}. Mean Matthews "
+        f"correlation of the twelve: {scores[0]:.1f} not rewired, {scores[1]:.1f} rewired, {scores[2]:.1f} distilled "
+        f"(lower than rewired at {lost} of {len(rows)}, in accuracy at {less}); mean divergence from the fine-tuned "
+        f"network's answers: {close[0]:.2f} nats rewired, {close[1]:.2f} distilled."
+    )
 
 
 def kernel_table(suite: dict[str, Any]) -> str:

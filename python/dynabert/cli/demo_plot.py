@@ -1,4 +1,4 @@
-"""The demo's picture: score against latency of twelve sub-networks, with and without rewiring."""
+"""The demo's picture: score against latency of twelve sub-networks, not rewired, rewired and distilled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 
 # Colours that stay apart in grey and for colour-blind readers (Okabe and Ito).
-REWIRED, PLAIN = "#0072B2", "#D55E00"
+# Later curves lie over earlier ones.
+CURVES: dict[str, dict[str, Any]] = {
+    "metrics_unrewired": {
+        "label": "not rewired",
+        "color": "#D55E00",
+        "linestyle": ":",
+        "markerfacecolor": "white",
+    },
+    "metrics": {"label": "rewired", "color": "#0072B2", "linestyle": "--", "marker": "s"},
+    "metrics_distilled": {"label": "distilled", "color": "#009E73", "linewidth": 2.0},
+}
 # Where one class is frequent, accuracy hides a network that only ever answers that class; this does not: it scores 0.
 BESIDE_ACCURACY = "matthews_correlation"
 
@@ -39,13 +49,16 @@ def plot(results: dict[str, Any], path: str | Path) -> None:
     grid[-1][len(depths) // 2].set_xlabel(
         f"median latency, ms (1 x {latency['seq_length']} tokens, {threads} CPU thread{'s' * (threads > 1)})"
     )
+    distillation = results.get("distillation")
+    seconds = sum(stage["seconds"] for stage in distillation["stages"]) if distillation else 0.0
+    trained = f"distilled for {seconds / 60.0:.1f} minutes" if distillation else "no distillation"
     figure.suptitle(
-        f"One checkpoint, twelve sub-networks, no distillation: {results['task']}, {results['examples']} examples",
+        f"One checkpoint, twelve sub-networks, {trained}: {results['task']}, {results['examples']} examples",
         fontsize=12,
     )
     handles = [
-        Line2D([], [], color=REWIRED, marker="o", label="rewired (number: width)"),
-        Line2D([], [], color=PLAIN, marker="o", markerfacecolor="white", linestyle=":", label="not rewired"),
+        *(Line2D([], [], **{"marker": "o", **CURVES[key]}) for key in reversed(_curves(results["subnets"]))),
+        Line2D([], [], linestyle="none", marker="$0.5$", markersize=14, color="0.25", label="width"),
         Line2D([], [], color="0.15", linestyle="-.", linewidth=1, label="fine-tuned network"),
         Line2D([], [], color="0.45", linestyle="--", linewidth=1, label="majority class"),
     ]
@@ -60,12 +73,14 @@ def _row(panels: list[Axes], metric: str, depths: dict[str, list[dict[str, Any]]
     for axes, rows in zip(panels, depths.values(), strict=True):
         for other in depths.values():
             if other is not rows:
-                axes.plot(_times(other), _scores(other, metric), color="0.87", marker="o", markersize=4, linewidth=1.2)
+                best = _scores(other, metric, _curves(other)[-1])
+                axes.plot(_times(other), best, color="0.87", marker="o", markersize=4, linewidth=1.2)
         axes.axhline(majority, color="0.45", linestyle="--", linewidth=1)
         axes.axhline(100 * results["teacher"]["metrics"][metric], color="0.15", linestyle="-.", linewidth=1)
-        rewired, plain = _scores(rows, metric), _scores(rows, metric, "metrics_unrewired")
-        _curve(axes, rows, plain, rewired, PLAIN, linestyle=":", markerfacecolor="white")
-        _curve(axes, rows, rewired, plain, REWIRED, linewidth=1.8)
+        for key in _curves(rows):
+            style = {name: value for name, value in CURVES[key].items() if name != "label"}
+            axes.plot(_times(rows), _scores(rows, metric, key), **{"marker": "o", "markersize": 6, **style})
+        _name_widths(axes, rows, metric)
         axes.grid(color="0.94")
         axes.set_axisbelow(True)
         for side in ("top", "right"):
@@ -75,22 +90,21 @@ def _row(panels: list[Axes], metric: str, depths: dict[str, list[dict[str, Any]]
     panels[0].set_ylabel(f"{metric.replace('_', ' ').capitalize()}, %")
 
 
-def _curve(
-    axes: Axes, rows: list[dict[str, Any]], scores: list[float], others: list[float], colour: str, **style: Any
-) -> None:
-    """One line through the widths of a depth; the higher of two points has its label above, the lower one below."""
-    axes.plot(_times(rows), scores, color=colour, marker="o", markersize=6, **style)
-    for row, score, other in zip(rows, scores, others, strict=True):
-        if score == other and colour != REWIRED:
-            continue  # one point, one label
+def _curves(rows: list[dict[str, Any]]) -> list[str]:
+    return [key for key in CURVES if key in rows[0]]
+
+
+def _name_widths(axes: Axes, rows: list[dict[str, Any]], metric: str) -> None:
+    """The points of a width lie above each other; its name stands over the highest."""
+    for row in rows:
         axes.annotate(
             row["subnet"].partition("-")[0].removeprefix("w"),
-            (row["latency_ms"], score),
-            xytext=(0, 7 if score >= other else -14),
+            (row["latency_ms"], max(100 * row[key][metric] for key in _curves(rows))),
+            xytext=(0, 7),
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color=colour,
+            color="0.25",
             path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],  # readable over a line
         )
 
@@ -99,5 +113,5 @@ def _times(rows: list[dict[str, Any]]) -> list[float]:
     return [row["latency_ms"] for row in rows]
 
 
-def _scores(rows: list[dict[str, Any]], metric: str, key: str = "metrics") -> list[float]:
+def _scores(rows: list[dict[str, Any]], metric: str, key: str) -> list[float]:
     return [100 * row[key][metric] for row in rows]
