@@ -12,11 +12,13 @@ from dynabert_kernels.ops import (
     NATIVE as NATIVE,
 )
 from dynabert_kernels.ops import (
+    LayerWeights,
     SlowerProviderWarning,
     add_layer_norm,
     config,
     distillation_loss,
     elastic_attention,
+    elastic_encoder,
     elastic_ffn,
     elastic_linear,
     embed_layer_norm,
@@ -29,6 +31,7 @@ from dynabert_kernels.ops import (
 
 __all__ = [
     "LayerPlan",
+    "LayerWeights",
     "PackedBatch",
     "Plan",
     "SlowerProviderWarning",
@@ -37,6 +40,7 @@ __all__ = [
     "config",
     "distillation_loss",
     "elastic_attention",
+    "elastic_encoder",
     "elastic_ffn",
     "elastic_linear",
     "embed_layer_norm",

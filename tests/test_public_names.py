@@ -34,6 +34,8 @@ KERNEL_NAMES = [
     "embed_layer_norm",
     "elastic_attention",
     "elastic_ffn",
+    "elastic_encoder",
+    "LayerWeights",
     "distillation_loss",
     "plan_table",
     "plan_on_device",

@@ -68,7 +68,7 @@ int64_t check_attention_weights(const char* op, const Tensor& qkv_weight, const 
   return heads;
 }
 
-using AttentionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+}  // namespace
 
 AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight, const Tensor& qkv_bias,
                                        const Tensor& out_weight, const Tensor& out_bias, const Tensor& ln_weight,
@@ -151,6 +151,8 @@ AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight
   if (save) return {y, qkv, context, lse, hidden, mean, rstd};
   return {y, nothing(type), nothing(type), lse, hidden, mean, rstd};
 }
+
+namespace {
 
 // dx += dqkv . weight
 void project_heads_backward(InputGradient p, const Tensor& weight, const std::vector<Span>& spans, int64_t max_heads) {

@@ -70,13 +70,10 @@ void check_weight(const char* op, const char* name, const Tensor& weight, const 
   check_last_stride(op, name, weight);
 }
 
-namespace {
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> elastic_ffn_fwd(
-    const Tensor& x, const Tensor& in_weight, const Tensor& in_bias, const Tensor& out_weight, const Tensor& out_bias,
-    const Tensor& ln_weight, const Tensor& ln_bias, const Tensor& rows, const Tensor& neuron_counts,
-    std::optional<Tensor> dropout_state, int64_t max_neurons, int64_t activation, double eps, double hidden_dropout,
-    int64_t dropout_stream, bool save) {
+FfnOutputs elastic_ffn_fwd(const Tensor& x, const Tensor& in_weight, const Tensor& in_bias, const Tensor& out_weight,
+                           const Tensor& out_bias, const Tensor& ln_weight, const Tensor& ln_bias, const Tensor& rows,
+                           const Tensor& neuron_counts, std::optional<Tensor> dropout_state, int64_t max_neurons,
+                           int64_t activation, double eps, double hidden_dropout, int64_t dropout_stream, bool save) {
   const char* op = "elastic_ffn_fwd";
   const DType dtype = check_hidden(op, x);
   const ScalarType type = x.scalar_type();
@@ -139,7 +136,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> elastic_ffn_fwd(
   return {y, pre, hidden, mean, rstd};
 }
 
-}  // namespace
 }  // namespace dynabert::binding
 
 STABLE_TORCH_LIBRARY_IMPL(dynabert_cpu, CPU, m) {

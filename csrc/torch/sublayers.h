@@ -2,6 +2,8 @@
 // rows and the rows that skip the layer.
 #pragma once
 
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "cpu/layer_norm.h"
@@ -60,5 +62,26 @@ struct SublayerEndBackward {
 // dprojected is dx times the dropout factor, the gradient of the product. Spans without a count: dx = dy. Other rows:
 // dx = 0. Of dprojected only spans with a count are written. The three vectors are sums over all active rows.
 void begin_sublayer_backward(const SublayerEndBackward& end, const std::vector<Span>& spans);
+
+// The two sub-layers, as registered; `elastic_encoder` calls them without the dispatcher.
+
+// y, qkv, context, lse, hidden, mean, rstd
+using AttentionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight, const Tensor& qkv_bias,
+                                       const Tensor& out_weight, const Tensor& out_bias, const Tensor& ln_weight,
+                                       const Tensor& ln_bias, const Tensor& cu_seqlens, const Tensor& rows,
+                                       const Tensor& head_counts, std::optional<Tensor> position_bias,
+                                       std::optional<Tensor> dropout_state, int64_t max_heads, int64_t max_seqlen,
+                                       double scale, double eps, double attention_dropout, double hidden_dropout,
+                                       int64_t dropout_stream, bool save);
+
+// y, pre, hidden, mean, rstd
+using FfnOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+FfnOutputs elastic_ffn_fwd(const Tensor& x, const Tensor& in_weight, const Tensor& in_bias, const Tensor& out_weight,
+                           const Tensor& out_bias, const Tensor& ln_weight, const Tensor& ln_bias, const Tensor& rows,
+                           const Tensor& neuron_counts, std::optional<Tensor> dropout_state, int64_t max_neurons,
+                           int64_t activation, double eps, double hidden_dropout, int64_t dropout_stream, bool save);
 
 }  // namespace dynabert::binding

@@ -5,6 +5,7 @@ from dynabert_kernels.ops.add_layer_norm import add_layer_norm
 from dynabert_kernels.ops.config import config, show_config
 from dynabert_kernels.ops.distillation_loss import distillation_loss
 from dynabert_kernels.ops.elastic_attention import elastic_attention
+from dynabert_kernels.ops.elastic_encoder import LayerWeights, elastic_encoder
 from dynabert_kernels.ops.elastic_ffn import elastic_ffn
 from dynabert_kernels.ops.elastic_linear import elastic_linear
 from dynabert_kernels.ops.embed_layer_norm import embed_layer_norm
@@ -18,11 +19,13 @@ triton_providers.load()
 
 __all__ = [
     "NATIVE",
+    "LayerWeights",
     "SlowerProviderWarning",
     "add_layer_norm",
     "config",
     "distillation_loss",
     "elastic_attention",
+    "elastic_encoder",
     "elastic_ffn",
     "elastic_linear",
     "embed_layer_norm",

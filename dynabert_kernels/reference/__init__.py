@@ -9,6 +9,7 @@ of the registered op. The tests hold the written backward against autograd of th
 from dynabert_kernels.reference.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
 from dynabert_kernels.reference.distillation_loss import distillation_loss_bwd, distillation_loss_fwd
 from dynabert_kernels.reference.elastic_attention import elastic_attention_bwd, elastic_attention_fwd
+from dynabert_kernels.reference.elastic_encoder import elastic_encoder
 from dynabert_kernels.reference.elastic_ffn import elastic_ffn_bwd, elastic_ffn_fwd
 from dynabert_kernels.reference.elastic_linear import elastic_linear_bwd, elastic_linear_fwd
 from dynabert_kernels.reference.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd
@@ -22,6 +23,7 @@ __all__ = [
     "distillation_loss_fwd",
     "elastic_attention_bwd",
     "elastic_attention_fwd",
+    "elastic_encoder",
     "elastic_ffn_bwd",
     "elastic_ffn_fwd",
     "elastic_linear_bwd",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig
 
 import dynabert_kernels as dk
@@ -249,7 +250,26 @@ def test_inactive_weights_are_not_read(architecture: str) -> None:
         assert torch.equal(model(**batch, subnet="w0.5-d0.5").logits, wanted)
 
 
-def test_no_weight_is_copied_and_nothing_remembers_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("before", [False, True])
+def test_a_layers_hook_is_called(before: bool) -> None:
+    """Inference runs all layers in one call, unless somebody waits for a layer's own."""
+    plain = plain_model("bert")
+    model = elastic(plain)
+    seen: list[int] = []
+    for index, layer in enumerate(model.encoder.layers):
+        register = layer.register_forward_pre_hook if before else layer.register_forward_hook
+        register(lambda *_, index=index: seen.append(index))
+    batch = padded_batch(plain, LENGTHS)
+    with torch.no_grad():
+        hooked = model(**batch, subnet="w0.5-d0.5").logits
+    assert seen == [1, 3]
+    other = elastic(plain)
+    with torch.no_grad():
+        assert torch.equal(other(**batch, subnet="w0.5-d0.5").logits, hooked)
+
+
+@pytest.mark.parametrize("learning", [False, True])  # in one call, and layer by layer
+def test_no_weight_is_copied_and_nothing_remembers_a_width(monkeypatch: pytest.MonkeyPatch, learning: bool) -> None:
     plain = plain_model("bert")
     model = elastic(plain)
     seen: list[int] = []
@@ -258,15 +278,15 @@ def test_no_weight_is_copied_and_nothing_remembers_a_width(monkeypatch: pytest.M
         op = getattr(dk, name)
 
         def call(*args: Any, **kwargs: Any) -> Tensor:
-            seen.extend(value.data_ptr() for value in args if isinstance(value, Tensor))
+            seen.extend(value.data_ptr() for value in tree_leaves(args) if isinstance(value, Tensor))
             return op(*args, **kwargs)
 
         return call
 
-    for name in ("embed_layer_norm", "elastic_attention", "elastic_ffn"):
+    for name in ("embed_layer_norm", *(("elastic_attention", "elastic_ffn") if learning else ("elastic_encoder",))):
         monkeypatch.setattr(dk, name, noting(name))
     before = {name: str(vars(module)) for name, module in model.named_modules()}
-    with torch.no_grad():
+    with torch.set_grad_enabled(learning):
         model(**padded_batch(plain, LENGTHS), subnet="w0.25-d0.5")
     assert {name: str(vars(module)) for name, module in model.named_modules()} == before
     for layer in (1, 3):  # the kept ones

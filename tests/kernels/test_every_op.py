@@ -32,7 +32,10 @@ HALVES = sorted(name for name in OP_NAMES if name.endswith(("_fwd", "_bwd")))
 PLAIN = frozenset({"poison", "views", "half", "long"})
 
 # Ops without a gradient: what they owe is held in a test of their own.
-NOT_DIFFERENTIABLE = {"plan_table": "integers: tests/kernels/test_plan_table.py"}
+NOT_DIFFERENTIABLE = {
+    "plan_table": "integers: tests/kernels/test_plan_table.py",
+    "elastic_encoder": "for inference: tests/kernels/test_elastic_encoder.py",
+}
 
 
 @pytest.fixture(autouse=True)

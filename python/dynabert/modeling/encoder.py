@@ -7,6 +7,7 @@ the leading heads are one contiguous block.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,27 @@ class ElasticLayer(nn.Module):
             nn.init.normal_(weight, mean=0.0, std=std)
         for bias in (self.qkv_bias, self.attention_bias, self.ffn_in_bias, self.ffn_out_bias):
             nn.init.zeros_(bias)
+
+    def weights(self) -> dk.LayerWeights:
+        """All of them, as `dynabert_kernels.elastic_encoder` takes them. Read from the modules' own dictionaries: this
+        runs at every call, and ``nn.Module``'s attributes cost ten times as much."""
+        own: Any = self._parameters
+        first: Any = self._modules["attention_norm"]
+        second: Any = self._modules["ffn_norm"]
+        return dk.LayerWeights(
+            own["qkv_weight"],
+            own["qkv_bias"],
+            own["attention_weight"],
+            own["attention_bias"],
+            first._parameters["weight"],
+            first._parameters["bias"],
+            own["ffn_in_weight"],
+            own["ffn_in_bias"],
+            own["ffn_out_weight"],
+            own["ffn_out_bias"],
+            second._parameters["weight"],
+            second._parameters["bias"],
+        )
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
+import dynabert_kernels as dk
 from dynabert.configuration import Subnet
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.modeling.base import ElasticBertPreTrainedModel
@@ -78,6 +79,8 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
         x = self.embeddings(batch, plan, dropout_state)
         states = [x]
         bias = None if self.relative_position_bias is None else self.relative_position_bias(plan.max_seqlen)
+        if dropout_state is None and not keep_states and not torch.is_grad_enabled() and self._layers_are_plain():
+            return self._infer(x, batch, plan, bias), None
         for index, layer in enumerate(self.layers):
             layer_plan = plan.layer(index)
             if torch.compiler.is_compiling() and not keep_states:
@@ -92,6 +95,26 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
             if keep_states:
                 states.append(x)
         return x, tuple(states) if keep_states else None
+
+    def _layers_are_plain(self) -> bool:
+        """Whether nobody sees a layer's own call: no hook waits for it, and no compiler traces it."""
+        if torch.compiler.is_compiling():
+            return False
+        return not any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.elastic_layers)
+
+    def _infer(self, x: Tensor, batch: PackedBatch, plan: Plan, bias: Tensor | None) -> Tensor:
+        """The layers without dropout or gradient: one native call on a CPU."""
+        layers = self.elastic_layers
+        biases = [] if bias is None else [bias.t().index_select(0, layer.head_order) for layer in layers]
+        return dk.elastic_encoder(
+            x,
+            [layer.weights() for layer in layers],
+            batch.cu_seqlens,
+            plan,
+            position_biases=biases,
+            activation=self.config.activation,
+            eps=self.config.layer_norm_eps,
+        )
 
     def check_packed(self, batch: PackedBatch, plan: Plan) -> None:
         """Raises ``ValueError`` (``TypeError``) when batch, plan and model do not belong together. Reads no tensor."""

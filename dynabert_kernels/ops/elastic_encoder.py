@@ -1,0 +1,139 @@
+"""``elastic_encoder``: every layer of an encoder in one call, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynabert_kernels import reference
+from dynabert_kernels.layout import Plan
+from dynabert_kernels.ops import checks, providers
+from dynabert_kernels.ops.elastic_attention import elastic_attention
+from dynabert_kernels.ops.elastic_ffn import elastic_ffn
+from dynabert_kernels.ops.registration import define, needs_save
+
+NAME = "elastic_encoder"
+
+
+class LayerWeights(NamedTuple):
+    """One layer's weights, shapes as in :func:`elastic_attention` and :func:`elastic_ffn`.
+
+    ``qkv_weight``: (H, 3, D, C), ``qkv_bias``: (H, 3, D), ``attention_weight``: (C, H*D), ``attention_bias``: (C,),
+    ``ffn_in_weight``: (F, C), ``ffn_in_bias``: (F,), ``ffn_out_weight``: (C, F), ``ffn_out_bias``: (C,), and the two
+    LayerNorms' weights and biases, (C,). ``H`` and ``F`` may differ between layers.
+    """
+
+    qkv_weight: Tensor
+    qkv_bias: Tensor
+    attention_weight: Tensor
+    attention_bias: Tensor
+    attention_norm_weight: Tensor
+    attention_norm_bias: Tensor
+    ffn_in_weight: Tensor
+    ffn_in_bias: Tensor
+    ffn_out_weight: Tensor
+    ffn_out_bias: Tensor
+    ffn_norm_weight: Tensor
+    ffn_norm_bias: Tensor
+
+
+def _fake(x: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+_encoder = define(
+    NAME,
+    "(Tensor x, Tensor[] weights, Tensor[] position_biases, Tensor cu_seqlens, Tensor table, int num_groups,"
+    " int[] max_heads, int[] max_neurons, int max_seqlen, float scale, float eps, int activation) -> Tensor",
+    reference=reference.elastic_encoder,
+    fake=_fake,
+)
+
+
+def elastic_encoder(
+    x: Tensor,
+    layers: Sequence[LayerWeights],
+    cu_seqlens: Tensor,
+    plan: Plan,
+    *,
+    position_biases: Sequence[Tensor] = (),
+    activation: str = "gelu",
+    eps: float = 1e-12,
+    scale: float | None = None,
+) -> Tensor:
+    """All layers of an encoder over each group's leading heads and neurons, for inference.
+
+    The same as :func:`elastic_attention` and :func:`elastic_ffn` for each layer of ``plan`` in turn, without dropout.
+    On a CPU with the native library the layers run in one native call, so a short text does not pay for Python between
+    them; elsewhere they are launched one by one.
+
+    ``x``: (T, C), the embedding output, float32, bfloat16, float16 or float64. ``layers``: one for each layer of the
+    plan, all of x's dtype. ``cu_seqlens``: (B+1,) int32. ``position_biases``: none, or for each layer its heads' bias,
+    as in :func:`varlen_attention`. ``activation``, ``eps``, ``scale``: as in the two ops; the same in every layer.
+
+    Returns (T, C) in x's dtype; rows past the last border are zero where a layer ran. No weight is copied.
+    Deterministic, and bit for bit what the two ops give. Does not synchronise.
+
+    Raises ``RuntimeError`` where a gradient is wanted; ``ValueError`` on a shape, device or bound that does not fit,
+    ``TypeError`` on a dtype.
+    """
+    checks.shape(NAME, "x", x, (None, None), "(T, C)")
+    if len(layers) != plan.num_layers:
+        raise ValueError(f"{NAME}: {len(layers)} layers given and the plan has {plan.num_layers}; allowed: as many")
+    if position_biases and len(position_biases) != len(layers):
+        raise ValueError(
+            f"{NAME}: {len(position_biases)} position biases for {len(layers)} layers; allowed: one a layer, or none"
+        )
+    if plan.num_rows != x.shape[0]:
+        raise ValueError(f"{NAME}: the plan has {plan.num_rows} rows and x {x.shape[0]}; build the plan for this batch")
+    flat = [weight for layer in layers for weight in layer]
+    if needs_save(x, *flat, *position_biases):
+        raise RuntimeError(f"{NAME}: it has no backward; run it under torch.no_grad(), or the layers' own ops")
+    number = checks.activation_code(NAME, activation)
+    forced = providers.forced_provider()
+    here = x.device.type == "cpu" and (forced is None or forced in providers.registered()[NAME])
+    if not here or torch.compiler.is_compiling():
+        return _one_by_one(x, layers, cu_seqlens, plan, position_biases, activation, eps, scale)
+    if not flat:
+        return x.clone()
+    size = layers[0].qkv_weight.shape[2]
+    return _encoder(
+        x,
+        flat,
+        list(position_biases),
+        cu_seqlens,
+        plan.table,
+        plan.num_groups,
+        list(plan.max_heads),
+        list(plan.max_neurons),
+        plan.max_seqlen,
+        size**-0.5 if scale is None else float(scale),
+        float(eps),
+        number,
+    )
+
+
+def _one_by_one(
+    x: Tensor,
+    layers: Sequence[LayerWeights],
+    cu_seqlens: Tensor,
+    plan: Plan,
+    position_biases: Sequence[Tensor],
+    activation: str,
+    eps: float,
+    scale: float | None,
+) -> Tensor:
+    y = x
+    for index, weights in enumerate(layers):
+        layer = plan.layer(index)
+        if layer.max_heads == 0 and layer.max_neurons == 0:
+            continue
+        bias = position_biases[index] if position_biases else None
+        y = elastic_attention(
+            y, *weights[:6], cu_seqlens, layer, max_seqlen=plan.max_seqlen, eps=eps, scale=scale, position_bias=bias
+        )
+        y = elastic_ffn(y, *weights[6:], layer, activation=activation, eps=eps)
+    return x.clone() if y is x else y
