@@ -69,7 +69,7 @@ def test_whatever_decides_the_ids_is_in_the_name(tmp_path: Path) -> None:
         assert len(kept(tmp_path)) == count
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other", "text"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "text", "one number"])
 def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: str) -> None:
     wanted = tokenise_once(SINGLE, tiny_tokenizer(), 20, cache_dir=tmp_path)
     (path,) = kept(tmp_path)
@@ -77,7 +77,9 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: str) -> None:
     if damage == "other":
         tokenise_once(SINGLE.head(3), tiny_tokenizer(), 20, cache_dir=tmp_path / "b")
         content = kept(tmp_path / "b")[0].read_bytes()
-    path.write_bytes({"cut": content[:-4], "empty": b"", "text": b"not what was written", "other": content}[damage])
+    altered = content[:-4] + b"\xff" + content[-3:]
+    text = b"not what was written"
+    path.write_bytes({"one number": altered, "cut": content[:-4], "empty": b"", "text": text, "other": content}[damage])
     said: list[str] = []
     assert tokenise_once(SINGLE, tiny_tokenizer(), 20, cache_dir=tmp_path, say=said.append) == wanted
     assert said == [f"{path} is damaged; it is made anew"]

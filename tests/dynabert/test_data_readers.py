@@ -326,3 +326,12 @@ def test_reading_needs_neither_torch_nor_extras() -> None:
     heavy = ("torch", "transformers", "datasets", "pyarrow")
     script = f"import sys, dynabert.data; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf", "n/a"])
+def test_a_score_that_is_no_number_is_named(tmp_path: Path, wrong: str) -> None:
+    """Else each of the other scores would be a class."""
+    rows = [f"text {i}\t{i}.5" for i in range(9)]
+    (tmp_path / "scores.tsv").write_text("\n".join(["text\tlabel", *rows, f"more\t{wrong}"]) + "\n")
+    with pytest.raises(ValueError, match=rf"line 11: label '{wrong}' in column 'label' is no finite number, and most"):
+        read_examples(tmp_path / "scores.tsv")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from dynabert import ElasticBertForSequenceClassification, SubnetConfig
 from dynabert.cli import main
+from dynabert.cli.train import parse
 from dynabert.distill import pipeline, recipe
 from dynabert.distill.pipeline import stage_costs, train_elastic
 from tests.dynabert.tiny_networks import plain_model
@@ -311,3 +313,125 @@ def test_tensorboard_has_each_subnetwork(tmp_path: Path) -> None:
     found.Reload()
     for name in ("w1-d1", "w0.5-d1", "w1-d0.5", "w0.5-d0.5"):
         assert {f"train/loss_{name}", f"eval/{name}"} <= set(found.Tags()["scalars"])
+
+
+# What was taken in silence once.
+
+
+def test_another_start_or_other_data_is_another_run(tmp_path: Path) -> None:
+    args = arguments(tmp_path / "run", **SMALL)
+    train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
+    other = elastic(plain_model("bert", 9), tmp_path / "other", torch.float32)
+    with pytest.raises(ValueError, match=r"begun with other settings: start was '\w+', now '\w+'; use those"):
+        train_elastic(other, args, texts(8))
+    changed = network(tmp_path)
+    changed.config.hidden_dropout_prob = 0.3
+    with pytest.raises(ValueError, match="start was"):
+        train_elastic(changed, args, texts(8))
+    data = texts(8)
+    swapped = replace(data, labels=tuple(reversed(data.labels or ())))
+    with pytest.raises(ValueError, match=r"data\.train\.digest was"):
+        train_elastic(network(tmp_path), args, swapped)
+
+
+def test_settings_that_never_trained_hold_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "run_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_elastic(network(tmp_path), arguments(tmp_path / "run", **SMALL), texts(8))
+    assert (tmp_path / "run" / "settings.json").is_file()
+    other = arguments(tmp_path / "run", **SMALL | {"learning_rate": 1e-3})
+    train_elastic(network(tmp_path), other, texts(8), say=lambda _: None)
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["arguments"]["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"label_smoothing_factor": 0.3}, "--label_smoothing_factor is 0.3; allowed here: its default; the losses are"),
+        ({"neftune_noise_alpha": 5.0}, "--neftune_noise_alpha is 5.0"),
+        ({"data_seed": 7}, "--data_seed is 7"),
+        ({"train_sampling_strategy": "sequential"}, "--train_sampling_strategy is"),
+        ({"dataloader_drop_last": True}, "--dataloader_drop_last is True"),
+        ({"resume_from_checkpoint": "here"}, "a run goes on by itself"),
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size is 0; allowed: 1 or more"),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps is 0; allowed: 1 or more"),
+        ({"seed": -1}, "--seed is -1; allowed: 0 to 4294967295"),
+        ({"metric_for_best_model": "accuracy"}, r"allowed: score .*, or one of them: w1-d1, w0.75-d1"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, option: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        arguments(tmp_path, **option)
+
+
+def test_the_best_of_one_subnetwork(tmp_path: Path) -> None:
+    """The teacher's and the width stage have no such sub-network: there the mean decides."""
+    args = arguments(tmp_path / "run", **SMALL | {"metric_for_best_model": "w0.5-d0.5", "save_strategy": "epoch"})
+    train_elastic(network(tmp_path), args, texts(16), texts(8, seed=5), say=lambda _: None)
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_scores_are_taken_where_a_checkpoint_is_written(tmp_path: Path) -> None:
+    options = SMALL | {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 4}
+    train_elastic(
+        network(tmp_path), arguments(tmp_path / "run", **options), texts(16), texts(8, seed=5), say=lambda _: None
+    )
+    log = json.loads((tmp_path / "run" / "depth" / "complete.json").read_text())["history"]
+    assert [entry["step"] for entry in log if "eval_score" in entry] == [3, 6, 8]
+
+
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path) -> None:
+    args = arguments(tmp_path / "run", **SMALL)
+    train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
+    path = tmp_path / "run" / "depth" / "complete.json"
+    path.write_text('{"rows": [')
+    with pytest.raises(ValueError, match=r"complete\.json is damaged .*delete it: the part goes on"):
+        train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
+
+
+def test_fp16_without_loss_scaling_is_refused(tmp_path: Path) -> None:
+    args = arguments(tmp_path / "run", **SMALL | {"fp16": True})
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
+
+
+def test_one_class_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.tsv").write_text("text\tlabel\ngood film\tyes\nbad film\tyes\n")
+    assert main(options_of(tmp_path, train_file=str(tmp_path / "one.tsv"))) == 1
+    assert "one.tsv has one class, 'yes'; at least two are needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.yaml", "- a\n", "holds list; allowed: one table"),
+        ("a.yaml", "final_stage: 'False'\n", "final_stage is 'False'; allowed: true or false"),
+        ("a.yaml", "widths: 0.5\n", "widths is 0.5; allowed: a list"),
+        ("a.yaml", "learning_rate: fast\n", "learning_rate is 'fast'; allowed: a number"),
+        ("a.yaml", "max_train_samples: 1.5\n", "max_train_samples is 1.5; allowed: a whole number"),
+        ("a.yaml", "learning_rat: 1\n", "has unknown options: learning_rat"),
+        ("a.yaml", "a: [\n", "cannot be read"),
+        ("a.json", "{", "cannot be read"),
+        ("a.json", "{}", "lacks model_name_or_path"),
+    ],
+)
+def test_a_file_of_options_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, told: str
+) -> None:
+    file = tmp_path / name
+    start = "" if told.startswith(("holds", "cannot", "lacks")) else f"model_name_or_path: {tmp_path}\n"
+    file.write_text(start + content)
+    assert main(["train", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert f"dynabert train: {file}" in error
+    assert told in error
+    assert main(["train", str(file), "--seed", "3"]) == 2
+    assert "a file of options stands alone" in capsys.readouterr().err
+
+
+def test_numbers_of_a_yaml_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("model_name_or_path: m\nlearning_rate: 1e-3\nwidths: [1, 5e-1]\nmax_train_samples: '16'\n")
+    inputs, args = parse([str(file)])
+    assert (args.learning_rate, args.widths, inputs.max_train_samples) == (1e-3, [1.0, 0.5], 16)

@@ -250,24 +250,6 @@ def test_inactive_weights_are_not_read(architecture: str) -> None:
         assert torch.equal(model(**batch, subnet="w0.5-d0.5").logits, wanted)
 
 
-@pytest.mark.parametrize("before", [False, True])
-def test_a_layers_hook_is_called(before: bool) -> None:
-    """Inference runs all layers in one call, unless somebody waits for a layer's own."""
-    plain = plain_model("bert")
-    model = elastic(plain)
-    seen: list[int] = []
-    for index, layer in enumerate(model.encoder.layers):
-        register = layer.register_forward_pre_hook if before else layer.register_forward_hook
-        register(lambda *_, index=index: seen.append(index))
-    batch = padded_batch(plain, LENGTHS)
-    with torch.no_grad():
-        hooked = model(**batch, subnet="w0.5-d0.5").logits
-    assert seen == [1, 3]
-    other = elastic(plain)
-    with torch.no_grad():
-        assert torch.equal(other(**batch, subnet="w0.5-d0.5").logits, hooked)
-
-
 @pytest.mark.parametrize("learning", [False, True])  # in one call, and layer by layer
 def test_no_weight_is_copied_and_nothing_remembers_a_width(monkeypatch: pytest.MonkeyPatch, learning: bool) -> None:
     plain = plain_model("bert")

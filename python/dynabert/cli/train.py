@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynabert.cli.option_files import read_options
 from dynabert.cli.options import UsageError, add_command, encode
 from dynabert.cli.output import percent, print_table, say
 
@@ -108,8 +109,11 @@ def parse(argv: Sequence[str]) -> tuple[InputArguments, DistillationArguments]:
     if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
         if not Path(argv[0]).is_file():
             raise UsageError(f"no such file: {argv[0]}")
-        read = parser.parse_json_file if argv[0].endswith(".json") else parser.parse_yaml_file
-        return read(argv[0])  # type: ignore[return-value]
+        given = read_options(Path(argv[0]), (InputArguments, DistillationArguments))
+        return parser.parse_dict(given)  # type: ignore[return-value]
+    files = [word for word in argv if word.endswith((".json", ".yaml", ".yml"))]
+    if files and files[0] == argv[0]:
+        raise UsageError(f"{files[0]} is given beside other options; a file of options stands alone")
     inputs, args, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if unknown:
         raise UsageError(f"unrecognized arguments: {' '.join(unknown)}")
@@ -173,6 +177,8 @@ def open_model(inputs: InputArguments, train: Examples, seed: int) -> ElasticBer
     from dynabert.engine import load_model
 
     labels: dict[str, Any] = {}
+    if len(train.label_names) == 1:
+        raise ValueError(f"{train.source} has one class, {train.label_names[0]!r}; at least two are needed")
     if not inputs.fine_tuned:
         labels = {"num_labels": train.num_labels, "problem_type": train.problem_type}
         if train.label_names:

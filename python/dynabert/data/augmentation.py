@@ -213,7 +213,7 @@ def _read(path: Path, *, pairs: bool) -> _Copies | None:
         what = "its content is not what was written"
     except FileNotFoundError:
         return None
-    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, AttributeError) as error:
         what = str(error)
     warnings.warn(f"augment: {path} is damaged ({what}); it is made anew", stacklevel=3)
     return None

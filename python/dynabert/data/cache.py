@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,10 +112,20 @@ def _write(path: Path, encoded: Encoded) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file(content, aside, {"format": _FORMAT, "num_truncated": str(encoded.num_truncated)})
+        facts = {"format": _FORMAT, "num_truncated": str(encoded.num_truncated), "digest": _content_digest(content)}
+        save_file(content, aside, facts)
+        os.chmod(aside, 0o644)  # others who share the folder may read it
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _content_digest(content: Mapping[str, npt.NDArray[np.integer]]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(content):
+        found.update(f"{name} {content[name].dtype} {content[name].shape} ".encode())
+        found.update(np.ascontiguousarray(content[name]).tobytes())
+    return found.hexdigest()
 
 
 def _rows(numbers: npt.NDArray[np.integer], borders: list[int]) -> tuple[list[int], ...]:
@@ -134,7 +144,7 @@ def _read(path: Path, examples: Examples) -> Encoded | None:
             facts = file.metadata() or {}
             content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file is no dictionary)
         lengths = content["lengths"]
-        if len(lengths) != len(examples) or facts["format"] != _FORMAT:
+        if len(lengths) != len(examples) or facts["format"] != _FORMAT or facts["digest"] != _content_digest(content):
             return None
         borders = [0, *np.cumsum(lengths).tolist()]
         rows = {name: _rows(content[name], borders) for name in ("input_ids", "token_type_ids") if name in content}

@@ -291,6 +291,13 @@ def _type_labels(
                     line, f"label {label!r} in column {column!r} is no finite number, as a regression needs"
                 )
         return tuple(float(n) for n in numbers if n is not None), ()
+    parts = sum(n is not None and not n.is_integer() for n in numbers)
+    if problem == "auto" and 2 * parts > len(labels):
+        # Numbers with parts are scores; one that is none would make a class of each of them.
+        line, label = next(pair for pair, n in zip(labels, numbers, strict=True) if n is None)
+        raise reader.bad(
+            line, f"label {label!r} in column {column!r} is no finite number, and most of the others are scores"
+        )
     # The same class written 1 and 01 would be two classes in silence; numbers are compared as numbers.
     names = (
         tuple(str(n) for n in sorted({int(label) for _, label in labels}))

@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from transformers import TrainingArguments
 
-from dynabert.configuration.grid import parse_subnets
+from dynabert.configuration.grid import parse_subnets, subnet_text
 from dynabert.configuration.subnet import DEPTH_RULES
 from dynabert.distill.losses import STEPS, TEACHER_WIDTHS
 from dynabert.distill.stages import RECIPES, SAMPLING, Recipe, recipe
 from dynabert.importance import MODES
+
+# Options of Trainer that the step here does not follow. Taken in silence they would be believed.
+_UNSUPPORTED = {
+    "auto_find_batch_size": "give --per_device_train_batch_size",
+    "bf16_full_eval": "the sub-networks are scored in float32",
+    "data_seed": "--seed decides the order of the data too",
+    "dataloader_drop_last": "the last batch of an epoch is used as it is",
+    "deepspeed": "start it with torchrun",
+    "fp16_full_eval": "the sub-networks are scored in float32",
+    "fsdp": "start it with torchrun",
+    "group_by_length": "nothing is padded here",
+    "ignore_data_skip": "a run that was cut goes on with the batch that comes next",
+    "label_smoothing_factor": "the losses are those of the method",
+    "load_best_model_at_end": "the best checkpoint of a stage is kept in any case",
+    "neftune_noise_alpha": "the embeddings are used as they are",
+    "resume_from_checkpoint": "a run goes on by itself from the last checkpoint in --output_dir",
+    "torch_compile": "the layers are fused ops already",
+    "train_sampling_strategy": "the order is drawn from --seed",
+}
+
+
+def _refuse_unsupported(args: TrainingArguments) -> None:
+    defaults = {f.name: f.default for f in fields(TrainingArguments)}
+    for name, instead in _UNSUPPORTED.items():
+        given, usual = getattr(args, name, None), defaults.get(name)
+        if given and given != usual and str(getattr(given, "value", given)) != str(getattr(usual, "value", usual)):
+            raise ValueError(f"--{name} is {given!r}; allowed here: its default; {instead}")
+
+
+def _check_numbers(args: TrainingArguments) -> None:
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}; allowed: 1 or more")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed is {args.seed}; allowed: 0 to {2**32 - 1}")
 
 
 @dataclass
@@ -34,6 +69,8 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "by which the best checkpoint of a stage is chosen; score: the sub-networks' mean"},
     )
 
+    logging_steps: float = field(default=50, metadata={"help": "steps between two logs of the sub-networks' losses"})
+
     recipe: str = field(default="paper", metadata={"help": f"one of {', '.join(RECIPES)}; other switches change it"})
     widths: list[float] | None = field(default=None, metadata={"help": "width multipliers"})
     depths: list[float] | None = field(default=None, metadata={"help": "depth multipliers"})
@@ -51,11 +88,13 @@ class DistillationArguments(TrainingArguments):
     hidden_weights: list[float] | None = field(
         default=None, metadata={"help": "of the hidden states' loss in the first and the second stage"}
     )
-    regression_logits: bool | None = field(default=None, metadata={"help": "distil the logits of a regression too"})
+    regression_logits: bool | None = field(
+        default=None, metadata={"help": "True or False: distil the logits of a regression too"}
+    )
     sampling: str | None = field(
         default=None, metadata={"help": f"{' or '.join(SAMPLING)}: sub-networks of a step in the second stage"}
     )
-    final_stage: bool | None = field(default=None, metadata={"help": "a last stage on labels"})
+    final_stage: bool | None = field(default=None, metadata={"help": "True or False: a last stage on labels"})
     distillation: bool = field(
         default=True,
         metadata={"help": "False: the same stages learn from labels, without a teacher: to see what it is worth"},
@@ -68,7 +107,9 @@ class DistillationArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         super().__post_init__()
+        _refuse_unsupported(self)
         # The means of a step are taken over all of it here, so nothing is left to scale; a NaN is never to be hidden.
         self.logging_nan_inf_filter = False
         if self.step not in STEPS:
@@ -89,7 +130,13 @@ class DistillationArguments(TrainingArguments):
             given = getattr(self, name)
             if given is not None and len(given) != 2:
                 raise ValueError(f"--{name} has {len(given)} numbers; allowed: 2, for the first and the second stage")
-        self.make_recipe()  # names what does not hold, before anything runs
+        made = self.make_recipe()  # names what does not hold, before anything runs
+        known = ["score", *dict.fromkeys(subnet_text(subnet) for stage in made.stages for subnet in stage.subnets)]
+        if (self.metric_for_best_model or "score").removeprefix("eval_") not in known:
+            raise ValueError(
+                f"--metric_for_best_model is {self.metric_for_best_model!r}; allowed: score (the sub-networks' mean), "
+                f"or one of them: {', '.join(known[1:])}"
+            )
 
     def make_recipe(self) -> Recipe:
         """The recipe with what these arguments change in it. Raises ``ValueError`` for what does not hold."""

@@ -7,14 +7,18 @@ a part that is complete is not repeated; other settings in the same folder are r
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 
@@ -145,7 +149,7 @@ def train_elastic(
     recipe = args.make_recipe()
     # What is not a training stage is done by the first process; the others wait, and find it done.
     with args.main_process_first(local=False, desc="settings"):
-        check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring)
+        check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring, model)
     model.config.depth_rule = recipe.depth_rule
     warning = room_warning(out, model, args.save_total_limit, 2 + len(recipe.stages))
     if warning is not None:
@@ -217,7 +221,11 @@ def run_stage(
     own = copy.copy(args)
     own.output_dir = str(folder)
     if validation is not None and own.eval_strategy == "no":
-        own.eval_strategy = own.save_strategy
+        # Scores are what the best checkpoint is chosen by: wherever one is written they are taken.
+        own.eval_strategy = "epoch" if own.save_strategy == "best" else own.save_strategy
+        own.eval_steps = own.save_steps
+    if (own.metric_for_best_model or "score").removeprefix("eval_") not in map(subnet_text, stage.subnets):
+        own.metric_for_best_model = "score"  # or a sub-network that only a later stage has
     set_seed(args.seed)
     trainer = DistillationTrainer(
         student, own, stage, train, validation, teacher, tokenizer, metric, callbacks=[StageProgress(stage.name)]
@@ -279,12 +287,15 @@ def _write_json(path: Path, content: Any) -> None:
     """All of it or nothing: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(content, indent=1) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(aside, path)
 
 
 def _result(name: str, folder: Path) -> StageResult:
-    content = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+    content = _read_json(folder / COMPLETE, "delete it: the part goes on from its last checkpoint")
     rows = tuple(EvaluationRow(**row) for row in content["rows"])
     return StageResult(name, folder, rows, content["seconds"], tuple(content["history"]))
 
@@ -302,6 +313,7 @@ def settings_of(
     unlabelled: Encoded | None,
     fine_tuned: bool,
     rewiring: bool,
+    model: ElasticBertForSequenceClassification,
 ) -> dict[str, Any]:
     """What decides the weights of a run, as plain data."""
     values = {name: value for name, value in args.to_dict().items() if name not in _FREE}
@@ -309,13 +321,44 @@ def settings_of(
     recipe.pop("stages")
     sets = {"train": train, "validation": validation, "unlabelled": unlabelled}
     data = {
-        name: None if found is None else {"source": found.source, "examples": len(found), "tokens": sum(found.lengths)}
+        name: None
+        if found is None
+        else {"source": found.source, "examples": len(found), "tokens": sum(found.lengths), "digest": _digest(found)}
         for name, found in sets.items()
     }
     content = {"arguments": values, "recipe": recipe, "data": data, "fine_tuned": fine_tuned, "rewiring": rewiring}
+    content["start"] = _network_digest(model)
     if args.world_size > 1:
         content["processes"] = args.world_size  # they multiply the sequences of a step
     return json.loads(json.dumps(content, default=str))
+
+
+def _digest(encoded: Encoded) -> str:
+    """Of token ids and labels: other texts under the same name are another run."""
+    found = hashlib.blake2b(digest_size=12)
+    for rows in (encoded.input_ids, encoded.token_type_ids or ()):
+        found.update(np.fromiter((len(row) for row in rows), dtype=np.int32).tobytes())
+        found.update(np.fromiter(chain.from_iterable(rows), dtype=np.int32).tobytes())
+    found.update(repr((encoded.label_names, encoded.labels)).encode())
+    return found.hexdigest()
+
+
+def _network_digest(model: ElasticBertForSequenceClassification) -> str:
+    """Of the network that a run starts from: its weights, and what its configuration says of it."""
+    found = hashlib.blake2b(digest_size=12)
+    said = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
+    found.update(json.dumps(said, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _read_json(path: Path, damaged: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"train: {path} is damaged ({error}); {damaged}") from error
 
 
 def check_settings(
@@ -326,14 +369,18 @@ def check_settings(
     unlabelled: Encoded | None,
     fine_tuned: bool,
     rewiring: bool,
+    model: ElasticBertForSequenceClassification,
 ) -> None:
     """Writes the settings into a fresh folder; ``ValueError`` where the folder was begun with others."""
-    wanted = settings_of(args, train, validation, unlabelled, fine_tuned, rewiring)
+    wanted = settings_of(args, train, validation, unlabelled, fine_tuned, rewiring, model)
     path = out / SETTINGS
     if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = _read_json(path, "give another --output_dir")
         differences = list(_differences(begun, wanted, ""))
-        if differences:
+        if differences and not any(out.rglob("model.safetensors")):
+            if args.should_save:
+                _write_json(path, wanted)  # nothing was trained by those settings yet
+        elif differences:
             raise ValueError(
                 f"train: {out} was begun with other settings: {'; '.join(differences)}; use those, or another "
                 "--output_dir"

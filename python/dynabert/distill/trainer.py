@@ -27,7 +27,7 @@ from dynabert.configuration.grid import subnet_text
 from dynabert.data.examples import MULTI_LABEL, REGRESSION
 from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
-from dynabert.distill.checkpoints import write_error
+from dynabert.distill.checkpoints import last_checkpoint, write_error
 from dynabert.distill.losses import (
     LossSums,
     TeacherOutput,
@@ -159,6 +159,11 @@ class DistillationTrainer(Trainer):
             callbacks=callbacks,
         )
         self.args: DistillationArguments = args
+        if args.fp16 and getattr(self.accelerator, "scaler", None) is None:
+            raise ValueError(
+                "DistillationTrainer: fp16 needs a GPU: without loss scaling small gradients become 0; give bf16 "
+                "(--bf16 --use_cpu) or neither"
+            )
         self._half = next((HALF[name] for name in HALF if getattr(args, name)), None)
         self._step = _StudentStep(model)
         self.teacher: Any = None
@@ -333,20 +338,27 @@ class DistillationTrainer(Trainer):
             if not math.isfinite(value):
                 raise NotFiniteError(
                     f"stage {self.stage.name}: the loss of {name} is {value} at step {self.state.global_step}; "
-                    f"lower learning_rate; the last good checkpoint is under {self.args.output_dir}"
+                    f"lower learning_rate; {self._kept()}"
+                )
+
+    def _kept(self) -> str:
+        last, _ = last_checkpoint(Path(str(self.args.output_dir)))
+        return "no checkpoint of this stage is there yet" if last is None else f"the last good checkpoint is {last}"
+
+    def _check_weights(self) -> None:
+        """A gradient may overflow while the losses are finite still."""
+        for name, weight in self._step.student.named_parameters():
+            if not bool(weight.isfinite().all()):
+                raise NotFiniteError(
+                    f"stage {self.stage.name}: {name} is not finite after step {self.state.global_step}; lower "
+                    f"learning_rate; {self._kept()}"
                 )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's own, of a network that is finite; a disk that is full, or a folder that cannot be written, is one
         error that says what is kept."""
         self._check_losses({name: total for name, (total, _) in self._losses.items()})
-        for name, weight in self._step.student.named_parameters():
-            if not bool(weight.isfinite().all()):
-                # A gradient may overflow while the losses are finite still.
-                raise NotFiniteError(
-                    f"stage {self.stage.name}: {name} is not finite after step {self.state.global_step}; lower "
-                    f"learning_rate; the last good checkpoint is under {self.args.output_dir}"
-                )
+        self._check_weights()
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -369,6 +381,7 @@ class DistillationTrainer(Trainer):
         rows = self.eval_dataset if eval_dataset is None else EncodedRows(eval_dataset)
         if rows is None:
             raise ValueError("evaluate: no eval_dataset was given")
+        self._check_weights()
         student, encoded = self._step.student, rows.encoded  # type: ignore[union-attr]
         if self.args.world_size == 1:
             logits = compute_logits(student, encoded, list(self.stage.subnets))
