@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import dynabert_kernels as dk
 from tests.dynabert.test_modeling import LENGTHS, elastic
@@ -40,3 +42,34 @@ def test_a_layers_hook_is_called(before: bool) -> None:
     other = elastic(plain)
     with torch.no_grad():
         assert torch.equal(other(**batch, subnet="w0.5-d0.5").logits, hooked)
+
+
+class Half(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+@pytest.mark.parametrize("name", ["qkv_weight", "ffn_out_bias", "ffn_norm"])
+def test_a_weight_that_is_computed(name: str) -> None:
+    plain = plain_model("bert")
+    model, halved, batch = elastic(plain), elastic(plain), padded_batch(plain, LENGTHS)
+    for each, act in ((model, True), (halved, False)):
+        layer = each.encoder.layers[1]
+        owner, own = (layer.ffn_norm, "weight") if name == "ffn_norm" else (layer, name)
+        if act:
+            parametrize.register_parametrization(owner, own, Half())
+        else:
+            getattr(owner, own).data /= 2
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, halved(**batch).logits)
+
+
+def test_weights_of_a_functional_call() -> None:
+    plain = plain_model("bert")
+    model, batch = elastic(plain), padded_batch(plain, LENGTHS)
+    given = {name: weight / 2 for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        found = torch.func.functional_call(model, given, (), batch).logits
+        for weight in model.parameters():
+            weight /= 2
+        assert torch.equal(model(**batch).logits, found)

@@ -52,6 +52,13 @@ def relative_position_buckets(longest: int, buckets: int, max_distance: int = MA
     return torch.where(steps < exact, steps, far) + half * (distance > 0)
 
 
+def _own(module: nn.Module, name: str) -> Tensor:
+    """A weight of a module. Its dictionary first: this runs for every weight at every call, and ``nn.Module``'s
+    attributes cost ten times as much; they know a weight that is computed (``torch.nn.utils.parametrize``)."""
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found
+
+
 class ElasticEmbeddings(nn.Module):
     """The embedding tables and their LayerNorm. ``token_type_embeddings`` is None where there are no token types."""
 
@@ -123,25 +130,14 @@ class ElasticLayer(nn.Module):
             nn.init.zeros_(bias)
 
     def weights(self) -> dk.LayerWeights:
-        """All of them, as `dynabert_kernels.elastic_encoder` takes them. Read from the modules' own dictionaries: this
-        runs at every call, and ``nn.Module``'s attributes cost ten times as much."""
-        own: Any = self._parameters
+        """All of them, as `dynabert_kernels.elastic_encoder` takes them."""
         first: Any = self._modules["attention_norm"]
         second: Any = self._modules["ffn_norm"]
-        return dk.LayerWeights(
-            own["qkv_weight"],
-            own["qkv_bias"],
-            own["attention_weight"],
-            own["attention_bias"],
-            first._parameters["weight"],
-            first._parameters["bias"],
-            own["ffn_in_weight"],
-            own["ffn_in_bias"],
-            own["ffn_out_weight"],
-            own["ffn_out_bias"],
-            second._parameters["weight"],
-            second._parameters["bias"],
-        )
+        weights = [_own(self, name) for name in ("qkv_weight", "qkv_bias", "attention_weight", "attention_bias")]
+        weights += (_own(first, "weight"), _own(first, "bias"))
+        weights += [_own(self, name) for name in ("ffn_in_weight", "ffn_in_bias", "ffn_out_weight", "ffn_out_bias")]
+        weights += (_own(second, "weight"), _own(second, "bias"))
+        return dk.LayerWeights(*weights)
 
     def forward(
         self,
