@@ -106,14 +106,13 @@ def parse(argv: Sequence[str]) -> tuple[InputArguments, DistillationArguments]:
         description=DESCRIPTION,
         allow_abbrev=False,  # a mistyped option is not a short form of another
     )
-    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
+    if argv and argv[0].endswith((".json", ".yaml", ".yml")):
+        if len(argv) > 1:
+            raise UsageError(f"{argv[0]} is given beside other options; a file of options stands alone")
         if not Path(argv[0]).is_file():
             raise UsageError(f"no such file: {argv[0]}")
         given = read_options(Path(argv[0]), (InputArguments, DistillationArguments))
         return parser.parse_dict(given)  # type: ignore[return-value]
-    files = [word for word in argv if word.endswith((".json", ".yaml", ".yml"))]
-    if files and files[0] == argv[0]:
-        raise UsageError(f"{files[0]} is given beside other options; a file of options stands alone")
     inputs, args, unknown = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     if unknown:
         raise UsageError(f"unrecognized arguments: {' '.join(unknown)}")

@@ -78,7 +78,9 @@ class DistillationArguments(TrainingArguments):
         default=None, metadata={"help": "named sub-networks in place of the grid, such as 'w1,w0.5-l0,2,5'"}
     )
     depth_rule: str | None = field(default=None, metadata={"help": f"one of {', '.join(DEPTH_RULES)}"})
-    importance_mode: str | None = field(default=None, metadata={"help": f"one of {', '.join(MODES)}"})
+    importance_mode: str | None = field(
+        default=None, metadata={"help": f"one of {', '.join(MODES)}; per_batch depends on the batch size"}
+    )
     teacher_width: str | None = field(
         default=None, metadata={"help": f"of the second stage's teacher: {' or '.join(TEACHER_WIDTHS)}"}
     )
