@@ -19,6 +19,7 @@ from dynabert_kernels.ops import (
     distillation_loss,
     elastic_attention,
     elastic_encoder,
+    elastic_encoder_int8,
     elastic_ffn,
     elastic_linear,
     embed_layer_norm,
@@ -28,8 +29,11 @@ from dynabert_kernels.ops import (
     use_provider,
     varlen_attention,
 )
+from dynabert_kernels.int8 import Int8LayerWeights, Int8Linear, quantise_layer
 
 __all__ = [
+    "Int8LayerWeights",
+    "Int8Linear",
     "LayerPlan",
     "LayerWeights",
     "PackedBatch",
@@ -41,12 +45,14 @@ __all__ = [
     "distillation_loss",
     "elastic_attention",
     "elastic_encoder",
+    "elastic_encoder_int8",
     "elastic_ffn",
     "elastic_linear",
     "embed_layer_norm",
     "group_by_shape",
     "plan_on_device",
     "plan_table",
+    "quantise_layer",
     "show_config",
     "use_provider",
     "varlen_attention",

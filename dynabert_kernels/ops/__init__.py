@@ -6,6 +6,7 @@ from dynabert_kernels.ops.config import config, show_config
 from dynabert_kernels.ops.distillation_loss import distillation_loss
 from dynabert_kernels.ops.elastic_attention import elastic_attention
 from dynabert_kernels.ops.elastic_encoder import LayerWeights, elastic_encoder
+from dynabert_kernels.ops.elastic_encoder_int8 import elastic_encoder_int8
 from dynabert_kernels.ops.elastic_ffn import elastic_ffn
 from dynabert_kernels.ops.elastic_linear import elastic_linear
 from dynabert_kernels.ops.embed_layer_norm import embed_layer_norm
@@ -26,6 +27,7 @@ __all__ = [
     "distillation_loss",
     "elastic_attention",
     "elastic_encoder",
+    "elastic_encoder_int8",
     "elastic_ffn",
     "elastic_linear",
     "embed_layer_norm",
