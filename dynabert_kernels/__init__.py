@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+from dynabert_kernels.int8 import Int8LayerWeights, Int8Linear, quantise_layer
 from dynabert_kernels.layout import LayerPlan, PackedBatch, Plan, SubnetShape, group_by_shape
 from dynabert_kernels.ops import (
     NATIVE as NATIVE,
@@ -29,7 +30,6 @@ from dynabert_kernels.ops import (
     use_provider,
     varlen_attention,
 )
-from dynabert_kernels.int8 import Int8LayerWeights, Int8Linear, quantise_layer
 
 __all__ = [
     "Int8LayerWeights",
