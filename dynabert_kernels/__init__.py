@@ -13,6 +13,7 @@ from dynabert_kernels.ops import (
 )
 from dynabert_kernels.ops import (
     LayerWeights,
+    PackedLayerWeights,
     SlowerProviderWarning,
     add_layer_norm,
     config,
@@ -22,6 +23,8 @@ from dynabert_kernels.ops import (
     elastic_ffn,
     elastic_linear,
     embed_layer_norm,
+    pack_layer,
+    packed_panel,
     plan_on_device,
     plan_table,
     show_config,
@@ -33,6 +36,7 @@ __all__ = [
     "LayerPlan",
     "LayerWeights",
     "PackedBatch",
+    "PackedLayerWeights",
     "Plan",
     "SlowerProviderWarning",
     "SubnetShape",
@@ -45,6 +49,8 @@ __all__ = [
     "elastic_linear",
     "embed_layer_norm",
     "group_by_shape",
+    "pack_layer",
+    "packed_panel",
     "plan_on_device",
     "plan_table",
     "show_config",

@@ -5,7 +5,13 @@ from dynabert_kernels.ops.add_layer_norm import add_layer_norm
 from dynabert_kernels.ops.config import config, show_config
 from dynabert_kernels.ops.distillation_loss import distillation_loss
 from dynabert_kernels.ops.elastic_attention import elastic_attention
-from dynabert_kernels.ops.elastic_encoder import LayerWeights, elastic_encoder
+from dynabert_kernels.ops.elastic_encoder import (
+    LayerWeights,
+    PackedLayerWeights,
+    elastic_encoder,
+    pack_layer,
+    packed_panel,
+)
 from dynabert_kernels.ops.elastic_ffn import elastic_ffn
 from dynabert_kernels.ops.elastic_linear import elastic_linear
 from dynabert_kernels.ops.embed_layer_norm import embed_layer_norm
@@ -20,6 +26,7 @@ triton_providers.load()
 __all__ = [
     "NATIVE",
     "LayerWeights",
+    "PackedLayerWeights",
     "SlowerProviderWarning",
     "add_layer_norm",
     "config",
@@ -29,6 +36,8 @@ __all__ = [
     "elastic_ffn",
     "elastic_linear",
     "embed_layer_norm",
+    "pack_layer",
+    "packed_panel",
     "plan_on_device",
     "plan_table",
     "show_config",
