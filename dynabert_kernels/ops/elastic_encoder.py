@@ -94,7 +94,9 @@ def pack_layer(layer: LayerWeights) -> PackedLayerWeights:
     checks.shape(PACK, "ffn_in_bias", layer.ffn_in_bias, (neurons,), "(F,)")
     checks.shape(PACK, "ffn_out_weight", layer.ffn_out_weight, (width, neurons), "(C, F)")
     if weight.device.type != "cpu":
-        raise ValueError(f"{PACK}: the weights are on {weight.device}; allowed: the CPU; elsewhere use them as they are")
+        raise ValueError(
+            f"{PACK}: the weights are on {weight.device}; allowed: the CPU; elsewhere use them as they are"
+        )
     panel = packed_panel(weight.dtype)
     if panel == 0:
         raise ValueError(

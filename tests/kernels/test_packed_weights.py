@@ -158,7 +158,9 @@ def test_refusals() -> None:
         with dk.use_provider("triton"):
             dk.elastic_encoder(x, packed, borders, plan)
     with pytest.raises((ValueError, RuntimeError), match="qkv_weight has shape .*; allowed: .*packed for the instr"):
-        dk.elastic_encoder(x, [packed[0]._replace(qkv_weight=packed[0].qkv_weight[..., :8, :]), *packed[1:]], borders, plan)
+        dk.elastic_encoder(
+            x, [packed[0]._replace(qkv_weight=packed[0].qkv_weight[..., :8, :]), *packed[1:]], borders, plan
+        )
     with pytest.raises((ValueError, RuntimeError), match="out_weight has shape"):
         swapped = packed[0]._replace(attention_weight=packed[0].ffn_out_weight)
         dk.elastic_encoder(x, [swapped, *packed[1:]], borders, plan)

@@ -51,7 +51,7 @@ class InferenceEngine:
 
     The engine holds no state of a call: several threads may use one engine, each with its own sub-network. It uses the
     model's own weights (no second copy) and puts the model in eval mode. Do not train the model while the engine is in
-    use.
+    use. On a CPU `model.pack_weights()` makes short texts about twice as fast; `from_pretrained` does it by itself.
 
     Args:
         model: an `ElasticBertForSequenceClassification`, on the device and in the dtype it is to run in.
@@ -117,6 +117,7 @@ class InferenceEngine:
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
         threshold: float = 0.5,
+        pack_weights: bool = True,
     ) -> InferenceEngine:
         """Load a model and its tokenizer from a folder or a hub id.
 
@@ -126,6 +127,9 @@ class InferenceEngine:
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; the weights are converted to it once, while loading,
                 whatever the file holds.
             max_length, max_batch_tokens, threshold: see the class.
+            pack_weights: True brings the weights into the order in which products on a CPU read them, in the place of
+                the plain ones (`ElasticBertForSequenceClassification.pack_weights`). The answers are the same; the
+                model then serves inference only. False keeps the plain ones, for instance to go on training.
 
         Raises:
             ValueError: unknown dtype; no tokenizer in the folder; a checkpoint without a classification head.
@@ -134,6 +138,8 @@ class InferenceEngine:
         from dynabert.engine.loading import load_model, load_tokenizer
 
         model = load_model(path, device=device, dtype=torch_dtype(dtype))
+        if pack_weights and model.device.type == "cpu":
+            model.pack_weights()
         return cls(
             model, load_tokenizer(path), max_length=max_length, max_batch_tokens=max_batch_tokens, threshold=threshold
         )
