@@ -42,10 +42,11 @@ struct SpanGemm {
 bool has_gemm(DType dtype);
 
 // How many outputs a panel of packed weights has with the instruction set in use, or 0 where weights of this dtype are
-// best left as they are. Packed (n, k) weights are ceil(n / panel) panels one behind the other, each of them units along
-// k, each of them one unit for every output of the panel: what a product otherwise brings into this order itself, again
-// at every call. A unit is a float, or two neighbouring bfloat16; past n and k there is 0. The leading outputs are the
-// leading panels, and the leading inputs the leading units of each panel, so that one buffer serves every width.
+// best left as they are. Packed (n, k) weights are ceil(n / panel) panels one behind the other, each of them units
+// along k, each of them one unit for every output of the panel: what a product otherwise brings into this order itself,
+// again at every call. A unit is a float, or two neighbouring bfloat16; past n and k there is 0. The leading outputs
+// are the leading panels, and the leading inputs the leading units of each panel, so that one buffer serves every
+// width.
 int64_t packed_panel(DType dtype);
 
 // Cuts the work for this many threads and returns the number of tasks. The result does not depend on the cut.

@@ -1,12 +1,12 @@
 // Matrix products over row spans. Compiled once for each instruction set: no include guard.
 //
 // A task is a block of rows times one panel of outputs (two registers wide). The panel of weights is brought once into
-// [k][panel] in the thread's scratch memory (turned, or for the gradient of the inputs as it lies; packed weights are in
-// this order already, and with few rows that is most of the work saved), the rows once for each block into strips of [k][rows of a strip]; then a strip times a panel is a register tile that sums over k with
-// one load of two registers and one broadcast per row. A long k is worked off in chunks, several panels at a time, so
-// that the rows of a chunk stay in the second-level cache. Every output is summed over k in one fixed order: it depends
-// neither on the cut into tasks nor on the number of threads. Reads a panel's weights once per block of rows, 2 n k
-// operations per row.
+// [k][panel] in the thread's scratch memory (turned, or for the gradient of the inputs as it lies; packed weights are
+// in this order already, and with few rows that is most of the work saved), the rows once for each block into strips of
+// [k][rows of a strip]; then a strip times a panel is a register tile that sums over k with one load of two registers
+// and one broadcast per row. A long k is worked off in chunks, several panels at a time, so that the rows of a chunk
+// stay in the second-level cache. Every output is summed over k in one fixed order: it depends neither on the cut into
+// tasks nor on the number of threads. Reads a panel's weights once per block of rows, 2 n k operations per row.
 
 #include "dynabert/simd/vector.h"
 #include "dynabert/simd/math.h"
@@ -159,8 +159,8 @@ DYNABERT_INLINE const float* packed_part(const SpanGemm& g, int64_t panel, int64
   return static_cast<const float*>(g.b) + (panel * units_of<Units>(g.packed_inputs) + chunk * kChunk) * kPanel;
 }
 
-// A strip times a packed panel that goes on past the strip's odd k: its last pair holds a weight that the strip does not
-// use, and 0 times an infinite weight would be NaN. So the last pair is multiplied by itself, with 0 in that place.
+// A strip times a packed panel that goes on past the strip's odd k: its last pair holds a weight that the strip does
+// not use, and 0 times an infinite weight would be NaN. So the last pair is multiplied by itself, with 0 in that place.
 template <class Multiply>
 void sum_odd(int64_t rows, const float* strip, const float* panel, int64_t units, float* sums, bool add, Ahead& ahead) {
   sum_in_blocks<Multiply>(rows, strip, panel, units - 1, sums, add, ahead);

@@ -16,7 +16,7 @@ using ProductSpan = cpu::GemmSpan;
 struct Product {
   DType dtype;
   const void* a;
-  const void* b;  // row by row, or packed: see packed_inputs of cpu::SpanGemm
+  const void* b;         // row by row, or packed: see packed_inputs of cpu::SpanGemm
   const void* bias;      // or null
   const void* residual;  // or null
   void* c;

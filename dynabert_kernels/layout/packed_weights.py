@@ -1,9 +1,9 @@
 """Weights in the order in which a product on the CPU reads them, packed once for every width.
 
-A matrix (N, K) becomes (panels, units, panel, numbers): panels of neighbouring outputs, one behind the other; in each of
-them unit after unit along the inputs; in each unit one or two numbers for every output of the panel. The leading outputs
-are the leading panels and the leading inputs the leading units of each panel, so that a sub-network reads a part of the
-same buffer. Past N and K there is 0.
+A matrix (N, K) becomes (panels, units, panel, numbers): panels of neighbouring outputs, one behind the other; in each
+of them unit after unit along the inputs; in each unit one or two numbers for every output of the panel. The leading
+outputs are the leading panels and the leading inputs the leading units of each panel, so that a sub-network reads a
+part of the same buffer. Past N and K there is 0.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -117,7 +117,8 @@ def _fake(x: Tensor, *_: object) -> Tensor:
 _encoder = define(
     NAME,
     "(Tensor x, Tensor[] weights, Tensor[] position_biases, Tensor cu_seqlens, Tensor table, int num_groups,"
-    " int[] max_heads, int[] max_neurons, int max_seqlen, float scale, float eps, int activation, bool packed) -> Tensor",
+    " int[] max_heads, int[] max_neurons, int max_seqlen, float scale, float eps, int activation, bool packed)"
+    " -> Tensor",
     reference=reference.elastic_encoder,
     fake=_fake,
 )
@@ -172,11 +173,12 @@ def elastic_encoder(
     here = x.device.type == "cpu" and (forced is None or forced in providers.registered()[NAME])
     if packed and not here:
         raise ValueError(
-            f"{NAME}: packed weights run on the CPU by the native library or the reference; x is on {x.device}, and the "
-            f"provider asked for is {forced}; use the plain weights"
+            f"{NAME}: packed weights run on the CPU by the native library or the reference; x is on {x.device}, and "
+            f"the provider asked for is {forced}; use the plain weights"
         )
     if not packed and (not here or torch.compiler.is_compiling()):
-        return _one_by_one(x, layers, cu_seqlens, plan, position_biases, activation, eps, scale)
+        plain = cast("Sequence[LayerWeights]", layers)
+        return _one_by_one(x, plain, cu_seqlens, plan, position_biases, activation, eps, scale)
     if not flat:
         return x.clone()
     size = layers[0].qkv_bias.shape[2]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import dynabert_kernels as dk
-from dynabert import InferenceEngine
+from dynabert import ElasticBertForSequenceClassification, InferenceEngine
 from dynabert.rewiring import undo_rewiring
 from tests.dynabert.test_engine import SUBNETS, some_texts
 from tests.dynabert.test_modeling import LENGTHS, elastic
@@ -28,7 +27,8 @@ def test_answers_of_every_subnetwork(architecture: str, dtype: torch.dtype) -> N
     batch = padded_batch(plain, LENGTHS)
     model = elastic(plain).to(dtype)
     packed = copy.deepcopy(model).pack_weights()
-    assert packed.has_packed_weights and not model.has_packed_weights
+    assert packed.has_packed_weights
+    assert not model.has_packed_weights
     with torch.inference_mode():
         for subnet in ["w1", "w0.5-d0.5", "w0.25-l0,2", ["w1", "w0.5", "w0.25-d0.5", "w0.75"] * len(LENGTHS)]:
             chosen = subnet[: len(LENGTHS)] if isinstance(subnet, list) else subnet
@@ -50,11 +50,11 @@ def test_packed_weights_take_the_place_of_the_plain_ones() -> None:
 
 
 @pytest.fixture
-def packed() -> Iterator[torch.nn.Module]:
-    yield elastic(plain_model("bert")).pack_weights()
+def packed() -> ElasticBertForSequenceClassification:
+    return elastic(plain_model("bert")).pack_weights()
 
 
-def test_no_other_use(packed: torch.nn.Module, tmp_path: Path) -> None:
+def test_no_other_use(packed: ElasticBertForSequenceClassification, tmp_path: Path) -> None:
     batch = padded_batch(plain_model("bert"), LENGTHS)
     with pytest.raises(RuntimeError, match="packed for inference: it computes no gradients"):
         packed(**batch)
@@ -82,7 +82,8 @@ def test_the_engine_packs_by_itself(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     engine = InferenceEngine.from_pretrained(folder)
     plain = InferenceEngine.from_pretrained(folder, pack_weights=False)
-    assert engine.model.has_packed_weights and not plain.model.has_packed_weights
+    assert engine.model.has_packed_weights
+    assert not plain.model.has_packed_weights
     texts = some_texts(9)
     for subnet in SUBNETS:
         assert engine.predict(texts, subnet=subnet) == plain.predict(texts, subnet=subnet)

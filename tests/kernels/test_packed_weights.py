@@ -144,25 +144,26 @@ def test_refusals() -> None:
     x, borders, plan = batch("whole", torch.float32)
     layers = network(torch.float32)
     if dk.packed_panel(torch.float32) == 0:
-        with pytest.raises(ValueError, match="weights of torch.float32 are not packed on this machine"):
+        with pytest.raises(ValueError, match=r"weights of torch\.float32 are not packed on this machine"):
             dk.pack_layer(layers[0])
         return
     packed = [dk.pack_layer(layer) for layer in layers]
-    with pytest.raises(ValueError, match="pack_layer: weights of torch.float16 are not packed on this machine"):
+    with pytest.raises(ValueError, match=r"pack_layer: weights of torch\.float16 are not packed on this machine"):
         dk.pack_layer(network(torch.float16)[0])
     with pytest.raises(ValueError, match=r"pack_layer: ffn_out_weight has shape \(24, 40\)"):
         dk.pack_layer(layers[2]._replace(ffn_out_weight=layers[0].ffn_out_weight))
     with pytest.raises(TypeError, match="some layers are packed and some are not"):
         dk.elastic_encoder(x, [packed[0], *layers[1:]], borders, plan)
-    with pytest.raises(ValueError, match="packed weights run on the CPU by the native library or the reference"):
-        with dk.use_provider("triton"):
-            dk.elastic_encoder(x, packed, borders, plan)
-    with pytest.raises((ValueError, RuntimeError), match="qkv_weight has shape .*; allowed: .*packed for the instr"):
-        dk.elastic_encoder(
-            x, [packed[0]._replace(qkv_weight=packed[0].qkv_weight[..., :8, :]), *packed[1:]], borders, plan
-        )
+    with (
+        dk.use_provider("triton"),
+        pytest.raises(ValueError, match="packed weights run on the CPU by the native library or the reference"),
+    ):
+        dk.elastic_encoder(x, packed, borders, plan)
+    cut = packed[0]._replace(qkv_weight=packed[0].qkv_weight[..., :8, :])
+    with pytest.raises((ValueError, RuntimeError), match=r"qkv_weight has shape .*; allowed: .*packed for the instr"):
+        dk.elastic_encoder(x, [cut, *packed[1:]], borders, plan)
+    swapped = packed[0]._replace(attention_weight=packed[0].ffn_out_weight)
     with pytest.raises((ValueError, RuntimeError), match="out_weight has shape"):
-        swapped = packed[0]._replace(attention_weight=packed[0].ffn_out_weight)
         dk.elastic_encoder(x, [swapped, *packed[1:]], borders, plan)
     meta = LayerWeights(*(weight.to("meta") for weight in layers[0]))
     with pytest.raises(ValueError, match="the weights are on meta; allowed: the CPU"):

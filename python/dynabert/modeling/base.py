@@ -13,13 +13,13 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+import dynabert_kernels as dk
 from dynabert.configuration import Subnet
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.modeling import checkpoint
 from dynabert.modeling.encoder import ElasticLayer
 from dynabert.modeling.inputs import is_listed, packed_positions, shapes_for
 from dynabert.modeling.names import Parts, encoder_prefix
-import dynabert_kernels as dk
 from dynabert_kernels import PackedBatch, Plan, SubnetShape, group_by_shape
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
     def elastic_encoder(self) -> ElasticBertModel:
         """The encoder: the model itself, or the one inside the classifier."""
         raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie. transformers walks through all modules for this, at every call."""
+        return self.elastic_encoder.embeddings.word_embeddings.weight.device
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
