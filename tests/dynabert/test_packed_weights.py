@@ -88,3 +88,21 @@ def test_the_engine_packs_by_itself(tmp_path: Path) -> None:
     for subnet in SUBNETS:
         assert engine.predict(texts, subnet=subnet) == plain.predict(texts, subnet=subnet)
     plain.model.save_pretrained(tmp_path / "again")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_instruction_set_gives_the_same_answers(tmp_path: Path, dtype: str) -> None:
+    """As on a machine without AVX-512, or without AVX at all."""
+    assert dk.NATIVE is not None
+    folder, texts = tiny_folder(tmp_path / "model"), some_texts(8)
+    answers: dict[str, list[float]] = {}
+    try:
+        for isa in dk.NATIVE.cpu_features()["available"]:
+            dk.NATIVE.set_cpu_isa(isa)
+            engine = InferenceEngine.from_pretrained(folder, dtype=dtype)
+            assert engine.model.has_packed_weights == bool(dk.packed_panel(engine.dtype))
+            answers[isa] = [number for one in engine.predict(texts, subnet=SUBNETS[1]) for number in one.logits]
+    finally:
+        dk.NATIVE.set_cpu_isa("auto")
+    for found in answers.values():
+        assert found == pytest.approx(answers["generic"], abs=1e-5 if dtype == "float32" else 0.1)
