@@ -7,13 +7,15 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from dynabert_kernels.int8 import Int8LayerWeights, Int8Linear, quantise_layer
 from dynabert_kernels.layout import LayerPlan, PackedBatch, Plan, SubnetShape, group_by_shape
 from dynabert_kernels.ops import (
     NATIVE as NATIVE,
 )
 from dynabert_kernels.ops import (
+    Int8LayerWeights,
+    Int8Linear,
     LayerWeights,
+    PackedLayerWeights,
     SlowerProviderWarning,
     add_layer_norm,
     config,
@@ -24,8 +26,11 @@ from dynabert_kernels.ops import (
     elastic_ffn,
     elastic_linear,
     embed_layer_norm,
+    pack_layer,
+    packed_panel,
     plan_on_device,
     plan_table,
+    quantise_layer,
     show_config,
     use_provider,
     varlen_attention,
@@ -37,6 +42,7 @@ __all__ = [
     "LayerPlan",
     "LayerWeights",
     "PackedBatch",
+    "PackedLayerWeights",
     "Plan",
     "SlowerProviderWarning",
     "SubnetShape",
@@ -50,6 +56,8 @@ __all__ = [
     "elastic_linear",
     "embed_layer_norm",
     "group_by_shape",
+    "pack_layer",
+    "packed_panel",
     "plan_on_device",
     "plan_table",
     "quantise_layer",

@@ -37,6 +37,12 @@ bool has_gemm(DType dtype) {
   return true;
 }
 
+int64_t packed_panel(DType dtype) {
+  if (!has_gemm(dtype) || dtype == DType::kFloat16) return 0;  // float16 would be packed as floats, twice as large
+  if (dtype == DType::kBFloat16 && !use_bfloat16_dot()) return 0;
+  return kernels.chosen().panel;
+}
+
 int64_t plan_gemm(SpanGemm& gemm, int64_t threads) {
   int64_t n = 0, k = 1, first = gemm.spans[0].begin, last = first;
   for (int64_t s = 0; s < gemm.num_spans; ++s) {

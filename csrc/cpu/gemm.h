@@ -32,12 +32,22 @@ struct SpanGemm {
   const void* slope_at;  // or null: factor 1
   void* activated;       // receives act(slope_at), or null
   int64_t slope_stride, activated_stride;
+  // 0: b lies row by row. Else b is packed, see packed_panel, and this is how many inputs it has; b_stride is not used.
+  int64_t packed_inputs;
   // Set by plan_gemm.
   int64_t row_block, row_blocks, panels, first_row;
 };
 
 // Whether the kernels of the instruction set in use compute this dtype, and do so faster than PyTorch's library.
 bool has_gemm(DType dtype);
+
+// How many outputs a panel of packed weights has with the instruction set in use, or 0 where weights of this dtype are
+// best left as they are. Packed (n, k) weights are ceil(n / panel) panels one behind the other, each of them units
+// along k, each of them one unit for every output of the panel: what a product otherwise brings into this order itself,
+// again at every call. A unit is a float, or two neighbouring bfloat16; past n and k there is 0. The leading outputs
+// are the leading panels, and the leading inputs the leading units of each panel, so that one buffer serves every
+// width.
+int64_t packed_panel(DType dtype);
 
 // Cuts the work for this many threads and returns the number of tasks. The result does not depend on the cut.
 int64_t plan_gemm(SpanGemm& gemm, int64_t threads);

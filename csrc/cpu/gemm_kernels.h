@@ -1,12 +1,12 @@
 // Matrix products over row spans. Compiled once for each instruction set: no include guard.
 //
 // A task is a block of rows times one panel of outputs (two registers wide). The panel of weights is brought once into
-// [k][panel] in the thread's scratch memory (turned, or for the gradient of the inputs as it lies), the rows once for
-// each block into strips of [k][rows of a strip]; then a strip times a panel is a register tile that sums over k with
-// one load of two registers and one broadcast per row. A long k is worked off in chunks, several panels at a time, so
-// that the rows of a chunk stay in the second-level cache. Every output is summed over k in one fixed order: it depends
-// neither on the cut into tasks nor on the number of threads. Reads a panel's weights once per block of rows, 2 n k
-// operations per row.
+// [k][panel] in the thread's scratch memory (turned, or for the gradient of the inputs as it lies; packed weights are
+// in this order already, and with few rows that is most of the work saved), the rows once for each block into strips of
+// [k][rows of a strip]; then a strip times a panel is a register tile that sums over k with one load of two registers
+// and one broadcast per row. A long k is worked off in chunks, several panels at a time, so that the rows of a chunk
+// stay in the second-level cache. Every output is summed over k in one fixed order: it depends neither on the cut into
+// tasks nor on the number of threads. Reads a panel's weights once per block of rows, 2 n k operations per row.
 
 #include "dynabert/simd/vector.h"
 #include "dynabert/simd/math.h"
@@ -153,6 +153,29 @@ PanelPart panel_part(const Strip* strips, int64_t count, int64_t panel, int64_t 
   return part;
 }
 
+// Where the chunk of a packed panel starts.
+template <class Units>
+DYNABERT_INLINE const float* packed_part(const SpanGemm& g, int64_t panel, int64_t chunk) {
+  return static_cast<const float*>(g.b) + (panel * units_of<Units>(g.packed_inputs) + chunk * kChunk) * kPanel;
+}
+
+// A strip times a packed panel that goes on past the strip's odd k: its last pair holds a weight that the strip does
+// not use, and 0 times an infinite weight would be NaN. So the last pair is multiplied by itself, with 0 in that place.
+template <class Multiply>
+void sum_odd(int64_t rows, const float* strip, const float* panel, int64_t units, float* sums, bool add, Ahead& ahead) {
+  sum_in_blocks<Multiply>(rows, strip, panel, units - 1, sums, add, ahead);
+  Int last[2];
+  __builtin_memcpy(last, panel + (units - 1) * kPanel, sizeof last);
+  for (Int& pairs : last) pairs &= 0xffff;
+  float firsts[kPanel];
+  __builtin_memcpy(firsts, last, sizeof last);
+  if (add || units > 1) {
+    multiply<Multiply, 2, 0, false, true>(rows, strip + (units - 1) * rows, firsts, 1, sums, kPanel);
+  } else {
+    multiply<Multiply, 2>(rows, strip, firsts, 1, sums, kPanel);
+  }
+}
+
 template <class T, class Units, class Multiply, bool kGradient>
 void run_panels(const SpanGemm& g, const Strip* strips, int64_t count, int64_t first_row, int64_t rows, int64_t begin,
                 int64_t end) {
@@ -162,31 +185,39 @@ void run_panels(const SpanGemm& g, const Strip* strips, int64_t count, int64_t f
   const int64_t chunks = (units_of<Units>(k) + kChunk - 1) / kChunk;
   const int64_t fitting = chunks > 1 ? kGroupFloats / (rows * kPanel) : 1, group = fitting > 1 ? fitting : 1;
   float* sums = scratch_of<float>(kScratchD, static_cast<size_t>(group * rows * kPanel));
-  float* packed = scratch_of<float>(kScratchB, static_cast<size_t>((kChunk + 1) * kPanel));
+  const bool in_panels = !kGradient && g.packed_inputs > 0;
+  float* turned = in_panels ? nullptr : scratch_of<float>(kScratchB, static_cast<size_t>((kChunk + 1) * kPanel));
   for (int64_t from = begin; from < end; from += group) {
     const int64_t to = end - from < group ? end : from + group;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       for (int64_t panel = from; panel < to; ++panel) {
         const PanelPart part = panel_part<Units>(strips, count, panel, chunk);
         if (part.length == 0) continue;
-        if constexpr (kGradient) {
-          pack_columns<Units>(packed, kPanel, b + part.start * g.b_stride + part.column, g.b_stride, part.length,
+        const float* weights = turned;
+        if (in_panels) {
+          weights = packed_part<Units>(g, panel, chunk);
+        } else if constexpr (kGradient) {
+          pack_columns<Units>(turned, kPanel, b + part.start * g.b_stride + part.column, g.b_stride, part.length,
                               part.columns);
         } else {
-          pack_rows<Units>(packed, kPanel, b + part.column * g.b_stride + part.start, g.b_stride, part.columns,
+          pack_rows<Units>(turned, kPanel, b + part.column * g.b_stride + part.start, g.b_stride, part.columns,
                            part.length);
         }
-        PanelPart next = {};
-        if (panel + 1 < to) {
-          next = panel_part<Units>(strips, count, panel + 1, chunk);
-        } else if (chunk + 1 < chunks) {
-          next = panel_part<Units>(strips, count, from, chunk + 1);
-        } else if (to < end) {
-          next = panel_part<Units>(strips, count, to, 0);
+        int64_t next_panel = panel + 1, next_chunk = chunk;
+        if (next_panel == to) {
+          next_chunk = chunk + 1 < chunks ? chunk + 1 : 0;
+          next_panel = next_chunk > 0 ? from : to;
         }
-        Ahead ahead = kGradient
-                          ? Ahead::of(b + next.start * g.b_stride + next.column, g.b_stride, next.length, next.columns)
-                          : Ahead::of(b + next.column * g.b_stride + next.start, g.b_stride, next.columns, next.length);
+        PanelPart next = {};
+        if (next_panel < end) next = panel_part<Units>(strips, count, next_panel, next_chunk);
+        Ahead ahead;
+        if (in_panels) {
+          ahead = Ahead::of(packed_part<Units>(g, next_panel, next_chunk), 0, 1, units_of<Units>(next.length) * kPanel);
+        } else if constexpr (kGradient) {
+          ahead = Ahead::of(b + next.start * g.b_stride + next.column, g.b_stride, next.length, next.columns);
+        } else {
+          ahead = Ahead::of(b + next.column * g.b_stride + next.start, g.b_stride, next.columns, next.length);
+        }
         for (int64_t s = 0; s < count; ++s) {
           const Strip& strip = strips[s];
           const int64_t left = units_of<Units>(strip.k) - chunk * kChunk;
@@ -194,8 +225,13 @@ void run_panels(const SpanGemm& g, const Strip* strips, int64_t count, int64_t f
           const int64_t width = strip.n - part.column < kPanel ? strip.n - part.column : kPanel;
           if (left <= kChunk) ask_for_tile<T, kGradient>(g, strip.row, strip.rows, part.column, width);
           float* tile = sums + ((panel - from) * rows + strip.row - first_row) * kPanel;
-          sum_in_blocks<Multiply>(strip.rows, strip.packed + chunk * kChunk * strip.rows, packed,
-                                  left < kChunk ? left : kChunk, tile, chunk > 0, ahead);
+          const float* units = strip.packed + chunk * kChunk * strip.rows;
+          const bool odd = Units::kPerUnit == 2 && in_panels && strip.k % 2 != 0 && strip.k != g.packed_inputs;
+          if (odd && left <= kChunk) {
+            sum_odd<Multiply>(strip.rows, units, weights, left, tile, chunk > 0, ahead);
+          } else {
+            sum_in_blocks<Multiply>(strip.rows, units, weights, left < kChunk ? left : kChunk, tile, chunk > 0, ahead);
+          }
           if (left > kChunk) continue;
           finish_strip<T, kGradient>(g, strip.row, strip.rows, part.column, width, tile);
         }
@@ -244,7 +280,7 @@ void gemm(const SpanGemm& g, int64_t begin, int64_t end) {
       return run_either<Half, FloatUnits<Half>, MultiplyNumbers<float>>(g, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-      if (use_bfloat16_dot() && pairs_fit(g))
+      if (use_bfloat16_dot() && (g.packed_inputs > 0 || pairs_fit(g)))
         return run_either<NativeBFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
 #endif
       return run_either<BFloat16, FloatUnits<BFloat16>, MultiplyNumbers<float>>(g, begin, end);

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "cpu/gemm.h"
 #include "cpu/isa.h"
 #include "host/pack.h"
 #ifdef USE_CUDA
@@ -37,6 +38,14 @@ py::dict cpu_features() {
   return facts;
 }
 
+int64_t packed_panel(const std::string& dtype) {
+  using dynabert::DType;
+  for (const auto& [name, value] : {std::pair{"float32", DType::kFloat32}, std::pair{"bfloat16", DType::kBFloat16}}) {
+    if (dtype == name) return dynabert::cpu::packed_panel(value);
+  }
+  return 0;
+}
+
 #ifdef USE_CUDA
 py::list kernel_attributes() {
   py::list found;
@@ -67,6 +76,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_isa", &dynabert::cpu::set_isa, py::arg("name"),
         "Forces the instruction set of the CPU kernels: generic, avx2, avx512, or auto for the best. For tests. "
         "ValueError on a name that is unknown or not available here.");
+  m.def("packed_panel", &packed_panel, py::arg("dtype"),
+        "Outputs in a panel of packed weights of this dtype ('float32', 'bfloat16', ...) with the instruction set in "
+        "use; 0 where such weights are not packed.");
   m.def("pack_sequences", &dynabert::host::pack_sequences, py::arg("sequences"), py::arg("position_offset") = 0,
         "Lays sequences of token ids end to end: (ids int64 (T,), positions int64 (T,), cu_seqlens int32 (B+1,), "
         "longest length), as numpy arrays.");

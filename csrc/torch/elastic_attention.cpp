@@ -9,13 +9,6 @@
 namespace dynabert::binding {
 namespace {
 
-// A part of the query, key and value weights that is one matrix, and the spans that use it.
-struct HeadBlock {
-  int64_t weight;  // where it starts among the weights
-  int64_t column;  // and among the columns of (T, H, 3, D) and the biases
-  std::vector<ProductSpan> spans;
-};
-
 // Heads that lie one behind the other are one block; in any other layout each head's query, key and value is one.
 std::vector<HeadBlock> head_blocks(const Tensor& weight, const std::vector<Span>& spans, int64_t max_heads) {
   const int64_t size = weight.size(2), row = weight.stride(2), width = weight.size(3);
@@ -38,17 +31,9 @@ std::vector<HeadBlock> head_blocks(const Tensor& weight, const std::vector<Span>
   return blocks;
 }
 
-// qkv[t, :k] = x[t] . weight[:k]^T + bias[:k] with k heads.
-void project_heads(const char* op, Product p, const Tensor& weight, const Tensor& bias, const std::vector<Span>& spans,
-                   int64_t max_heads) {
-  if (!bias.is_contiguous()) refuse(op, "qkv_bias is not contiguous; pass it contiguous");
-  p.b_stride = weight.stride(2);
-  void* c = p.c;
-  for (const HeadBlock& block : head_blocks(weight, spans, max_heads)) {
-    p.b = at(weight.const_data_ptr(), block.weight, p.dtype);
-    p.bias = at(bias.const_data_ptr(), block.column, p.dtype);
-    p.c = at(c, block.column, p.dtype);
-    multiply_spans(p, block.spans);
+void check_max_heads(const char* op, int64_t max_heads, int64_t heads) {
+  if (max_heads < 0 || max_heads > heads) {
+    refuse(op, "max_heads is ", max_heads, "; allowed: 0 to qkv_weight's ", heads, " heads");
   }
 }
 
@@ -60,15 +45,89 @@ int64_t check_attention_weights(const char* op, const Tensor& qkv_weight, const 
   check_weight(op, "qkv_weight", qkv_weight, x);
   const int64_t heads = qkv_weight.size(0), size = qkv_weight.size(2);
   if (size == 0) refuse(op, "qkv_weight has shape ", shape_of(qkv_weight), "; allowed: a head size of at least 1");
-  if (max_heads < 0 || max_heads > heads) {
-    refuse(op, "max_heads is ", max_heads, "; allowed: 0 to qkv_weight's ", heads, " heads");
-  }
+  check_max_heads(op, max_heads, heads);
   check_shape(op, "out_weight", out_weight, {width, heads * size}, "(C, H*D)");
   check_weight(op, "out_weight", out_weight, x);
   return heads;
 }
 
 }  // namespace
+
+AttentionOperands attention_operands(const char* op, const Tensor& x, const Tensor& qkv_weight, const Tensor& qkv_bias,
+                                     const Tensor& out_weight, const std::vector<Span>& spans, int64_t max_heads,
+                                     bool packed) {
+  AttentionOperands operands = {};
+  const int64_t width = x.size(1);
+  if (packed) {  // the bias knows the shape
+    check_shape(op, "qkv_bias", qkv_bias, {-1, 3, -1}, "(H, 3, D)");
+    operands.heads = qkv_bias.size(0);
+    operands.size = qkv_bias.size(2);
+    check_max_heads(op, max_heads, operands.heads);
+    const int64_t inner = operands.heads * operands.size;
+    operands.qkv = packed_matrix(op, "qkv_weight", qkv_weight, x, 3 * inner, width);
+    operands.out = packed_matrix(op, "out_weight", out_weight, x, width, inner);
+    operands.blocks = {{0, 0, product_spans(spans, 3 * operands.size, 0, 0, width)}};
+  } else {
+    operands.heads = check_attention_weights(op, qkv_weight, out_weight, x, max_heads);
+    operands.size = qkv_weight.size(2);
+    check_shape(op, "qkv_bias", qkv_bias, {operands.heads, 3, operands.size}, "(H, 3, D)");
+    operands.qkv = {qkv_weight.const_data_ptr(), qkv_weight.stride(2), 0};
+    operands.out = {out_weight.const_data_ptr(), out_weight.stride(0), 0};
+    operands.blocks = head_blocks(qkv_weight, spans, max_heads);
+  }
+  check_dtype(op, "qkv_bias", qkv_bias, "x", x.scalar_type());
+  if (!qkv_bias.is_contiguous()) refuse(op, "qkv_bias is not contiguous; pass it contiguous");
+  operands.qkv_bias = qkv_bias.const_data_ptr();
+  operands.max_heads = max_heads;
+  return operands;
+}
+
+void run_attention_sublayer(const AttentionOperands& operands, cpu::AttentionForward attention, const SublayerEnd& end,
+                            Sequences& sequences, const std::vector<Span>& spans) {
+  const int64_t size = operands.size, columns = operands.max_heads * size;
+  void* qkv = const_cast<void*>(attention.qkv);
+  // qkv[t, :k] = x[t] . weight[:k]^T + bias[:k] with k heads.
+  for (const HeadBlock& block : operands.blocks) {
+    Product into = {};
+    into.dtype = end.dtype;
+    into.a = end.x;
+    into.a_stride = end.x_stride;
+    into.b = at(operands.qkv.data, block.weight, end.dtype);
+    into.b_stride = operands.qkv.stride;
+    into.packed_inputs = operands.qkv.packed_inputs;
+    into.bias = at(operands.qkv_bias, block.column, end.dtype);
+    into.c = at(qkv, block.column, end.dtype);
+    into.c_stride = 3 * columns;
+    multiply_spans(into, block.spans);
+  }
+
+  attention.dtype = end.dtype;
+  attention.qkv_row = 3 * columns;
+  attention.qkv_head = 3 * size;
+  attention.qkv_part = size;
+  attention.out_row = columns;
+  attention.out_head = size;
+  attention.lse_head = end.tokens;
+  attention.head_size = size;
+  attend(attention, sequences, spans);
+
+  Product out = {};
+  out.dtype = end.dtype;
+  out.a = attention.out;
+  out.a_stride = columns;
+  out.b = operands.out.data;
+  out.b_stride = operands.out.stride;
+  out.packed_inputs = operands.out.packed_inputs;
+  out.c = end.projected;
+  out.c_stride = end.columns;
+  multiply_spans(out, product_spans(spans, 0, end.columns, size, 0));
+  finish_sublayer(end, spans);
+}
+
+namespace {
+
+// y, qkv, context, lse, hidden, mean, rstd
+using AttentionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight, const Tensor& qkv_bias,
                                        const Tensor& out_weight, const Tensor& out_bias, const Tensor& ln_weight,
@@ -81,10 +140,9 @@ AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight
   const DType dtype = check_hidden(op, x);
   const ScalarType type = x.scalar_type();
   const int64_t tokens = x.size(0), width = x.size(1);
-  const int64_t heads = check_attention_weights(op, qkv_weight, out_weight, x, max_heads), size = qkv_weight.size(2);
-  check_shape(op, "qkv_bias", qkv_bias, {heads, 3, size}, "(H, 3, D)");
-  check_dtype(op, "qkv_bias", qkv_bias, "x", type);
   const std::vector<Span> spans = read_spans(op, rows, head_counts, "head_counts", 1, max_heads, tokens);
+  const AttentionOperands operands =
+      attention_operands(op, x, qkv_weight, qkv_bias, out_weight, spans, max_heads, false);
   Sequences sequences = read_sequences(op, cu_seqlens, spans, max_seqlen);
 
   cpu::AttentionForward attention = {};
@@ -92,67 +150,39 @@ AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight
   attention.position_bias = bias.table;
   attention.bias_head = bias.head;
   attention.bias_centre = bias.centre;
+  attention.scale = scale;
   attention.dropout = dropout_of(op, dropout_state, attention_dropout, dropout_stream);
   const ScalarType wide = wide_type(dtype);
   Tensor y = torch::stable::new_empty(x, {tokens, width});
   // Working memory when nothing is saved, results when it is.
-  Tensor qkv = torch::stable::new_empty(x, {tokens, max_heads, 3, size});
-  Tensor context = torch::stable::new_empty(x, {tokens, max_heads, size});
+  Tensor qkv = torch::stable::new_empty(x, {tokens, max_heads, 3, operands.size});
+  Tensor context = torch::stable::new_empty(x, {tokens, max_heads, operands.size});
   Tensor lse = save ? torch::stable::new_empty(x, {max_heads, tokens}, wide) : nothing(wide);
   Tensor hidden = save ? torch::stable::new_empty(x, {tokens, width}) : nothing(type);
   Tensor mean = save ? torch::stable::new_empty(x, {tokens}, wide) : nothing(wide);
   Tensor rstd = save ? torch::stable::new_empty(x, {tokens}, wide) : nothing(wide);
-
-  Product into = {};
-  into.dtype = dtype;
-  into.a = x.const_data_ptr();
-  into.a_stride = x.stride(0);
-  into.c = qkv.mutable_data_ptr();
-  into.c_stride = max_heads * 3 * size;
-  project_heads(op, into, qkv_weight, qkv_bias, spans, max_heads);
-
-  attention.dtype = dtype;
-  attention.qkv = into.c;
-  attention.qkv_row = max_heads * 3 * size;
-  attention.qkv_head = 3 * size;
-  attention.qkv_part = size;
+  attention.qkv = qkv.mutable_data_ptr();
   attention.out = context.mutable_data_ptr();
-  attention.out_row = max_heads * size;
-  attention.out_head = size;
   attention.lse = save ? lse.mutable_data_ptr() : nullptr;
-  attention.lse_head = tokens;
-  attention.head_size = size;
-  attention.scale = scale;
-  attend(attention, sequences, spans);
-
-  SublayerEnd end = {.op = op,
-                     .dtype = dtype,
-                     .x = x,
-                     .out_bias = vector_of(op, "out_bias", out_bias, width, type),
-                     .ln_weight = vector_of(op, "ln_weight", ln_weight, width, type),
-                     .ln_bias = vector_of(op, "ln_bias", ln_bias, width, type),
-                     .projected = save ? hidden.mutable_data_ptr() : y.mutable_data_ptr(),
-                     .y = y.mutable_data_ptr(),
-                     .hidden = save ? hidden.mutable_data_ptr() : nullptr,
-                     .mean = save ? mean.mutable_data_ptr() : nullptr,
-                     .rstd = save ? rstd.mutable_data_ptr() : nullptr,
-                     .eps = eps,
-                     .dropout = dropout_of(op, dropout_state, hidden_dropout, dropout_stream + 1)};
-  Product out = {};
-  out.dtype = dtype;
-  out.a = attention.out;
-  out.a_stride = attention.out_row;
-  out.b = out_weight.const_data_ptr();
-  out.b_stride = out_weight.stride(0);
-  out.c = end.projected;
-  out.c_stride = width;
-  multiply_spans(out, product_spans(spans, 0, width, size, 0));
-  finish_sublayer(end, spans);
+  const SublayerEnd end = {.dtype = dtype,
+                           .x = x.const_data_ptr(),
+                           .tokens = tokens,
+                           .columns = width,
+                           .x_stride = x.stride(0),
+                           .out_bias = vector_of(op, "out_bias", out_bias, width, type),
+                           .ln_weight = vector_of(op, "ln_weight", ln_weight, width, type),
+                           .ln_bias = vector_of(op, "ln_bias", ln_bias, width, type),
+                           .projected = save ? hidden.mutable_data_ptr() : y.mutable_data_ptr(),
+                           .y = y.mutable_data_ptr(),
+                           .hidden = save ? hidden.mutable_data_ptr() : nullptr,
+                           .mean = save ? mean.mutable_data_ptr() : nullptr,
+                           .rstd = save ? rstd.mutable_data_ptr() : nullptr,
+                           .eps = eps,
+                           .dropout = dropout_of(op, dropout_state, hidden_dropout, dropout_stream + 1)};
+  run_attention_sublayer(operands, attention, end, sequences, spans);
   if (save) return {y, qkv, context, lse, hidden, mean, rstd};
   return {y, nothing(type), nothing(type), lse, hidden, mean, rstd};
 }
-
-namespace {
 
 // dx += dqkv . weight
 void project_heads_backward(InputGradient p, const Tensor& weight, const std::vector<Span>& spans, int64_t max_heads) {

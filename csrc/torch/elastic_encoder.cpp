@@ -1,7 +1,8 @@
-// elastic_encoder on the CPU: every layer's two sub-layers in one call. Between them there is no Python and no
-// dispatcher, which for a short text cost more than the products themselves.
+// elastic_encoder on the CPU: every layer's two sub-layers in one call. Between them there is no Python, no dispatcher
+// and no allocation, which for a short text cost more than the products themselves.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "torch/sublayers.h"
@@ -11,10 +12,25 @@ namespace {
 
 constexpr int64_t kWeightsPerLayer = 12;  // six of the attention, then six of the feed-forward sub-layer
 
+// Working memory of a call, shared by all its layers: the sub-layers' inner results and what is between two sub-layers.
+struct WorkingMemory {
+  Tensor owner;
+  void *qkv, *context, *active, *between;
+};
+
+WorkingMemory working_memory(const Tensor& x, int64_t most_columns, int64_t most_neurons, DType dtype) {
+  const int64_t tokens = x.size(0), width = x.size(1);
+  // A sub-layer's inner results are dead when the next one starts.
+  const int64_t inner = std::max(4 * most_columns, most_neurons);
+  Tensor owner = torch::stable::new_empty(x, {tokens * (inner + width)});
+  void* start = owner.mutable_data_ptr();
+  return {owner, start, at(start, tokens * 3 * most_columns, dtype), start, at(start, tokens * inner, dtype)};
+}
+
 Tensor elastic_encoder(const Tensor& x, std::vector<Tensor> weights, std::vector<Tensor> position_biases,
                        const Tensor& cu_seqlens, const Tensor& table, int64_t num_groups,
                        std::vector<int64_t> max_heads, std::vector<int64_t> max_neurons, int64_t max_seqlen,
-                       double scale, double eps, int64_t activation) {
+                       double scale, double eps, int64_t activation, bool packed) {
   const char* op = "elastic_encoder";
   const int64_t layers = static_cast<int64_t>(max_heads.size());
   if (max_neurons.size() != max_heads.size()) {
@@ -31,9 +47,31 @@ Tensor elastic_encoder(const Tensor& x, std::vector<Tensor> weights, std::vector
     refuse(op, "table has ", table.size(0), " numbers for ", num_groups, " groups and ", layers,
            " layers; allowed: G + 1 + 2 G L");
   }
+  const DType dtype = check_hidden(op, x);
+  const ScalarType type = x.scalar_type();
+  const int64_t tokens = x.size(0), width = x.size(1);
   Tensor numbers = table;
   const Tensor rows = torch::stable::narrow(numbers, 0, 0, num_groups + 1);
-  Tensor y = x;
+  int64_t most_columns = 0;
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const Tensor& qkv_bias = weights[kWeightsPerLayer * layer + 1];
+    check_shape(op, "qkv_bias", qkv_bias, {-1, 3, -1}, "(H, 3, D)");
+    most_columns = std::max(most_columns, std::max<int64_t>(max_heads[layer], 0) * qkv_bias.size(2));
+  }
+  const int64_t most_neurons = layers == 0 ? 0 : *std::max_element(max_neurons.begin(), max_neurons.end());
+  const WorkingMemory memory = working_memory(x, most_columns, std::max<int64_t>(most_neurons, 0), dtype);
+  Tensor y = torch::stable::new_empty(x, {tokens, width});
+  SublayerEnd end = {};
+  end.dtype = dtype;
+  end.x = x.const_data_ptr();
+  end.tokens = tokens;
+  end.columns = width;
+  end.x_stride = x.stride(0);
+  end.eps = eps;
+  cpu::AttentionForward attention = {};
+  attention.scale = scale;
+  attention.qkv = memory.qkv;
+  attention.out = memory.context;
   bool ran = false;
   for (int64_t layer = 0; layer < layers; ++layer) {
     if (max_heads[layer] == 0 && max_neurons[layer] == 0) continue;
@@ -41,12 +79,33 @@ Tensor elastic_encoder(const Tensor& x, std::vector<Tensor> weights, std::vector
     const Tensor head_counts = torch::stable::narrow(numbers, 0, start, num_groups);
     const Tensor neuron_counts = torch::stable::narrow(numbers, 0, start + num_groups, num_groups);
     const Tensor* w = weights.data() + kWeightsPerLayer * layer;
-    std::optional<Tensor> bias;
-    if (!position_biases.empty()) bias = position_biases[layer];
-    y = std::get<0>(elastic_attention_fwd(y, w[0], w[1], w[2], w[3], w[4], w[5], cu_seqlens, rows, head_counts, bias,
-                                          std::nullopt, max_heads[layer], max_seqlen, scale, eps, 0.0, 0.0, 0, false));
-    y = std::get<0>(elastic_ffn_fwd(y, w[6], w[7], w[8], w[9], w[10], w[11], rows, neuron_counts, std::nullopt,
-                                    max_neurons[layer], activation, eps, 0.0, 0, false));
+    const auto vector = [&](int64_t index, const char* name) { return vector_of(op, name, w[index], width, type); };
+
+    std::vector<Span> spans = read_spans(op, rows, head_counts, "head_counts", 1, max_heads[layer], tokens);
+    const AttentionOperands attended = attention_operands(op, x, w[0], w[1], w[2], spans, max_heads[layer], packed);
+    Sequences sequences = read_sequences(op, cu_seqlens, spans, max_seqlen);
+    if (!position_biases.empty()) {
+      const PositionBias bias = read_position_bias(op, position_biases[layer], type, max_heads[layer], max_seqlen);
+      attention.position_bias = bias.table;
+      attention.bias_head = bias.head;
+      attention.bias_centre = bias.centre;
+    }
+    end.out_bias = vector(3, "out_bias");
+    end.ln_weight = vector(4, "ln_weight");
+    end.ln_bias = vector(5, "ln_bias");
+    end.projected = end.y = memory.between;
+    run_attention_sublayer(attended, attention, end, sequences, spans);
+
+    spans = read_spans(op, rows, neuron_counts, "neuron_counts", 1, max_neurons[layer], tokens);
+    const FfnOperands fed = ffn_operands(op, x, w[6], w[7], w[8], max_neurons[layer], activation, packed);
+    end.x = memory.between;
+    end.x_stride = width;
+    end.out_bias = vector(9, "out_bias");
+    end.ln_weight = vector(10, "ln_weight");
+    end.ln_bias = vector(11, "ln_bias");
+    end.projected = end.y = y.mutable_data_ptr();
+    run_ffn_sublayer(fed, memory.active, nullptr, end, spans);
+    end.x = y.const_data_ptr();
     ran = true;
   }
   return ran ? y : torch::stable::clone(x);

@@ -60,28 +60,24 @@ Layer read_layer(const char* op, const Tensor* w, const Tensor& x, ScalarType ty
   return layer;
 }
 
-// The products of a batch, layer after layer, in the same memory.
-struct Work {
-  Tensor qkv, context, active, y[2];
+// Working memory of a call, shared by all its layers, see elastic_encoder; and the rows as bytes.
+struct WorkingMemory {
+  Tensor owner;
+  void *qkv, *context, *active, *between;
   Int8Activations activations;
 };
 
-void end_sublayer(const char* op, DType dtype, const Tensor& x, Tensor& y, const Norm& norm, double eps,
-                  const std::vector<Span>& spans) {
-  finish_sublayer({.op = op,
-                   .dtype = dtype,
-                   .x = x,
-                   .out_bias = nullptr,
-                   .ln_weight = norm.weight,
-                   .ln_bias = norm.bias,
-                   .projected = y.mutable_data_ptr(),
-                   .y = y.mutable_data_ptr(),
-                   .hidden = nullptr,
-                   .mean = nullptr,
-                   .rstd = nullptr,
-                   .eps = eps,
-                   .dropout = {}},
-                  spans);
+WorkingMemory working_memory(const Tensor& x, int64_t most_columns, int64_t most_neurons, int64_t row_bytes,
+                             DType dtype) {
+  const int64_t tokens = x.size(0), width = x.size(1), inner = std::max(4 * most_columns, most_neurons);
+  Tensor owner = torch::stable::new_empty(x, {tokens * (inner + width)});
+  void* start = owner.mutable_data_ptr();
+  return {.owner = owner,
+          .qkv = start,
+          .context = at(start, tokens * 3 * most_columns, dtype),
+          .active = start,
+          .between = at(start, tokens * inner, dtype),
+          .activations = Int8Activations(x, tokens, row_bytes)};
 }
 
 Tensor elastic_encoder_int8(const Tensor& x, std::vector<Tensor> weights, std::vector<Tensor> position_biases,
@@ -114,7 +110,7 @@ Tensor elastic_encoder_int8(const Tensor& x, std::vector<Tensor> weights, std::v
   const Tensor rows = torch::stable::narrow(numbers, 0, 0, num_groups + 1);
 
   std::vector<Layer> read(static_cast<size_t>(layers));
-  int64_t qkv_columns = 0, context_columns = 0, most_neurons = 0, row_bytes = 0;
+  int64_t most_columns = 0, most_neurons = 0, row_bytes = 0;
   bool runs = false;
   for (int64_t l = 0; l < layers; ++l) {
     if (max_heads[l] == 0 && max_neurons[l] == 0) continue;
@@ -126,8 +122,7 @@ Tensor elastic_encoder_int8(const Tensor& x, std::vector<Tensor> weights, std::v
                              max_heads[l], tokens);
     layer.neurons = read_spans(op, rows, torch::stable::narrow(numbers, 0, start + num_groups, num_groups),
                                "neuron_counts", 1, max_neurons[l], tokens);
-    qkv_columns = std::max(qkv_columns, max_heads[l] * 3 * layer.head_size);
-    context_columns = std::max(context_columns, max_heads[l] * layer.head_size);
+    most_columns = std::max(most_columns, max_heads[l] * layer.head_size);
     most_neurons = std::max(most_neurons, max_neurons[l]);
     for (const Int8Linear* linear : {&layer.qkv, &layer.ffn_in}) {
       row_bytes = std::max(row_bytes, linear->cut.bytes(width));
@@ -136,52 +131,58 @@ Tensor elastic_encoder_int8(const Tensor& x, std::vector<Tensor> weights, std::v
     row_bytes = std::max(row_bytes, layer.ffn_out.cut.bytes(max_neurons[l]));
   }
   if (!runs) return torch::stable::clone(x);
-  Work work = {.qkv = torch::stable::new_empty(x, {tokens, qkv_columns}),
-               .context = torch::stable::new_empty(x, {tokens, context_columns}),
-               .active = torch::stable::new_empty(x, {tokens, most_neurons}),
-               .y = {torch::stable::new_empty(x, {tokens, width}), torch::stable::new_empty(x, {tokens, width})},
-               .activations = Int8Activations(x, tokens, row_bytes)};
-  const auto multiply = [&](const Int8Linear& linear, const Tensor& a, Tensor& c, Activation after,
-                            const std::vector<ProductSpan>& spans) {
-    multiply_int8(linear, dtype, a.const_data_ptr(), a.stride(0), c.mutable_data_ptr(), c.stride(0), after, spans,
-                  work.activations);
-  };
-
-  Tensor now = x;
+  WorkingMemory memory = working_memory(x, most_columns, most_neurons, row_bytes, dtype);
+  Tensor y = torch::stable::new_empty(x, {tokens, width});
+  SublayerEnd end = {};
+  end.dtype = dtype;
+  end.x = x.const_data_ptr();
+  end.tokens = tokens;
+  end.columns = width;
+  end.x_stride = x.stride(0);
+  end.eps = eps;
+  cpu::AttentionForward attention = {};
+  attention.dtype = dtype;
+  attention.scale = scale;
+  attention.qkv = memory.qkv;
+  attention.out = memory.context;
   for (int64_t l = 0; l < layers; ++l) {
     if (max_heads[l] == 0 && max_neurons[l] == 0) continue;
     const Layer& layer = read[l];
-    const int64_t size = layer.head_size;
+    const int64_t size = layer.head_size, columns = max_heads[l] * size;
     Sequences sequences = read_sequences(op, cu_seqlens, layer.heads, max_seqlen);
-    std::optional<Tensor> table_of_biases;
-    if (!position_biases.empty()) table_of_biases = position_biases[l];
-    const PositionBias bias = read_position_bias(op, table_of_biases, type, max_heads[l], max_seqlen);
-    multiply(layer.qkv, now, work.qkv, Activation::kNone, product_spans(layer.heads, 3 * size, 0, 0, width));
-    cpu::AttentionForward attention = {};
-    attention.position_bias = bias.table;
-    attention.bias_head = bias.head;
-    attention.bias_centre = bias.centre;
-    attention.dtype = dtype;
-    attention.qkv = work.qkv.const_data_ptr();
-    attention.qkv_row = qkv_columns;
+    if (!position_biases.empty()) {
+      const PositionBias bias = read_position_bias(op, position_biases[l], type, max_heads[l], max_seqlen);
+      attention.position_bias = bias.table;
+      attention.bias_head = bias.head;
+      attention.bias_centre = bias.centre;
+    }
+    multiply_int8(layer.qkv, dtype, end.x, end.x_stride, memory.qkv, 3 * columns, Activation::kNone,
+                  product_spans(layer.heads, 3 * size, 0, 0, width), memory.activations);
+    attention.qkv_row = 3 * columns;
     attention.qkv_head = 3 * size;
-    attention.qkv_part = size;
-    attention.out = work.context.mutable_data_ptr();
-    attention.out_row = context_columns;
-    attention.out_head = size;
-    attention.head_size = size;
-    attention.scale = scale;
+    attention.qkv_part = attention.out_head = attention.head_size = size;
+    attention.out_row = columns;
     attend(attention, sequences, layer.heads);
-    multiply(layer.attention, work.context, work.y[0], Activation::kNone,
-             product_spans(layer.heads, 0, width, size, 0));
-    end_sublayer(op, dtype, now, work.y[0], layer.attention_norm, eps, layer.heads);
+    end.projected = end.y = memory.between;
+    multiply_int8(layer.attention, dtype, memory.context, columns, end.projected, width, Activation::kNone,
+                  product_spans(layer.heads, 0, width, size, 0), memory.activations);
+    end.ln_weight = layer.attention_norm.weight;
+    end.ln_bias = layer.attention_norm.bias;
+    finish_sublayer(end, layer.heads);
 
-    multiply(layer.ffn_in, work.y[0], work.active, act, product_spans(layer.neurons, 1, 0, 0, width));
-    multiply(layer.ffn_out, work.active, work.y[1], Activation::kNone, product_spans(layer.neurons, 0, width, 1, 0));
-    end_sublayer(op, dtype, work.y[0], work.y[1], layer.ffn_norm, eps, layer.neurons);
-    now = work.y[1];
+    end.x = memory.between;
+    end.x_stride = width;
+    multiply_int8(layer.ffn_in, dtype, end.x, width, memory.active, max_neurons[l], act,
+                  product_spans(layer.neurons, 1, 0, 0, width), memory.activations);
+    end.projected = end.y = y.mutable_data_ptr();
+    multiply_int8(layer.ffn_out, dtype, memory.active, max_neurons[l], end.projected, width, Activation::kNone,
+                  product_spans(layer.neurons, 0, width, 1, 0), memory.activations);
+    end.ln_weight = layer.ffn_norm.weight;
+    end.ln_bias = layer.ffn_norm.bias;
+    finish_sublayer(end, layer.neurons);
+    end.x = y.const_data_ptr();
   }
-  return now;
+  return y;
 }
 
 }  // namespace

@@ -106,6 +106,7 @@ void multiply_spans(const Product& p, const std::vector<ProductSpan>& spans) {
   gemm.residual_stride = p.residual_stride;
   gemm.c_stride = p.c_stride;
   gemm.pre_stride = p.pre_stride;
+  gemm.packed_inputs = p.packed_inputs;
   gemm.activation = p.activation;
   run_on_all_threads(gemm, mine);
 }

@@ -16,12 +16,13 @@ using ProductSpan = cpu::GemmSpan;
 struct Product {
   DType dtype;
   const void* a;
-  const void* b;
+  const void* b;         // row by row, or packed: see packed_inputs of cpu::SpanGemm
   const void* bias;      // or null
   const void* residual;  // or null
   void* c;
   void* pre;  // or null
   int64_t a_stride, b_stride, residual_stride, c_stride, pre_stride;
+  int64_t packed_inputs;  // 0: b is row by row
   Activation activation;
 };
 

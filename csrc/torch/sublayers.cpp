@@ -8,8 +8,8 @@
 namespace dynabert::binding {
 
 void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
-  const int64_t tokens = end.x.size(0), columns = end.x.size(1), x_stride = end.x.stride(0);
-  const void* x = end.x.const_data_ptr();
+  const int64_t tokens = end.tokens, columns = end.columns, x_stride = end.x_stride;
+  const void* x = end.x;
   cpu::LayerNormForward shared = {};
   shared.dtype = end.dtype;
   shared.x_bias = end.out_bias;
@@ -70,6 +70,87 @@ void check_weight(const char* op, const char* name, const Tensor& weight, const 
   check_last_stride(op, name, weight);
 }
 
+WeightMatrix packed_matrix(const char* op, const char* name, const Tensor& packed, const Tensor& x, int64_t outputs,
+                           int64_t inputs) {
+  check_dtype(op, name, packed, "x", x.scalar_type());
+  const DType dtype = float_dtype(op, name, packed);
+  const int64_t panel = cpu::packed_panel(dtype), pair = dtype == DType::kBFloat16 ? 2 : 1;
+  if (panel == 0) {
+    refuse(op, name, " is packed, but on this processor weights of this dtype are not; pass the plain weights");
+  }
+  const int64_t panels = (outputs + panel - 1) / panel, units = (inputs + pair - 1) / pair;
+  if (packed.dim() != 4 || packed.size(0) != panels || packed.size(1) != units || packed.size(2) != panel ||
+      packed.size(3) != pair || !packed.is_contiguous()) {
+    refuse(op, name, " has shape ", shape_of(packed), "; allowed: (", panels, ", ", units, ", ", panel, ", ", pair,
+           "), contiguous: ", outputs, " outputs of ", inputs,
+           " inputs, packed for the instruction set in use; pack it anew");
+  }
+  return {packed.const_data_ptr(), 0, inputs};
+}
+
+FfnOperands ffn_operands(const char* op, const Tensor& x, const Tensor& in_weight, const Tensor& in_bias,
+                         const Tensor& out_weight, int64_t max_neurons, int64_t activation, bool packed) {
+  FfnOperands operands = {};
+  const int64_t width = x.size(1);
+  int64_t neurons = 0;
+  if (packed) {  // the bias knows the shape
+    check_shape(op, "in_bias", in_bias, {-1}, "(F,)");
+    neurons = in_bias.size(0);
+    operands.in = packed_matrix(op, "in_weight", in_weight, x, neurons, width);
+    operands.out = packed_matrix(op, "out_weight", out_weight, x, width, neurons);
+  } else {
+    check_shape(op, "in_weight", in_weight, {-1, width}, "(F, C)");
+    check_weight(op, "in_weight", in_weight, x);
+    neurons = in_weight.size(0);
+    check_shape(op, "out_weight", out_weight, {width, neurons}, "(C, F)");
+    check_weight(op, "out_weight", out_weight, x);
+    operands.in = {in_weight.const_data_ptr(), in_weight.stride(0), 0};
+    operands.out = {out_weight.const_data_ptr(), out_weight.stride(0), 0};
+  }
+  if (max_neurons < 0 || max_neurons > neurons) {
+    refuse(op, "max_neurons is ", max_neurons, "; allowed: 0 to in_weight's ", neurons, " rows");
+  }
+  operands.in_bias = vector_of(op, "in_bias", in_bias, neurons, x.scalar_type(), "(F,)");
+  operands.max_neurons = max_neurons;
+  operands.activation = activation_of(op, activation);
+  return operands;
+}
+
+void run_ffn_sublayer(const FfnOperands& operands, void* active, void* pre, const SublayerEnd& end,
+                      const std::vector<Span>& spans) {
+  Product into = {};
+  into.dtype = end.dtype;
+  into.a = end.x;
+  into.a_stride = end.x_stride;
+  into.b = operands.in.data;
+  into.b_stride = operands.in.stride;
+  into.packed_inputs = operands.in.packed_inputs;
+  into.bias = operands.in_bias;
+  into.c = active;
+  into.c_stride = operands.max_neurons;
+  into.pre = pre;
+  into.pre_stride = operands.max_neurons;
+  into.activation = operands.activation;
+  multiply_spans(into, product_spans(spans, 1, 0, 0, end.columns));
+
+  Product out = {};
+  out.dtype = end.dtype;
+  out.a = active;
+  out.a_stride = operands.max_neurons;
+  out.b = operands.out.data;
+  out.b_stride = operands.out.stride;
+  out.packed_inputs = operands.out.packed_inputs;
+  out.c = end.projected;
+  out.c_stride = end.columns;
+  multiply_spans(out, product_spans(spans, 0, end.columns, 1, 0));
+  finish_sublayer(end, spans);
+}
+
+namespace {
+
+// y, pre, hidden, mean, rstd
+using FfnOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 FfnOutputs elastic_ffn_fwd(const Tensor& x, const Tensor& in_weight, const Tensor& in_bias, const Tensor& out_weight,
                            const Tensor& out_bias, const Tensor& ln_weight, const Tensor& ln_bias, const Tensor& rows,
                            const Tensor& neuron_counts, std::optional<Tensor> dropout_state, int64_t max_neurons,
@@ -78,14 +159,7 @@ FfnOutputs elastic_ffn_fwd(const Tensor& x, const Tensor& in_weight, const Tenso
   const DType dtype = check_hidden(op, x);
   const ScalarType type = x.scalar_type();
   const int64_t tokens = x.size(0), width = x.size(1);
-  check_shape(op, "in_weight", in_weight, {-1, width}, "(F, C)");
-  check_weight(op, "in_weight", in_weight, x);
-  const int64_t neurons = in_weight.size(0);
-  if (max_neurons < 0 || max_neurons > neurons) {
-    refuse(op, "max_neurons is ", max_neurons, "; allowed: 0 to in_weight's ", neurons, " rows");
-  }
-  check_shape(op, "out_weight", out_weight, {width, neurons}, "(C, F)");
-  check_weight(op, "out_weight", out_weight, x);
+  const FfnOperands operands = ffn_operands(op, x, in_weight, in_bias, out_weight, max_neurons, activation, false);
   const std::vector<Span> spans = read_spans(op, rows, neuron_counts, "neuron_counts", 1, max_neurons, tokens);
 
   const ScalarType wide = wide_type(dtype);
@@ -95,47 +169,26 @@ FfnOutputs elastic_ffn_fwd(const Tensor& x, const Tensor& in_weight, const Tenso
   Tensor hidden = save ? torch::stable::new_empty(x, {tokens, width}) : nothing(type);
   Tensor mean = save ? torch::stable::new_empty(x, {tokens}, wide) : nothing(wide);
   Tensor rstd = save ? torch::stable::new_empty(x, {tokens}, wide) : nothing(wide);
-
-  Product into = {};
-  into.dtype = dtype;
-  into.a = x.const_data_ptr();
-  into.a_stride = x.stride(0);
-  into.b = in_weight.const_data_ptr();
-  into.b_stride = in_weight.stride(0);
-  into.bias = vector_of(op, "in_bias", in_bias, neurons, type, "(F,)");
-  into.c = active.mutable_data_ptr();
-  into.c_stride = max_neurons;
-  into.pre = save ? pre.mutable_data_ptr() : nullptr;
-  into.pre_stride = max_neurons;
-  into.activation = activation_of(op, activation);
-
-  SublayerEnd end = {.op = op,
-                     .dtype = dtype,
-                     .x = x,
-                     .out_bias = vector_of(op, "out_bias", out_bias, width, type),
-                     .ln_weight = vector_of(op, "ln_weight", ln_weight, width, type),
-                     .ln_bias = vector_of(op, "ln_bias", ln_bias, width, type),
-                     .projected = save ? hidden.mutable_data_ptr() : y.mutable_data_ptr(),
-                     .y = y.mutable_data_ptr(),
-                     .hidden = save ? hidden.mutable_data_ptr() : nullptr,
-                     .mean = save ? mean.mutable_data_ptr() : nullptr,
-                     .rstd = save ? rstd.mutable_data_ptr() : nullptr,
-                     .eps = eps,
-                     .dropout = dropout_of(op, dropout_state, hidden_dropout, dropout_stream)};
-  Product out = {};
-  out.dtype = dtype;
-  out.a = into.c;
-  out.a_stride = max_neurons;
-  out.b = out_weight.const_data_ptr();
-  out.b_stride = out_weight.stride(0);
-  out.c = end.projected;
-  out.c_stride = width;
-  multiply_spans(into, product_spans(spans, 1, 0, 0, width));
-  multiply_spans(out, product_spans(spans, 0, width, 1, 0));
-  finish_sublayer(end, spans);
+  const SublayerEnd end = {.dtype = dtype,
+                           .x = x.const_data_ptr(),
+                           .tokens = tokens,
+                           .columns = width,
+                           .x_stride = x.stride(0),
+                           .out_bias = vector_of(op, "out_bias", out_bias, width, type),
+                           .ln_weight = vector_of(op, "ln_weight", ln_weight, width, type),
+                           .ln_bias = vector_of(op, "ln_bias", ln_bias, width, type),
+                           .projected = save ? hidden.mutable_data_ptr() : y.mutable_data_ptr(),
+                           .y = y.mutable_data_ptr(),
+                           .hidden = save ? hidden.mutable_data_ptr() : nullptr,
+                           .mean = save ? mean.mutable_data_ptr() : nullptr,
+                           .rstd = save ? rstd.mutable_data_ptr() : nullptr,
+                           .eps = eps,
+                           .dropout = dropout_of(op, dropout_state, hidden_dropout, dropout_stream)};
+  run_ffn_sublayer(operands, active.mutable_data_ptr(), save ? pre.mutable_data_ptr() : nullptr, end, spans);
   return {y, pre, hidden, mean, rstd};
 }
 
+}  // namespace
 }  // namespace dynabert::binding
 
 STABLE_TORCH_LIBRARY_IMPL(dynabert_cpu, CPU, m) {

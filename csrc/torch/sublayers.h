@@ -1,5 +1,6 @@
-// What both sub-layers share: their checks, and their end, which is dropout, residual and LayerNorm of the projected
-// rows and the rows that skip the layer.
+// The two sub-layers: what they share, which is their checks and their end (dropout, residual and LayerNorm of the
+// projected rows, and the rows that skip the layer), and each as a function of operands that are checked and of memory
+// that is there, for the ops and for the whole encoder.
 #pragma once
 
 #include <optional>
@@ -8,6 +9,7 @@
 
 #include "cpu/layer_norm.h"
 #include "torch/arguments.h"
+#include "torch/attention.h"
 #include "torch/matmul.h"
 
 namespace dynabert::binding {
@@ -24,9 +26,9 @@ const void* saved_result(const char* op, const char* name, const Tensor& tensor,
                          ScalarType dtype, const char* letters);
 
 struct SublayerEnd {
-  const char* op;
   DType dtype;
-  const Tensor& x;        // (T, C), the residual
+  const void* x;  // (T, C), the residual
+  int64_t tokens, columns, x_stride;
   const void* out_bias;   // (C)
   const void* ln_weight;  // (C)
   const void* ln_bias;    // (C)
@@ -63,25 +65,53 @@ struct SublayerEndBackward {
 // dx = 0. Of dprojected only spans with a count are written. The three vectors are sums over all active rows.
 void begin_sublayer_backward(const SublayerEndBackward& end, const std::vector<Span>& spans);
 
-// The two sub-layers, as registered; `elastic_encoder` calls them without the dispatcher.
+// A weight as a product reads it.
+struct WeightMatrix {
+  const void* data;
+  int64_t stride;         // from output to output; not used when packed
+  int64_t packed_inputs;  // 0: row by row, see cpu::SpanGemm
+};
 
-// y, qkv, context, lse, hidden, mean, rstd
-using AttentionOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// A packed (outputs, inputs) weight of x's dtype; throws when it is not packed for the instruction set in use.
+WeightMatrix packed_matrix(const char* op, const char* name, const Tensor& packed, const Tensor& x, int64_t outputs,
+                           int64_t inputs);
 
-AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight, const Tensor& qkv_bias,
-                                       const Tensor& out_weight, const Tensor& out_bias, const Tensor& ln_weight,
-                                       const Tensor& ln_bias, const Tensor& cu_seqlens, const Tensor& rows,
-                                       const Tensor& head_counts, std::optional<Tensor> position_bias,
-                                       std::optional<Tensor> dropout_state, int64_t max_heads, int64_t max_seqlen,
-                                       double scale, double eps, double attention_dropout, double hidden_dropout,
-                                       int64_t dropout_stream, bool save);
+// A part of the query, key and value weights that is one matrix, and the spans that use it.
+struct HeadBlock {
+  int64_t weight;  // where it starts among the weights
+  int64_t column;  // and among the columns of (T, H, 3, D) and the biases
+  std::vector<ProductSpan> spans;
+};
 
-// y, pre, hidden, mean, rstd
-using FfnOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+struct AttentionOperands {
+  WeightMatrix qkv, out;
+  std::vector<HeadBlock> blocks;
+  const void* qkv_bias;
+  int64_t heads, size, max_heads;
+};
 
-FfnOutputs elastic_ffn_fwd(const Tensor& x, const Tensor& in_weight, const Tensor& in_bias, const Tensor& out_weight,
-                           const Tensor& out_bias, const Tensor& ln_weight, const Tensor& ln_bias, const Tensor& rows,
-                           const Tensor& neuron_counts, std::optional<Tensor> dropout_state, int64_t max_neurons,
-                           int64_t activation, double eps, double hidden_dropout, int64_t dropout_stream, bool save);
+// Checks the weights, plain or packed: qkv_weight (H, 3, D, C), qkv_bias (H, 3, D), out_weight (C, H*D).
+AttentionOperands attention_operands(const char* op, const Tensor& x, const Tensor& qkv_weight, const Tensor& qkv_bias,
+                                     const Tensor& out_weight, const std::vector<Span>& spans, int64_t max_heads,
+                                     bool packed);
+
+// `attention` brings its bias table, dropout, scale, and the memory qkv (T, max_heads, 3, D) and out (T, max_heads, D).
+void run_attention_sublayer(const AttentionOperands& operands, cpu::AttentionForward attention, const SublayerEnd& end,
+                            Sequences& sequences, const std::vector<Span>& spans);
+
+struct FfnOperands {
+  WeightMatrix in, out;
+  const void* in_bias;
+  int64_t max_neurons;
+  Activation activation;
+};
+
+// Checks the weights, plain or packed: in_weight (F, C), in_bias (F), out_weight (C, F).
+FfnOperands ffn_operands(const char* op, const Tensor& x, const Tensor& in_weight, const Tensor& in_bias,
+                         const Tensor& out_weight, int64_t max_neurons, int64_t activation, bool packed);
+
+// `active` (T, max_neurons) is working memory; `pre`, of the same shape, receives the values before the activation.
+void run_ffn_sublayer(const FfnOperands& operands, void* active, void* pre, const SublayerEnd& end,
+                      const std::vector<Span>& spans);
 
 }  // namespace dynabert::binding

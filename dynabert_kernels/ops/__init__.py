@@ -5,11 +5,18 @@ from dynabert_kernels.ops.add_layer_norm import add_layer_norm
 from dynabert_kernels.ops.config import config, show_config
 from dynabert_kernels.ops.distillation_loss import distillation_loss
 from dynabert_kernels.ops.elastic_attention import elastic_attention
-from dynabert_kernels.ops.elastic_encoder import LayerWeights, elastic_encoder
+from dynabert_kernels.ops.elastic_encoder import (
+    LayerWeights,
+    PackedLayerWeights,
+    elastic_encoder,
+    pack_layer,
+    packed_panel,
+)
 from dynabert_kernels.ops.elastic_encoder_int8 import elastic_encoder_int8
 from dynabert_kernels.ops.elastic_ffn import elastic_ffn
 from dynabert_kernels.ops.elastic_linear import elastic_linear
 from dynabert_kernels.ops.embed_layer_norm import embed_layer_norm
+from dynabert_kernels.ops.int8_weights import Int8LayerWeights, Int8Linear, quantise_layer
 from dynabert_kernels.ops.plan_table import plan_on_device, plan_table
 from dynabert_kernels.ops.providers import SlowerProviderWarning, use_provider
 from dynabert_kernels.ops.varlen_attention import varlen_attention
@@ -20,7 +27,10 @@ triton_providers.load()
 
 __all__ = [
     "NATIVE",
+    "Int8LayerWeights",
+    "Int8Linear",
     "LayerWeights",
+    "PackedLayerWeights",
     "SlowerProviderWarning",
     "add_layer_norm",
     "config",
@@ -31,8 +41,11 @@ __all__ = [
     "elastic_ffn",
     "elastic_linear",
     "embed_layer_norm",
+    "pack_layer",
+    "packed_panel",
     "plan_on_device",
     "plan_table",
+    "quantise_layer",
     "show_config",
     "use_provider",
     "varlen_attention",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from dynabert_kernels import reference
 from dynabert_kernels.layout import Plan
+from dynabert_kernels.layout.packed_weights import pack_matrix
 from dynabert_kernels.ops import checks, providers
 from dynabert_kernels.ops.elastic_attention import elastic_attention
 from dynabert_kernels.ops.elastic_ffn import elastic_ffn
 from dynabert_kernels.ops.registration import define, needs_save
 
 NAME = "elastic_encoder"
+PACK = "pack_layer"
 
 
 class LayerWeights(NamedTuple):
@@ -40,6 +42,74 @@ class LayerWeights(NamedTuple):
     ffn_norm_bias: Tensor
 
 
+class PackedLayerWeights(NamedTuple):
+    """One layer's weights with the four matrices packed, as :func:`pack_layer` makes them.
+
+    The fields are `LayerWeights`'. ``qkv_weight``, ``attention_weight``, ``ffn_in_weight`` and ``ffn_out_weight`` are
+    (panels, units, panel, numbers), see ``dynabert_kernels.layout.packed_weights``; the others are as they were, and
+    the two biases inside the layer tell ``H``, ``D`` and ``F``.
+    """
+
+    qkv_weight: Tensor
+    qkv_bias: Tensor
+    attention_weight: Tensor
+    attention_bias: Tensor
+    attention_norm_weight: Tensor
+    attention_norm_bias: Tensor
+    ffn_in_weight: Tensor
+    ffn_in_bias: Tensor
+    ffn_out_weight: Tensor
+    ffn_out_bias: Tensor
+    ffn_norm_weight: Tensor
+    ffn_norm_bias: Tensor
+
+
+def packed_panel(dtype: torch.dtype) -> int:
+    """Outputs in a panel of packed weights of ``dtype`` on this processor, or 0 where such weights are not packed.
+
+    They are packed in float32 with AVX2 or AVX-512 and in bfloat16 with AVX-512-BF16. The answer follows the
+    instruction set in use (``DYNABERT_CPU_ISA``).
+    """
+    from dynabert_kernels.ops import NATIVE  # known once every schema is defined
+
+    return 0 if NATIVE is None else int(NATIVE.packed_panel(str(dtype).removeprefix("torch.")))
+
+
+def pack_layer(layer: LayerWeights) -> PackedLayerWeights:
+    """A layer's matrices in the order in which the CPU's products read them: packed once, and not at every call.
+
+    ``layer``: plain weights on the CPU, float32 or bfloat16, any strides. The result serves every width and takes as
+    much memory; the plain weights may be dropped. It belongs to the instruction set in use now.
+
+    Raises ``ValueError`` for weights that are not on the CPU, or a dtype that is not packed here (see
+    :func:`packed_panel`), and on a shape that does not fit.
+    """
+    weight = layer.qkv_weight
+    checks.shape(PACK, "qkv_weight", weight, (None, 3, None, None), "(H, 3, D, C)")
+    heads, _, size, width = weight.shape
+    checks.shape(PACK, "qkv_bias", layer.qkv_bias, (heads, 3, size), "(H, 3, D)")
+    checks.shape(PACK, "attention_weight", layer.attention_weight, (width, heads * size), "(C, H*D)")
+    checks.shape(PACK, "ffn_in_weight", layer.ffn_in_weight, (None, width), "(F, C)")
+    neurons = layer.ffn_in_weight.shape[0]
+    checks.shape(PACK, "ffn_in_bias", layer.ffn_in_bias, (neurons,), "(F,)")
+    checks.shape(PACK, "ffn_out_weight", layer.ffn_out_weight, (width, neurons), "(C, F)")
+    if weight.device.type != "cpu":
+        raise ValueError(
+            f"{PACK}: the weights are on {weight.device}; allowed: the CPU; elsewhere use them as they are"
+        )
+    panel = packed_panel(weight.dtype)
+    if panel == 0:
+        raise ValueError(
+            f"{PACK}: weights of {weight.dtype} are not packed on this machine (see packed_panel); use them as they are"
+        )
+    return PackedLayerWeights(*layer)._replace(
+        qkv_weight=pack_matrix(weight.detach().reshape(-1, width), panel),
+        attention_weight=pack_matrix(layer.attention_weight.detach(), panel),
+        ffn_in_weight=pack_matrix(layer.ffn_in_weight.detach(), panel),
+        ffn_out_weight=pack_matrix(layer.ffn_out_weight.detach(), panel),
+    )
+
+
 def _fake(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -47,7 +117,8 @@ def _fake(x: Tensor, *_: object) -> Tensor:
 _encoder = define(
     NAME,
     "(Tensor x, Tensor[] weights, Tensor[] position_biases, Tensor cu_seqlens, Tensor table, int num_groups,"
-    " int[] max_heads, int[] max_neurons, int max_seqlen, float scale, float eps, int activation) -> Tensor",
+    " int[] max_heads, int[] max_neurons, int max_seqlen, float scale, float eps, int activation, bool packed)"
+    " -> Tensor",
     reference=reference.elastic_encoder,
     fake=_fake,
 )
@@ -55,7 +126,7 @@ _encoder = define(
 
 def elastic_encoder(
     x: Tensor,
-    layers: Sequence[LayerWeights],
+    layers: Sequence[LayerWeights] | Sequence[PackedLayerWeights],
     cu_seqlens: Tensor,
     plan: Plan,
     *,
@@ -71,11 +142,13 @@ def elastic_encoder(
     them; elsewhere they are launched one by one.
 
     ``x``: (T, C), the embedding output, float32, bfloat16, float16 or float64. ``layers``: one for each layer of the
-    plan, all of x's dtype. ``cu_seqlens``: (B+1,) int32. ``position_biases``: none, or for each layer its heads' bias,
+    plan, all of x's dtype, plain or all of them packed (:func:`pack_layer`, on a CPU; with few tokens about twice as
+    fast). ``cu_seqlens``: (B+1,) int32. ``position_biases``: none, or for each layer its heads' bias,
     as in :func:`varlen_attention`. ``activation``, ``eps``, ``scale``: as in the two ops; the same in every layer.
 
     Returns (T, C) in x's dtype; rows past the last border are zero where a layer ran. No weight is copied.
-    Deterministic, and bit for bit what the two ops give. Does not synchronise.
+    Deterministic, and bit for bit what the two ops give (packed bfloat16 weights with an odd number of active neurons
+    or channels: within the dtype's rounding). Does not synchronise.
 
     Raises ``RuntimeError`` where a gradient is wanted; ``ValueError`` on a shape, device or bound that does not fit,
     ``TypeError`` on a dtype.
@@ -89,17 +162,26 @@ def elastic_encoder(
         )
     if plan.num_rows != x.shape[0]:
         raise ValueError(f"{NAME}: the plan has {plan.num_rows} rows and x {x.shape[0]}; build the plan for this batch")
+    packed = bool(layers) and isinstance(layers[0], PackedLayerWeights)
+    if any(isinstance(layer, PackedLayerWeights) != packed for layer in layers):
+        raise TypeError(f"{NAME}: some layers are packed and some are not; allowed: all of them, or none")
     flat = [weight for layer in layers for weight in layer]
     if needs_save(x, *flat, *position_biases):
         raise RuntimeError(f"{NAME}: it has no backward; run it under torch.no_grad(), or the layers' own ops")
     number = checks.activation_code(NAME, activation)
     forced = providers.forced_provider()
     here = x.device.type == "cpu" and (forced is None or forced in providers.registered()[NAME])
-    if not here or torch.compiler.is_compiling():
-        return _one_by_one(x, layers, cu_seqlens, plan, position_biases, activation, eps, scale)
+    if packed and not here:
+        raise ValueError(
+            f"{NAME}: packed weights run on the CPU by the native library or the reference; x is on {x.device}, and "
+            f"the provider asked for is {forced}; use the plain weights"
+        )
+    if not packed and (not here or torch.compiler.is_compiling()):
+        plain = cast("Sequence[LayerWeights]", layers)
+        return _one_by_one(x, plain, cu_seqlens, plan, position_biases, activation, eps, scale)
     if not flat:
         return x.clone()
-    size = layers[0].qkv_weight.shape[2]
+    size = layers[0].qkv_bias.shape[2]
     return _encoder(
         x,
         flat,
@@ -113,6 +195,7 @@ def elastic_encoder(
         size**-0.5 if scale is None else float(scale),
         float(eps),
         number,
+        packed,
     )
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dynabert_kernels import reference
-from dynabert_kernels.int8 import Int8LayerWeights
 from dynabert_kernels.layout import Plan
 from dynabert_kernels.ops import checks
+from dynabert_kernels.ops.int8_weights import Int8LayerWeights
 from dynabert_kernels.ops.registration import define, needs_save
 
 NAME = "elastic_encoder_int8"

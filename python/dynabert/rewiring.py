@@ -70,6 +70,8 @@ def undo_rewiring(model: Model, copy: bool = False) -> Model:
 def _check_model(name: str, model: object) -> None:
     if not isinstance(model, ElasticBertPreTrainedModel):
         raise TypeError(f"{name}: model must be an elastic model; got {type(model).__name__}")
+    if model.has_packed_weights:
+        raise ValueError(f"{name}: the model's weights are packed for inference; load it anew with pack_weights=False")
 
 
 def _ordered_scores(scores: Tensor, orders: Sequence[Tensor]) -> Tensor:

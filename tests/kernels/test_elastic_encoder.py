@@ -144,7 +144,7 @@ def test_the_op_holds_to_pytorchs_rules() -> None:
     x, borders, plan = batch("mixed", torch.float32)
     flat = [weight for layer in network(torch.float32) for weight in layer]
     bounds = list(plan.max_heads), list(plan.max_neurons)
-    given = (x, flat, [], borders, plan.table, plan.num_groups, *bounds, plan.max_seqlen, 0.5, 1e-12, 1)
+    given = (x, flat, [], borders, plan.table, plan.num_groups, *bounds, plan.max_seqlen, 0.5, 1e-12, 1, False)
     torch.library.opcheck(torch.ops.dynabert.elastic_encoder.default, given)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import dynabert_kernels as dk
 from dynabert_kernels import Int8LayerWeights, LayerWeights, reference
-from dynabert_kernels.int8 import NEURON_CHUNK, pack_linear, unpack_linear
 from dynabert_kernels.ops import NATIVE, providers
+from dynabert_kernels.ops.int8_weights import NEURON_CHUNK, pack_linear, unpack_linear
 from dynabert_kernels.testing.inputs import strided_rows
 from tests.kernels.test_elastic_encoder import HEADS, NEURONS, PLANS, SIZE, WIDTH, batch, biases, network
 

@@ -7,7 +7,7 @@ the leading heads are one contiguous block.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,16 @@ def _own(module: nn.Module, name: str) -> Tensor:
     return getattr(module, name) if found is None else found
 
 
+_MATRICES = ("qkv_weight", "attention_weight", "ffn_in_weight", "ffn_out_weight")
+
+
+def _refuse_packed(*_: object) -> None:
+    raise RuntimeError(
+        "this model's weights are packed for inference and cannot be saved, copied out or rewired; load the checkpoint "
+        "anew with pack_weights=False"
+    )
+
+
 class ElasticEmbeddings(nn.Module):
     """The embedding tables and their LayerNorm. ``token_type_embeddings`` is None where there are no token types."""
 
@@ -101,9 +111,11 @@ class ElasticLayer(nn.Module):
 
     head_order: Tensor
     neuron_order: Tensor
+    packed: bool  # whether the four matrices were packed for inference, and the plain ones are gone
 
     def __init__(self, config: ElasticBertConfig, index: int) -> None:
         super().__init__()
+        self.packed = False
         self.config = config
         self.index = index
         heads, neurons = config.layer_heads[index], config.layer_neurons[index]
@@ -129,7 +141,21 @@ class ElasticLayer(nn.Module):
         for bias in (self.qkv_bias, self.attention_bias, self.ffn_in_bias, self.ffn_out_bias):
             nn.init.zeros_(bias)
 
-    def weights(self) -> dk.LayerWeights:
+    def pack_weights(self) -> None:
+        """Replaces the four matrices by packed ones (`dynabert_kernels.pack_layer`), which serve inference only.
+
+        Afterwards the layer has no plain weights: it does not train, is not saved, and gives no state of its own.
+        """
+        if self.packed:
+            return
+        packed = dk.pack_layer(cast("dk.LayerWeights", self.weights()))
+        for name in _MATRICES:
+            delattr(self, name)
+            self.register_buffer(name, getattr(packed, name), persistent=False)
+        self.packed = True
+        self.register_state_dict_pre_hook(_refuse_packed)
+
+    def weights(self) -> dk.LayerWeights | dk.PackedLayerWeights:
         """All of them, as `dynabert_kernels.elastic_encoder` takes them."""
         first: Any = self._modules["attention_norm"]
         second: Any = self._modules["ffn_norm"]
@@ -137,7 +163,7 @@ class ElasticLayer(nn.Module):
         weights += (_own(first, "weight"), _own(first, "bias"))
         weights += [_own(self, name) for name in ("ffn_in_weight", "ffn_in_bias", "ffn_out_weight", "ffn_out_bias")]
         weights += (_own(second, "weight"), _own(second, "bias"))
-        return dk.LayerWeights(*weights)
+        return dk.PackedLayerWeights(*weights) if self.packed else dk.LayerWeights(*weights)
 
     def forward(
         self,
@@ -149,6 +175,12 @@ class ElasticLayer(nn.Module):
         dropout_state: Tensor | None,
     ) -> Tensor:
         """(T, C) to (T, C). ``position_bias``: (2R-1, relative_attention_heads), the table in the original order."""
+        if self.packed:
+            raise RuntimeError(
+                "this model's weights are packed for inference: it computes no gradients, no state of each layer and "
+                "calls no hooks on layers; run it under torch.inference_mode(), or load it anew with "
+                "pack_weights=False"
+            )
         config = self.config
         dropping = dropout_state is not None
         if position_bias is not None:

@@ -6,7 +6,7 @@ The sub-network is an argument of the call. No module remembers one, so two thre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
         biases = [] if bias is None else [bias.t().index_select(0, layer.head_order) for layer in layers]
         return dk.elastic_encoder(
             x,
-            [layer.weights() for layer in layers],
+            cast("list[dk.LayerWeights]", [layer.weights() for layer in layers]),
             batch.cu_seqlens,
             plan,
             position_biases=biases,

@@ -2,7 +2,7 @@
 
 A linear map's weight ``w``, (N, K), is cut along K into chunks. In each chunk every output has a scale of its own:
 ``q[o, i] = round(w[o, i] / scale[chunk, o])``, symmetric, from -127 to 127. A chunk is all of K where K is the hidden
-size; a head, or ``NEURON_CHUNK`` neurons, where K is what a sub-network narrows: so the numbers of the leading heads
+size; a head, or ``NEURON_CHUNK`` neurons, where K is what a sub-network narrows. So the numbers of the leading heads
 and neurons do not depend on those behind them, and every sub-network is a part of the one buffer.
 """
 

@@ -1,0 +1,108 @@
+"""A model whose weights were packed for inference: the same answers, the same memory, and no other use."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+import dynabert_kernels as dk
+from dynabert import ElasticBertForSequenceClassification, InferenceEngine
+from dynabert.rewiring import undo_rewiring
+from tests.dynabert.test_engine import SUBNETS, some_texts
+from tests.dynabert.test_modeling import LENGTHS, elastic
+from tests.dynabert.tiny_networks import padded_batch, plain_model
+from tests.dynabert.tiny_texts import tiny_folder
+
+pytestmark = pytest.mark.skipif(not dk.packed_panel(torch.float32), reason="no weights are packed on this machine")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_answers_of_every_subnetwork(architecture: str, dtype: torch.dtype) -> None:
+    if not dk.packed_panel(dtype):
+        pytest.skip(f"{dtype} is not packed on this processor")
+    plain = plain_model(architecture)
+    batch = padded_batch(plain, LENGTHS)
+    model = elastic(plain).to(dtype)
+    packed = copy.deepcopy(model).pack_weights()
+    assert packed.has_packed_weights
+    assert not model.has_packed_weights
+    with torch.inference_mode():
+        for subnet in ["w1", "w0.5-d0.5", "w0.25-l0,2", ["w1", "w0.5", "w0.25-d0.5", "w0.75"] * len(LENGTHS)]:
+            chosen = subnet[: len(LENGTHS)] if isinstance(subnet, list) else subnet
+            found, wanted = packed(**batch, subnet=chosen).logits, model(**batch, subnet=chosen).logits
+            assert torch.equal(found, wanted), subnet
+
+
+def test_packed_weights_take_the_place_of_the_plain_ones() -> None:
+    model = elastic(plain_model("bert", hidden_size=64, intermediate_size=256))
+
+    def held() -> int:
+        return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+
+    before = held()
+    model.pack_weights()
+    assert before <= held() <= 1.01 * before
+    assert model.pack_weights() is model  # again: nothing
+    assert all(not name.endswith(("qkv_weight", "ffn_in_weight")) for name, _ in model.named_parameters())
+
+
+@pytest.fixture
+def packed() -> ElasticBertForSequenceClassification:
+    return elastic(plain_model("bert")).pack_weights()
+
+
+def test_no_other_use(packed: ElasticBertForSequenceClassification, tmp_path: Path) -> None:
+    batch = padded_batch(plain_model("bert"), LENGTHS)
+    with pytest.raises(RuntimeError, match="packed for inference: it computes no gradients"):
+        packed(**batch)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="no state of each layer"):
+        packed(**batch, output_hidden_states=True)
+    with pytest.raises(RuntimeError, match="cannot be saved, copied out or rewired"):
+        packed.save_pretrained(tmp_path / "saved")
+    with pytest.raises(RuntimeError, match="cannot be saved"):
+        packed.state_dict()
+    with pytest.raises(RuntimeError, match="cannot be saved"):
+        packed.extract("w0.5")
+    with pytest.raises(ValueError, match=r"packed for inference; load it anew with pack_weights=False"):
+        undo_rewiring(packed)
+    with pytest.raises(RuntimeError, match="in training mode; packed weights do not train"):
+        elastic(plain_model("bert")).train().pack_weights()
+    with pytest.raises(ValueError, match="the model is on meta; allowed: the CPU"):
+        elastic(plain_model("bert")).to("meta").pack_weights()
+    half = elastic(plain_model("bert")).half().pack_weights()
+    assert not half.has_packed_weights  # float16 stays as it is, and runs
+    with torch.no_grad():
+        assert half(**batch).logits.isfinite().all()
+
+
+def test_the_engine_packs_by_itself(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    engine = InferenceEngine.from_pretrained(folder)
+    plain = InferenceEngine.from_pretrained(folder, pack_weights=False)
+    assert engine.model.has_packed_weights
+    assert not plain.model.has_packed_weights
+    texts = some_texts(9)
+    for subnet in SUBNETS:
+        assert engine.predict(texts, subnet=subnet) == plain.predict(texts, subnet=subnet)
+    plain.model.save_pretrained(tmp_path / "again")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_instruction_set_gives_the_same_answers(tmp_path: Path, dtype: str) -> None:
+    """As on a machine without AVX-512, or without AVX at all."""
+    assert dk.NATIVE is not None
+    folder, texts = tiny_folder(tmp_path / "model"), some_texts(8)
+    answers: dict[str, list[float]] = {}
+    try:
+        for isa in dk.NATIVE.cpu_features()["available"]:
+            dk.NATIVE.set_cpu_isa(isa)
+            engine = InferenceEngine.from_pretrained(folder, dtype=dtype)
+            assert engine.model.has_packed_weights == bool(dk.packed_panel(engine.dtype))
+            answers[isa] = [number for one in engine.predict(texts, subnet=SUBNETS[1]) for number in one.logits]
+    finally:
+        dk.NATIVE.set_cpu_isa("auto")
+    for found in answers.values():
+        assert found == pytest.approx(answers["generic"], abs=1e-5 if dtype == "float32" else 0.1)
