@@ -180,6 +180,9 @@ def test_weights_that_cannot_be_quantised() -> None:
         dk.quantise_layer(layer)
     with pytest.raises(ValueError, match="a sum over 70000 inputs; allowed: 1 to 65536"):
         pack_linear(torch.zeros(1, 70000), torch.zeros(1), 70000)
+    layer = layer._replace(ffn_out_weight=torch.zeros(WIDTH, NEURONS[0] + 1))
+    with pytest.raises(ValueError, match="quantise_layer: ffn_out_weight has shape"):
+        dk.quantise_layer(layer)
 
 
 # The encoder.
