@@ -1,15 +1,14 @@
 """``python -m benchmarks.int8_speed``: an encoder's layers in int8 beside bfloat16 and float32, one call each.
 
 Random weights of a network's shape, packed for inference in every dtype, and random activations: the time does not
-depend on the numbers. All kinds take turns in the same rounds, so the ratios are free of the machine's drift. Tokenising,
-embeddings and the head are not in it.
+depend on the numbers. All kinds take turns in the same rounds, so the ratios are free of the machine's drift.
+Tokenising, embeddings and the head are not in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import dynabert_kernels as dk
 from dynabert_kernels import LayerWeights, Plan, SubnetShape
 from dynabert_kernels.testing.timing import HostClock, time_interleaved
 
-from .rows import environment
+from .rows import environment, said_options
 
 # Layers, hidden size, heads, neurons.
 NETWORKS = {"bert-base": (12, 768, 12, 3072), "minilm": (6, 384, 12, 1536)}
@@ -119,8 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with torch.no_grad():
         rows = [row for name in chosen for row in measure(name, options.rounds)]
     if options.out is not None:
-        given = sys.argv[1:] if argv is None else argv
-        facts = environment(torch.device("cpu"), given, module="benchmarks.int8_speed")
+        facts = environment(torch.device("cpu"), said_options(argv), module="benchmarks.int8_speed")
         found = {"environment": facts, "rows": rows}
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

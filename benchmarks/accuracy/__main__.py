@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..rows import said_options
 from .independent import run_independent
 from .rows import collect, draw, shown
 
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             run_arguments(given)
     found = collect(out, [name for name in VARIANTS if (out / name).is_dir()])
-    found["command"] = " ".join(["python -m benchmarks.accuracy", *_said(argv)])
+    found["command"] = " ".join(["python -m benchmarks.accuracy", *said_options(argv)])
     text = json.dumps(found, indent=1) + "\n"
     (out / "rows.json").write_text(text, encoding="utf-8")
     print(shown(found))
@@ -82,15 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if picture is not None:
             options.rows.with_suffix(".png").write_bytes(picture.read_bytes())
     return 0
-
-
-def _said(argv: Sequence[str] | None) -> list[str]:
-    """The options as given, with a folder of a machine shortened to its last two parts."""
-    words = []
-    for word in sys.argv[1:] if argv is None else argv:
-        path = Path(word)
-        words.append(str(Path(*path.parts[-2:])) if path.is_absolute() else word)
-    return words
 
 
 if __name__ == "__main__":
