@@ -12,6 +12,8 @@ from dynabert_kernels.ops import (
     NATIVE as NATIVE,
 )
 from dynabert_kernels.ops import (
+    Int8LayerWeights,
+    Int8Linear,
     LayerWeights,
     PackedLayerWeights,
     SlowerProviderWarning,
@@ -20,6 +22,7 @@ from dynabert_kernels.ops import (
     distillation_loss,
     elastic_attention,
     elastic_encoder,
+    elastic_encoder_int8,
     elastic_ffn,
     elastic_linear,
     embed_layer_norm,
@@ -27,12 +30,15 @@ from dynabert_kernels.ops import (
     packed_panel,
     plan_on_device,
     plan_table,
+    quantise_layer,
     show_config,
     use_provider,
     varlen_attention,
 )
 
 __all__ = [
+    "Int8LayerWeights",
+    "Int8Linear",
     "LayerPlan",
     "LayerWeights",
     "PackedBatch",
@@ -45,6 +51,7 @@ __all__ = [
     "distillation_loss",
     "elastic_attention",
     "elastic_encoder",
+    "elastic_encoder_int8",
     "elastic_ffn",
     "elastic_linear",
     "embed_layer_norm",
@@ -53,6 +60,7 @@ __all__ = [
     "packed_panel",
     "plan_on_device",
     "plan_table",
+    "quantise_layer",
     "show_config",
     "use_provider",
     "varlen_attention",

@@ -23,9 +23,11 @@ bool has(Isa isa) {
   }
 }
 bool has_bfloat16_dot() { return __builtin_cpu_supports("avx512bf16"); }
+bool has_int8_dot() { return __builtin_cpu_supports("avx512vnni"); }
 #else
 bool has(Isa isa) { return isa == Isa::kGeneric; }
 bool has_bfloat16_dot() { return false; }
+bool has_int8_dot() { return false; }
 #endif
 
 Isa best() {
@@ -104,5 +106,7 @@ std::vector<std::pair<std::string, bool>> processor_features() {
 }
 
 bool use_bfloat16_dot() { return active_isa() == Isa::kAvx512 && has_bfloat16_dot(); }
+
+bool use_int8_dot() { return active_isa() == Isa::kAvx512 && has_int8_dot(); }
 
 }  // namespace dynabert::cpu

@@ -28,6 +28,9 @@ std::vector<std::pair<std::string, bool>> processor_features();
 // Whether the bfloat16 dot product instruction is there and the avx512 kernels are in use.
 bool use_bfloat16_dot();
 
+// The same for the dot product of bytes.
+bool use_int8_dot();
+
 // The tables of functions that foreach_isa.h compiled, and the one for the instruction set in use.
 template <class Table>
 struct PerIsa {

@@ -12,9 +12,11 @@ from dynabert_kernels.ops.elastic_encoder import (
     pack_layer,
     packed_panel,
 )
+from dynabert_kernels.ops.elastic_encoder_int8 import elastic_encoder_int8
 from dynabert_kernels.ops.elastic_ffn import elastic_ffn
 from dynabert_kernels.ops.elastic_linear import elastic_linear
 from dynabert_kernels.ops.embed_layer_norm import embed_layer_norm
+from dynabert_kernels.ops.int8_weights import Int8LayerWeights, Int8Linear, quantise_layer
 from dynabert_kernels.ops.plan_table import plan_on_device, plan_table
 from dynabert_kernels.ops.providers import SlowerProviderWarning, use_provider
 from dynabert_kernels.ops.varlen_attention import varlen_attention
@@ -25,6 +27,8 @@ triton_providers.load()
 
 __all__ = [
     "NATIVE",
+    "Int8LayerWeights",
+    "Int8Linear",
     "LayerWeights",
     "PackedLayerWeights",
     "SlowerProviderWarning",
@@ -33,6 +37,7 @@ __all__ = [
     "distillation_loss",
     "elastic_attention",
     "elastic_encoder",
+    "elastic_encoder_int8",
     "elastic_ffn",
     "elastic_linear",
     "embed_layer_norm",
@@ -40,6 +45,7 @@ __all__ = [
     "packed_panel",
     "plan_on_device",
     "plan_table",
+    "quantise_layer",
     "show_config",
     "use_provider",
     "varlen_attention",

@@ -10,6 +10,7 @@ from dynabert_kernels.reference.add_layer_norm import add_layer_norm_bwd, add_la
 from dynabert_kernels.reference.distillation_loss import distillation_loss_bwd, distillation_loss_fwd
 from dynabert_kernels.reference.elastic_attention import elastic_attention_bwd, elastic_attention_fwd
 from dynabert_kernels.reference.elastic_encoder import elastic_encoder
+from dynabert_kernels.reference.elastic_encoder_int8 import elastic_encoder_int8, int8_linear
 from dynabert_kernels.reference.elastic_ffn import elastic_ffn_bwd, elastic_ffn_fwd
 from dynabert_kernels.reference.elastic_linear import elastic_linear_bwd, elastic_linear_fwd
 from dynabert_kernels.reference.embed_layer_norm import embed_layer_norm_bwd, embed_layer_norm_fwd
@@ -24,12 +25,14 @@ __all__ = [
     "elastic_attention_bwd",
     "elastic_attention_fwd",
     "elastic_encoder",
+    "elastic_encoder_int8",
     "elastic_ffn_bwd",
     "elastic_ffn_fwd",
     "elastic_linear_bwd",
     "elastic_linear_fwd",
     "embed_layer_norm_bwd",
     "embed_layer_norm_fwd",
+    "int8_linear",
     "plan_table",
     "varlen_attention_bwd",
     "varlen_attention_fwd",

@@ -35,6 +35,8 @@ PLAIN = frozenset({"poison", "views", "half", "long"})
 NOT_DIFFERENTIABLE = {
     "plan_table": "integers: tests/kernels/test_plan_table.py",
     "elastic_encoder": "for inference: tests/kernels/test_elastic_encoder.py",
+    "elastic_encoder_int8": "for inference: tests/kernels/test_elastic_encoder_int8.py",
+    "int8_linear": "for inference: tests/kernels/test_elastic_encoder_int8.py",
 }
 
 

@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
         "score sub-networks on labelled text",
         "Score sub-networks of one checkpoint on labelled text.",
     )
-    add_model_options(parser)
+    add_model_options(parser, int8=True)
     add_data_options(parser, split="validation")
     parser.add_argument(
         "--subnets", metavar="LIST", default="w1-d1", help="all (the paper's 12), or a list such as w1,w0.5-d0.75"

@@ -34,14 +34,16 @@ def add_command(commands: Any, name: str, run: Any, help_text: str, description:
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, where and in what it runs, and how long a text may be."""
+def add_model_options(parser: argparse.ArgumentParser, *, int8: bool = False) -> None:
+    """Which model, where and in what it runs, and how long a text may be. ``int8``: whether it may run in int8."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model_name_or_path", metavar="PATH", required=True, help="folder or hub id of a fine-tuned checkpoint"
     )
     group.add_argument("--device", metavar="DEVICE", default="cpu", help="where to run, such as cpu or cuda")
-    group.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="weights' dtype")
+    dtypes = ("float32", "bfloat16", "float16", *(("int8",) if int8 else ()))
+    told = "weights' dtype; int8: the layers' on a CPU, the rest is bfloat16" if int8 else "weights' dtype"
+    group.add_argument("--dtype", default="float32", choices=dtypes, help=told)
     group.add_argument(
         "--max_seq_length", metavar="N", type=int, help="most tokens of a text; default: the model's positions"
     )
@@ -107,7 +109,9 @@ def open_model(args: argparse.Namespace) -> tuple[ElasticBertForSequenceClassifi
     from dynabert.engine import load_model, load_tokenizer, torch_dtype
 
     tokenizer = load_tokenizer(args.model_name_or_path)
-    return load_model(args.model_name_or_path, device=args.device, dtype=torch_dtype(args.dtype)), tokenizer
+    int8 = args.dtype == "int8"
+    dtype = torch_dtype("float32" if int8 else args.dtype)
+    return load_model(args.model_name_or_path, device=args.device, dtype=dtype, int8=int8), tokenizer
 
 
 def encode(

@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
         "label texts",
         "Label texts given as arguments, on standard input, or in a file, at one or more sub-networks.",
     )
-    add_model_options(parser)
+    add_model_options(parser, int8=True)
     parser.add_argument(
         "texts", nargs="*", metavar="TEXT", help="a text; - reads standard input, one text in each line"
     )

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Text: TypeAlias = str | tuple[str, str]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INT8 = "int8"  # no dtype of a model: its layers' matrices are int8, the rest is not
 CPU_BATCH_TOKENS = 4096
 DEVICE_BATCH_TOKENS = 32768
 LOOKAHEAD = 1024
@@ -128,20 +129,25 @@ class InferenceEngine:
             path: folder (or hub id) of a fine-tuned BERT, RoBERTa, MPNet or elastic checkpoint, with its tokenizer.
             device: where to run.
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; the weights are converted to it once, while loading,
-                whatever the file holds.
+                whatever the file holds. Or ``"int8"``, on a CPU: the layers' matrices are quantised
+                (`ElasticBertForSequenceClassification.quantise_weights`), and everything else is bfloat16.
             max_length, max_batch_tokens, threshold: see the class.
             pack_weights: True brings the weights into the order in which products on a CPU read them, in the place of
                 the plain ones (`ElasticBertForSequenceClassification.pack_weights`). The answers are the same; the
                 model then serves inference only. False keeps the plain ones, for instance to go on training.
 
         Raises:
-            ValueError: unknown dtype; no tokenizer in the folder; a checkpoint without a classification head.
+            ValueError: unknown dtype, or int8 elsewhere than on the CPU; no tokenizer in the folder; a checkpoint
+                without a classification head.
             OSError: no such model.
         """
         from dynabert.engine.loading import load_model, load_tokenizer
 
-        model = load_model(path, device=device, dtype=torch_dtype(dtype))
-        if pack_weights and model.device.type == "cpu":
+        int8 = dtype == INT8 or dtype is torch.int8
+        if int8 and not pack_weights:
+            raise ValueError("from_pretrained: pack_weights is False with int8; int8 weights always are packed")
+        model = load_model(path, device=device, dtype=torch.float32 if int8 else torch_dtype(dtype), int8=int8)
+        if not int8 and pack_weights and model.device.type == "cpu":
             model.pack_weights()
         return cls(
             model, load_tokenizer(path), max_length=max_length, max_batch_tokens=max_batch_tokens, threshold=threshold
@@ -154,7 +160,7 @@ class InferenceEngine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype; all activations have it too."""
+        """The weights' dtype; all activations have it too. Of an int8 model: that of all but its layers' matrices."""
         return self.model.dtype
 
     @property
@@ -370,7 +376,9 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """The torch dtype of this name; ValueError for one that the engine does not run in."""
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in DTYPES.values():
-        raise ValueError(f"dtype: not one the engine runs in; got {dtype!r}; allowed: {', '.join(DTYPES)}")
+        raise ValueError(
+            f"dtype: not one the engine runs in; got {dtype!r}; allowed: {', '.join(DTYPES)}, and on a CPU {INT8}"
+        )
     assert isinstance(chosen, torch.dtype)
     return chosen
 

@@ -22,6 +22,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     fresh_head: bool = False,
+    int8: bool = False,
     **options: Any,
 ) -> ElasticBertForSequenceClassification:
     """Open a sequence classifier, in eval mode, on a device and in a dtype.
@@ -31,15 +32,20 @@ def load_model(
         device, dtype: where and in what to run; the weights are converted once, here.
         fresh_head: False refuses a checkpoint that lacks a classification head, whose answers would be random; True
             draws the head anew from torch's default generator (for fine-tuning).
+        int8: True turns the layers' matrices into int8 and the rest from ``dtype`` into bfloat16, for inference on a
+            CPU (`ElasticBertForSequenceClassification.quantise_weights`).
         options: passed to ``from_pretrained`` (``num_labels``, ``id2label``, ...).
 
     Raises:
-        ValueError: no classification head in the checkpoint; a device that is not there.
+        ValueError: no classification head in the checkpoint; a device that is not there, or int8 elsewhere than on the
+            CPU.
         OSError: no such model.
     """
     from dynabert.engine.device import checked_device
     from dynabert.modeling import ElasticBertForSequenceClassification
 
+    if int8 and not str(device).startswith("cpu"):
+        raise ValueError(f"from_pretrained: int8 runs on the CPU; device is {device}; use float16 or bfloat16 there")
     target = checked_device(device)
     loaded: Any = ElasticBertForSequenceClassification.from_pretrained(
         str(path), dtype=dtype, output_loading_info=True, **options
@@ -53,7 +59,7 @@ def load_model(
             "fine-tune it first, or give a fine-tuned checkpoint"
         )
     placed: ElasticBertForSequenceClassification = model.to(target).eval()
-    return placed
+    return placed.quantise_weights() if int8 else placed
 
 
 def load_masked_lm(path: str | Path, *, device: str | torch.device = "cpu") -> PreTrainedModel:

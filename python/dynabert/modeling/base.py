@@ -118,9 +118,41 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
                 layer.pack_weights()
         return self
 
+    def quantise_weights(self, dtype: torch.dtype = torch.bfloat16) -> Self:
+        """Turns the layers' matrices into int8, once for every sub-network, for inference on a CPU.
+
+        The int8 matrices (`dynabert_kernels.quantise_layer`) take the place of the plain ones, layer by layer, at a
+        quarter of float32's bytes. Everything else, embeddings, biases, LayerNorms, pooler and head, is converted to
+        ``dtype``, bfloat16 or float32, in which attention and residuals are then computed. Quantise from float32: a
+        network already rounded to bfloat16 is rounded twice. Afterwards the model serves inference only, as after
+        :meth:`pack_weights`. Returns the model.
+
+        Raises ``ValueError`` for a model that is not on the CPU, another ``dtype``, or weights that are packed or not
+        finite; ``RuntimeError`` in training mode.
+        """
+        if self.device.type != "cpu":
+            raise ValueError(f"quantise_weights: the model is on {self.device}; allowed: the CPU; load it there")
+        if dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(f"quantise_weights: dtype is {dtype}; allowed: torch.bfloat16, torch.float32")
+        if self.training:
+            raise RuntimeError("quantise_weights: the model is in training mode; int8 does not train; call eval()")
+        if self.has_packed_weights:
+            raise ValueError(
+                "quantise_weights: the weights are packed or in int8 already; load the checkpoint anew with "
+                "pack_weights=False"
+            )
+        layers = self.elastic_encoder.elastic_layers
+        for layer in layers:
+            layer.quantise_weights(dtype)
+        within = {id(part) for layer in layers for part in layer.modules()}
+        for part in self.modules():
+            if id(part) not in within and next(part.children(), None) is None:
+                part.to(dtype)
+        return self
+
     @property
     def has_packed_weights(self) -> bool:
-        """Whether :meth:`pack_weights` has changed this model."""
+        """Whether :meth:`pack_weights` or :meth:`quantise_weights` has changed this model."""
         return any(layer.packed for layer in self.elastic_encoder.elastic_layers)
 
     def pack(

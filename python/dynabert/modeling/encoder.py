@@ -69,6 +69,13 @@ def _refuse_packed(*_: object) -> None:
     )
 
 
+def _refuse_int8(*_: object) -> None:
+    raise RuntimeError(
+        "this model's weights are in int8 for inference and cannot be saved, copied out or rewired; load the "
+        "checkpoint anew in another dtype"
+    )
+
+
 class ElasticEmbeddings(nn.Module):
     """The embedding tables and their LayerNorm. ``token_type_embeddings`` is None where there are no token types."""
 
@@ -112,10 +119,12 @@ class ElasticLayer(nn.Module):
     head_order: Tensor
     neuron_order: Tensor
     packed: bool  # whether the four matrices were packed for inference, and the plain ones are gone
+    int8: dk.Int8LayerWeights | None  # the same in int8; its tensors are the layer's buffers and parameters
 
     def __init__(self, config: ElasticBertConfig, index: int) -> None:
         super().__init__()
         self.packed = False
+        self.int8 = None
         self.config = config
         self.index = index
         heads, neurons = config.layer_heads[index], config.layer_neurons[index]
@@ -155,6 +164,39 @@ class ElasticLayer(nn.Module):
         self.packed = True
         self.register_state_dict_pre_hook(_refuse_packed)
 
+    def quantise_weights(self, dtype: torch.dtype) -> None:
+        """Replaces the four matrices by int8 ones (`dynabert_kernels.quantise_layer`), as :meth:`pack_weights` does.
+
+        Biases and LayerNorms are converted to ``dtype``, in which the layer's float part then runs.
+        """
+        made = dk.quantise_layer(cast("dk.LayerWeights", self.weights()), dtype)
+        for name in _MATRICES:
+            delattr(self, name)
+        self.to(dtype)
+        parts = {}
+        for name in ("qkv", "attention", "ffn_in", "ffn_out"):
+            linear: dk.Int8Linear = getattr(made, name)
+            for field in ("weight", "scale", "offset"):
+                self.register_buffer(f"{name}_{field}", getattr(linear, field), persistent=False)
+            parts[name] = linear._replace(bias=getattr(self, f"{name}_bias"))
+        self.int8 = dk.Int8LayerWeights(
+            **parts,
+            attention_norm_weight=self.attention_norm.weight,
+            attention_norm_bias=self.attention_norm.bias,
+            ffn_norm_weight=self.ffn_norm.weight,
+            ffn_norm_bias=self.ffn_norm.bias,
+        )
+        self.packed = True
+        self.register_state_dict_pre_hook(_refuse_int8)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if self.int8 is not None:
+            raise RuntimeError(
+                "this model's weights are in int8 for inference and cannot be moved or converted; load the checkpoint "
+                "anew where and in what it is to run"
+            )
+        return super()._apply(fn, recurse)
+
     def weights(self) -> dk.LayerWeights | dk.PackedLayerWeights:
         """All of them, as `dynabert_kernels.elastic_encoder` takes them."""
         first: Any = self._modules["attention_norm"]
@@ -175,6 +217,11 @@ class ElasticLayer(nn.Module):
         dropout_state: Tensor | None,
     ) -> Tensor:
         """(T, C) to (T, C). ``position_bias``: (2R-1, relative_attention_heads), the table in the original order."""
+        if self.int8 is not None:
+            raise RuntimeError(
+                "this model's weights are in int8 for inference: it computes no gradients, no state of each layer and "
+                "calls no hooks on layers; run it under torch.inference_mode(), or load it anew in another dtype"
+            )
         if self.packed:
             raise RuntimeError(
                 "this model's weights are packed for inference: it computes no gradients, no state of each layer and "

@@ -106,6 +106,16 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
         """The layers without dropout or gradient: one native call on a CPU."""
         layers = self.elastic_layers
         biases = [] if bias is None else [bias.t().index_select(0, layer.head_order) for layer in layers]
+        if layers and layers[0].int8 is not None:
+            return dk.elastic_encoder_int8(
+                x,
+                cast("list[dk.Int8LayerWeights]", [layer.int8 for layer in layers]),
+                batch.cu_seqlens,
+                plan,
+                position_biases=biases,
+                activation=self.config.activation,
+                eps=self.config.layer_norm_eps,
+            )
         return dk.elastic_encoder(
             x,
             cast("list[dk.LayerWeights]", [layer.weights() for layer in layers]),
