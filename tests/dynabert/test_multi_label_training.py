@@ -113,7 +113,9 @@ def test_train_eval_rewire_predict(folder: Path, capsys: pytest.CaptureFixture[s
     assert (back.label_names, back.labels) == (WORDS, ((0, 1, 2),) * 8)
 
 
-def test_a_killed_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = write(folder / "train.jsonl", 24)
     more = {"save_strategy": "steps", "save_steps": "1", "validation_file": str(train), "use_cpu": "True"}
     assert main(options(folder, train, **more, output_dir=str(folder / "whole"))) == 0
@@ -126,10 +128,13 @@ def test_a_killed_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "StageProgress", Killed)
-        with pytest.raises(KeyboardInterrupt):
-            main(options(folder, train, **more))
+        assert main(options(folder, train, **more)) == 130
     assert not (folder / "out" / "depth" / "complete.json").is_file()
+    capsys.readouterr()
     assert main(options(folder, train, **more)) == 0
+    told = capsys.readouterr().err
+    assert "depth: goes on from" in told
+    assert told.count("columns that are not used") == 1  # one file for both
     one, other = (
         ElasticBertForSequenceClassification.from_pretrained(folder / name / "depth").state_dict()
         for name in ("whole", "out")

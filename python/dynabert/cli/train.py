@@ -223,13 +223,18 @@ def open_model(inputs: InputArguments, train: Examples, seed: int) -> ElasticBer
         )
 
 
+def _unused(examples: Examples) -> str:
+    from dynabert.data.rows import listed
+
+    return f"{examples.source}: columns that are not used: {listed(examples.unused)}; used: {listed(examples.columns)}"
+
+
 def _train(inputs: InputArguments, args: DistillationArguments) -> None:
     from accelerate import PartialState
     from transformers.utils.logging import disable_progress_bar
 
     from dynabert.cli.train_augment import augmented, check_options
     from dynabert.data import task_metric, tokenise_once
-    from dynabert.data.rows import listed
     from dynabert.distill.pipeline import stage_costs, train_elastic
     from dynabert.engine import load_tokenizer
 
@@ -242,9 +247,9 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
 
     asked = check_options(inputs, args)
     train, validation, unlabelled = read_inputs(inputs)
-    for own in (train, validation, unlabelled) if inputs.task_name is None else (unlabelled,):
-        if own is not None and own.unused:
-            tell(f"{own.source}: columns that are not used: {listed(own.unused)}; used: {listed(own.columns)}")
+    files = (train, validation, unlabelled) if inputs.task_name is None else (unlabelled,)
+    for line in dict.fromkeys(_unused(own) for own in files if own is not None and own.unused):
+        tell(line)
     if asked is not None:
         unlabelled = augmented(inputs, args, asked, train, tell)
     tokenizer = load_tokenizer(inputs.model_name_or_path)
