@@ -113,6 +113,15 @@ def test_numbers_are_the_same_label_however_written(tmp_path: Path) -> None:
         read_examples(rows(tmp_path / "a.jsonl", [[2], [1, "01"]]))
 
 
+def test_digits_of_other_scripts_are_names(tmp_path: Path) -> None:
+    assert read_examples(rows(tmp_path / "a.jsonl", [["3"], ["٣"]])).label_names == ("3", "٣")
+
+
+def test_the_same_letters_in_other_codes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"line 2: label 'e\\u0301' .* is the same text as '\\xe9' above"):
+        read_examples(rows(tmp_path / "a.jsonl", [["\u00e9"], ["e\u0301"]]))
+
+
 def test_a_list_among_single_labels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"line 2: column 'labels' holds a list, \['b'\]; allowed here: one label"):
         read_examples(rows(tmp_path / "a.jsonl", ["a", ["b"]]))
@@ -217,6 +226,10 @@ def test_arrays() -> None:
     assert found.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert label_array([1, 0], "single_label_classification", 2).dtype == np.int64
     assert label_array([0.5], "regression", 1).dtype == np.float32
+
+
+def test_a_part_of_names_that_differ_in_case_alone() -> None:
+    assert align_labels(many([(0,), ()], ("a",)), ("A", "a"), MANY).labels == ((1,), ())
 
 
 # Scores.

@@ -134,6 +134,7 @@ def test_a_killed_run_goes_on(
     assert main(options(folder, train, **more)) == 0
     told = capsys.readouterr().err
     assert "depth: goes on from" in told
+    assert "train.jsonl: several labels for each text: 3 classes, 1.5 of them a text, 3 texts without" in told
     assert told.count("columns that are not used") == 1  # one file for both
     one, other = (
         ElasticBertForSequenceClassification.from_pretrained(folder / name / "depth").state_dict()

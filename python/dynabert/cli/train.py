@@ -247,6 +247,12 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
 
     asked = check_options(inputs, args)
     train, validation, unlabelled = read_inputs(inputs)
+    if train.problem_type == "multi_label_classification":
+        counts = [len(own) for own in train.labels or ()]  # type: ignore[arg-type]
+        tell(
+            f"{train.source}: several labels for each text: {train.num_labels} classes, "
+            f"{sum(counts) / len(counts):.1f} of them a text, {counts.count(0)} texts without"
+        )
     files = (train, validation, unlabelled) if inputs.task_name is None else (unlabelled,)
     for line in dict.fromkeys(_unused(own) for own in files if own is not None and own.unused):
         tell(line)

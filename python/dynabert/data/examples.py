@@ -139,8 +139,9 @@ class Examples:
 
 
 def is_multi_label(labels: Sequence[object]) -> bool:
-    """Whether these are the labels of a multi-label set: a tuple for each text."""
-    return any(isinstance(label, tuple) for label in labels)
+    """Whether these are the labels of a multi-label set: a tuple for each text. The first one tells: `Examples` holds
+    labels of one kind."""
+    return len(labels) > 0 and isinstance(labels[0], tuple)
 
 
 def label_array(labels: Sequence[object], problem_type: str, num_labels: int) -> npt.NDArray[np.int64 | np.float32]:

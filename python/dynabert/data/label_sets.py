@@ -16,7 +16,7 @@ from itertools import pairwise
 from dynabert.data.rows import Row, RowReader, listed, shown
 
 _NO_NAME = ("Cc", "Cs")  # control characters and lone surrogates
-WHOLE = re.compile(r"[+-]?\d+")
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)  # digits of other scripts are names
 
 
 def row_label_set(reader: RowReader, row: Row, column: str, separator: str | None) -> tuple[str, ...]:
@@ -69,13 +69,15 @@ def type_label_sets(
     """Class indices of each row, in rising order, and the classes' names. ``sets``: each row's line and its labels."""
     used = {label for _, found in sets for label in found}
     # The same class written 1 and 01 would be two classes in silence; numbers are compared as numbers.
-    whole = label_names is None and bool(used) and all(WHOLE.fullmatch(label) for label in used)
+    whole = label_names is None and bool(used) and all(_WHOLE.fullmatch(label) for label in used)
     if label_names is not None:
         names = tuple(label_names)
     elif whole:
         names = tuple(str(number) for number in sorted({int(label) for label in used}))
     else:
         names = tuple(sorted(used))
+    if label_names is None:
+        _refuse_look_alikes(reader, sets, column)
     place = {name: index for index, name in enumerate(names)}
     rows = []
     for line, found in sets:
@@ -85,6 +87,21 @@ def type_label_sets(
                 raise _doubled(reader, line, names[low], column)
         rows.append(tuple(row))
     return tuple(rows), names
+
+
+def _refuse_look_alikes(reader: RowReader, sets: Sequence[tuple[int, tuple[str, ...]]], column: str) -> None:
+    """Two names of the same characters in other codes, such as an accent of its own and one that is part of a letter:
+    they would be two classes that nobody can tell apart."""
+    seen: dict[str, str] = {}
+    for line, found in sets:
+        for label in found:
+            other = seen.setdefault(unicodedata.normalize("NFC", label), label)
+            if other != label:
+                raise reader.bad(
+                    line,
+                    f"label {label!a} in column {column!r} is the same text as {other!a} above, in "
+                    "other codes; bring the file to one Unicode form, such as NFC",
+                )
 
 
 def warn_of_written_lists(source: str, labels: Sequence[str], column: str) -> None:

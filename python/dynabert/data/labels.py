@@ -60,7 +60,7 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
     names, outputs = examples.label_names, tuple(model_names)
     exact = {name: index for index, name in enumerate(outputs)}
     folded = {name.lower(): index for index, name in enumerate(outputs)}
-    if set(names) == set(outputs):
+    if set(names) == set(outputs) or (problem_type == MULTI_LABEL and all(name in exact for name in names)):
         places = [exact[name] for name in names]
     elif all(name.lower() in folded for name in names) and len(folded) == len(outputs):
         places = [folded[name.lower()] for name in names]

@@ -13,13 +13,14 @@ set's for the evaluation set); ``problem`` overrides the kind. A list in the fir
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dynabert.data.examples import Examples, Labels
-from dynabert.data.label_sets import WHOLE, check_known, row_label_set, type_label_sets, warn_of_written_lists
+from dynabert.data.label_sets import check_known, row_label_set, type_label_sets, warn_of_written_lists
 from dynabert.data.rows import Row, RowReader, listed, shown
 
 PAIR_COLUMNS = (
@@ -50,6 +51,7 @@ LABEL_COLUMNS = (
 
 Problem = Literal["auto", "classification", "multi_label", "regression"]
 BadRows = Literal["error", "skip"]
+_WHOLE = re.compile(r"[+-]?\d+")
 
 
 class Columns(NamedTuple):
@@ -309,7 +311,9 @@ def _row_label(reader: RowReader, row: Row, column: str) -> str:
             "list in every row",
         )
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise reader.bad(row.line, f"no label in column {column!r}; found {value!r}; allowed: a text or a number")
+        raise reader.bad(
+            row.line, f"no label in column {column!r}; found {value!r}; allowed: a text or a number, or a list of them"
+        )
     # repr of a float keeps its point, so that 1.0 stays a regression target and 1 a class.
     text = value.strip() if isinstance(value, str) else repr(value)
     if not text:
@@ -326,7 +330,7 @@ def _type_labels(
         names = tuple(label_names)
         return tuple(names.index(label) for _, label in labels), names
     numbers = [_as_number(label) for _, label in labels]
-    whole = all(WHOLE.fullmatch(label) for _, label in labels)
+    whole = all(_WHOLE.fullmatch(label) for _, label in labels)
     if problem == "regression" or (problem == "auto" and not whole and all(n is not None for n in numbers)):
         for (line, label), number in zip(labels, numbers, strict=True):
             if number is None:

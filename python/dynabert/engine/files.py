@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dynabert.engine.inference import InferenceEngine
 
 WRITABLE = ("tsv", "csv", "jsonl")
+_JOIN = "|"  # between the labels of a multi-label answer in a .tsv or .csv
 ANSWER_COLUMNS = ("predicted_label", "predicted_score")
 
 
@@ -205,7 +206,12 @@ class _Writer:
             return
         fields = [row.values.get(column) for column in self._columns]
         for answer in answers:
-            fields += ["|".join(answer.labels), format(answer.score, ".6g")]
+            if self._many and any(_JOIN in label for label in answer.labels):
+                raise ValueError(
+                    f"{self._source}, line {row.line}: the labels {answer.labels} cannot be joined by {_JOIN!r}, "
+                    "which is part of one; write .jsonl"
+                )
+            fields += [_JOIN.join(answer.labels), format(answer.score, ".6g")]
         self._put(["" if field is None else str(field) for field in fields], row.line)
 
     def _put(self, fields: list[str], line: int) -> None:
