@@ -307,8 +307,10 @@ def test_bf16_without_a_gpu_runs_on_the_cpu(tmp_path: Path) -> None:
     assert (args.use_cpu, args.device.type) == (True, "cpu")
 
 
-def test_the_best_checkpoint_is_told_where_it_is(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"--load_best_model_at_end is True.*leave it out: .*OUTPUT_DIR/STAGE, such as"
-    ):
-        arguments(tmp_path, load_best_model_at_end=True, eval_strategy="epoch", save_strategy="epoch")
+@pytest.mark.parametrize("more", [{}, {"eval_strategy": "epoch"}])
+def test_the_best_checkpoint_is_told_where_it_is(tmp_path: Path, more: dict[str, Any]) -> None:
+    told = (
+        r"--load_best_model_at_end is True.*leave it out: .*that network is OUTPUT_DIR/STAGE, such as distilled/depth"
+    )
+    with pytest.raises(ValueError, match=told):
+        DistillationArguments(output_dir=str(tmp_path), use_cpu=True, load_best_model_at_end=True, **more)

@@ -110,7 +110,7 @@ def warn_of_written_lists(source: str, labels: Sequence[str], column: str) -> No
         warnings.warn(
             f"{source}: column {column!r} holds texts such as {shown(labels[0])}, and each different one is taken as a "
             "class; for several labels of a text write lists into a .jsonl or .parquet file, or join them with a "
-            "separator and give label_separator",
+            "separator and give label_separator (--label_separator)",
             stacklevel=4,
         )
 

@@ -120,10 +120,11 @@ class DistillationArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        _refuse_unsupported(self)  # before transformers asks for what would go with them
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # transformers takes bf16 without it for a wish for a GPU; here the CPU has it too
         super().__post_init__()
-        _refuse_unsupported(self)
+        _refuse_unsupported(self)  # and what it made of the environment
         # The means of a step are taken over all of it here, so nothing is left to scale; a NaN is never to be hidden.
         self.logging_nan_inf_filter = False
         if self.step not in STEPS:
