@@ -48,7 +48,11 @@ class InputArguments:
         default=None, metadata={"help": "folder of GLUE .tsv files; without it GLUE is read from the hub"}
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet"}
+        default=None,
+        metadata={
+            "help": "your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet; a list of labels in each row: "
+            "several labels of a text"
+        },
     )
     validation_file: str | None = field(
         default=None, metadata={"help": "your own labelled file that sub-networks are scored on"}

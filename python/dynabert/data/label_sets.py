@@ -76,7 +76,7 @@ def type_label_sets(
         names = tuple(str(number) for number in sorted({int(label) for label in used}))
     else:
         names = tuple(sorted(used))
-    if label_names is None:
+    if label_names is None and len({unicodedata.normalize("NFC", label) for label in used}) < len(used):
         _refuse_look_alikes(reader, sets, column)
     place = {name: index for index, name in enumerate(names)}
     rows = []

@@ -135,7 +135,7 @@ def _best_constant_set(labels: npt.NDArray[np.generic], metric: str) -> float:
     _, t = _indicators(labels, labels, metric)
     counts = t.sum(axis=0)
     if metric == "subset_accuracy":
-        return float(np.unique(t, axis=0, return_counts=True)[1].max()) / len(t)
+        return float(np.unique(np.packbits(t, axis=1), axis=0, return_counts=True)[1].max()) / len(t)
     if metric == "macro_f1":  # each label on its own: one that is predicted scores, one that is not scores 0
         return float(np.mean(2.0 * counts / (counts + len(t))))
     # Of all sets of k labels the k most frequent ones hit most.
@@ -153,7 +153,7 @@ def _indicators(predictions: Values, labels: Values, name: str) -> tuple[npt.NDA
             "shape, (texts, labels)"
         )
     for what, values in (("predictions", p), ("labels", t)):
-        if not np.isin(values, (0, 1)).all():
+        if values.dtype != np.bool_ and not ((values == 0) | (values == 1)).all():
             raise ValueError(f"{name}: {what} hold something else than 0 and 1; allowed: 1 where a text has the label")
     return p.astype(bool), t.astype(bool)
 

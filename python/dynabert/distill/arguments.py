@@ -76,7 +76,10 @@ class DistillationArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept of a stage"})
     metric_for_best_model: str | None = field(
         default="score",
-        metadata={"help": "by which the best checkpoint of a stage is chosen; score: the sub-networks' mean"},
+        metadata={
+            "help": "by which the best checkpoint of a stage is chosen; score: the sub-networks' mean, of micro F1 where a "
+            "text has several labels"
+        },
     )
 
     logging_steps: float = field(default=50, metadata={"help": "steps between two logs of the sub-networks' losses"})

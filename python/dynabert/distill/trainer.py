@@ -107,7 +107,7 @@ class DistillationTrainer(Trainer):
     Raises:
         TypeError: data that is not `Encoded`.
         ValueError: a student in half precision, networks that do not belong together, a stage without its teacher or
-            its labels, sub-networks that do not fit.
+            its labels, labels of another kind than the network's, sub-networks that do not fit.
 
     The same seed, data, machine and thread count give the same weights, also when a run was cut and resumed.
     """
