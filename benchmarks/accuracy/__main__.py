@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def train_arguments(variant: str, rest: Sequence[str], model: str, out: Path) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the variants in turn, then writes rows.json and a picture."""
+    """Runs the variants in turn, then writes rows.json, with the call or calls that made each, and a picture."""
     flags = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy",
         description="The method beside its comparisons; unknown options go to 'dynabert train'.",
@@ -64,15 +65,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from dynabert.cli.train import parse, run_arguments
 
+    commands = known_commands(out / "rows.json")
+    said = " ".join(["python -m benchmarks.accuracy", *said_options(argv)])
     for variant in [name for name in VARIANTS if name in chosen]:
+        before = parts_done(out / variant)
         given = train_arguments("dynabert" if variant == "independent" else variant, rest, model, out)
         print(f"== {variant}", flush=True)
         if variant == "independent":
             run_independent(*parse(given), out / variant, options.independent_subnets)
         else:
             run_arguments(given)
+        own = commands.setdefault(variant, [])
+        if said not in own and (not own or parts_done(out / variant) != before):
+            # A call that found all of it done made none of its rows. Where the maker is not known it stands for it: the
+            # settings of a folder are checked, so they are the same.
+            own.append(said)
     found = collect(out, [name for name in VARIANTS if (out / name).is_dir()])
-    found["command"] = " ".join(["python -m benchmarks.accuracy", *said_options(argv)])
+    found["commands"] = {name: commands[name] for name in VARIANTS if commands.get(name)}
     text = json.dumps(found, indent=1) + "\n"
     (out / "rows.json").write_text(text, encoding="utf-8")
     print(shown(found))
@@ -83,6 +92,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if picture is not None:
             options.rows.with_suffix(".png").write_bytes(picture.read_bytes())
     return 0
+
+
+def parts_done(folder: Path) -> set[str]:
+    """The parts of a variant that are complete."""
+    return {str(path.parent.relative_to(folder)) for path in folder.glob("*/complete.json")}
+
+
+def known_commands(path: Path) -> dict[str, list[str]]:
+    """For each variant the calls that made its rows, from a rows.json that is there. An older one has only the last
+    call's ``command``: it stands for the variants that it names."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if "commands" in found:
+        return {name: list(calls) for name, calls in found["commands"].items()}
+    words = shlex.split(found.get("command", ""))
+    if not words:
+        return {}
+    named = VARIANTS
+    for index, word in enumerate(words):
+        if word == "--variants" and index + 1 < len(words):
+            named = tuple(words[index + 1].split(","))
+        elif word.startswith("--variants="):
+            named = tuple(word.removeprefix("--variants=").split(","))
+    return {name.strip(): [found["command"]] for name in named}
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from dynabert.configuration import Subnet
 from dynabert.configuration.grid import subnet_text
 from dynabert.data.batching import token_batches
-from dynabert.data.examples import MULTI_LABEL, REGRESSION
-from dynabert.data.labels import model_labels, model_problem
-from dynabert.data.metrics import METRICS, REGRESSION_METRICS, compute_metric, default_metrics, majority_score
+from dynabert.data.examples import MULTI_LABEL, REGRESSION, is_multi_label, label_array
+from dynabert.data.labels import label_probabilities, model_labels, model_problem
+from dynabert.data.metrics import compute_metric, default_metrics, majority_score
 from dynabert.data.tokenisation import Encoded
 from dynabert.modeling.stacking import stack
 from dynabert_kernels import Plan
@@ -142,6 +142,7 @@ def evaluate(
     subnets: Sequence[Subnet],
     *,
     metric: str | None = None,
+    threshold: float = 0.5,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     max_batch_size: int | None = None,
     stacked: bool | None = None,
@@ -152,27 +153,20 @@ def evaluate(
     Args:
         model, encoded, subnets, max_batch_tokens, max_batch_size, stacked, progress: see `compute_logits`; ``encoded``
             has labels that are indices of the model's outputs (`dynabert.data.align_labels`).
-        metric: the score; by default accuracy, and Spearman's correlation for regression.
+        metric: the score; by default accuracy; Spearman's correlation for regression; micro F1 for several labels a
+            text.
+        threshold: least probability at which a multi-label model assigns a label.
 
     Returns:
         One row for each sub-network, in the given order.
 
     Raises:
-        ValueError: no labels; a label that the model has no output for; a metric of another kind of problem; a
-            multi-label model; what `compute_logits` raises.
+        ValueError: no labels; a label that the model has no output for; labels or a metric of another kind of problem;
+            a threshold that is no probability; what `compute_logits` raises.
     """
-    problem = _problem(model)
-    regression = problem == REGRESSION
-    if encoded.labels is None:
-        raise ValueError(f"evaluate: {encoded.source} has no labels; name the label column")
-    outputs = len(model_labels(model.config))
-    if not regression and max(encoded.labels, default=0) >= outputs:
-        raise ValueError(
-            f"evaluate: {encoded.source} has label {max(encoded.labels)}, the model has {outputs} "
-            "outputs; "
-            "use data of the model's task"
-        )
-    _metric(problem, metric)
+    _targets(model, encoded)
+    _metric(model_problem(model.config), metric)
+    _check_threshold(threshold)
     logits = compute_logits(
         model,
         encoded,
@@ -182,7 +176,7 @@ def evaluate(
         stacked=stacked,
         progress=progress,
     )
-    return score_logits(model, encoded, logits, metric=metric)
+    return score_logits(model, encoded, logits, metric=metric, threshold=threshold)
 
 
 def score_logits(
@@ -191,18 +185,22 @@ def score_logits(
     logits: dict[str, npt.NDArray[np.floating]],
     *,
     metric: str | None = None,
+    threshold: float = 0.5,
 ) -> list[EvaluationRow]:
     """The rows of `evaluate`, from logits that `compute_logits` has found. Arguments and errors as there."""
-    problem = _problem(model)
-    regression = problem == REGRESSION
-    if encoded.labels is None:
-        raise ValueError(f"evaluate: {encoded.source} has no labels; name the label column")
+    problem = model_problem(model.config)
+    targets = _targets(model, encoded)
     names, chosen = _metric(problem, metric)
-    majority = majority_score(encoded.labels, chosen)
+    _check_threshold(threshold)
+    majority = majority_score(targets, chosen)
     rows = []
     for name, values in logits.items():
-        predictions = values[:, 0] if regression else values.argmax(axis=1)
-        scores = {other: compute_metric(other, predictions, encoded.labels) for other in names}
+        predictions: npt.NDArray[np.generic]
+        if problem == MULTI_LABEL:
+            predictions = label_probabilities(values) >= threshold
+        else:
+            predictions = values[:, 0] if problem == REGRESSION else values.argmax(axis=1)
+        scores = {other: compute_metric(other, predictions, targets) for other in names}
         rows.append(EvaluationRow(name, scores[chosen], chosen, scores, len(encoded), majority))
     return rows
 
@@ -243,18 +241,38 @@ def _log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def _problem(model: ElasticBertForSequenceClassification) -> str:
-    problem = model_problem(model.config)
-    if problem == MULTI_LABEL:
-        raise ValueError("evaluate: a multi-label model cannot be scored on one label per text")
-    return problem
+def _targets(
+    model: ElasticBertForSequenceClassification, encoded: Encoded
+) -> Sequence[int] | Sequence[float] | npt.NDArray[np.bool_]:
+    """The labels as the metrics take them: (N, labels) zeros and ones for a multi-label model."""
+    problem, labels = model_problem(model.config), encoded.labels
+    outputs = len(model_labels(model.config))
+    if labels is None:
+        raise ValueError(f"evaluate: {encoded.source} has no labels; name the label column")
+    many = is_multi_label(labels)
+    if len(labels) and many != (problem == MULTI_LABEL):
+        raise ValueError(
+            f"evaluate: {encoded.source} has {'a set of labels' if many else 'one label'} for each text, the model is "
+            f"for {problem}; use data of the model's kind"
+        )
+    last: Any = max((max(row, default=0) for row in labels), default=0) if many else max(labels, default=0)  # type: ignore[arg-type]
+    if problem != REGRESSION and last >= outputs:
+        raise ValueError(
+            f"evaluate: {encoded.source} has label {last}, the model has {outputs} outputs; use data of the model's "
+            "task"
+        )
+    return label_array(labels, MULTI_LABEL, outputs).astype(bool) if many else labels  # type: ignore[return-value]
 
 
 def _metric(problem: str, metric: str | None) -> tuple[tuple[str, ...], str]:
     """All metrics of the problem, and the one chosen."""
-    regression = problem == REGRESSION
-    names = tuple(default_metrics(regression))
+    names = default_metrics(problem == REGRESSION, multi_label=problem == MULTI_LABEL)
     chosen = names[0] if metric is None else metric
-    if chosen not in METRICS or (chosen in REGRESSION_METRICS) != regression:
+    if chosen not in names:
         raise ValueError(f"evaluate: metric {chosen!r} does not fit {problem}; allowed: {', '.join(names)}")
     return names, chosen
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0.0 < threshold < 1.0:
+        raise ValueError(f"evaluate: threshold is {threshold}; allowed: above 0 and below 1")

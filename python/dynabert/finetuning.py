@@ -6,7 +6,7 @@ The distillation of sub-networks lives elsewhere; this makes the network it star
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dynabert.data.batching import token_batches
+from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_multi_label, label_array
+from dynabert.data.labels import model_problem
 from dynabert.data.tokenisation import Encoded
 
 if TYPE_CHECKING:
@@ -102,11 +104,11 @@ def fine_tune(
         state is not touched.
 
     Raises:
-        ValueError: no labels; a label that the model has no output for; a model in half precision; a loss that is not
-            finite.
+        ValueError: no labels; labels of another kind than the model's, or that it has no output for; a model in half
+            precision; a loss that is not finite.
     """
     args = FineTuningArguments() if args is None else args
-    targets = _targets(model, encoded)
+    _check_labels(model, encoded)
     if model.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"fine_tune: the model is in {model.dtype}; allowed: float32; load it with dtype=torch.float32"
@@ -135,7 +137,7 @@ def fine_tune(
         ):
             torch.manual_seed(args.seed)
             for chosen in _epochs(len(encoded), batch_size, args.num_train_epochs, args.seed):
-                loss = _step(model, encoded, targets, chosen, args.max_batch_tokens)
+                loss = _step(model, encoded, chosen, args.max_batch_tokens)
                 value = float(loss)
                 if value != value or value in (float("inf"), float("-inf")):
                     raise ValueError(f"fine_tune: the loss is {value} at step {len(losses)}; lower learning_rate")
@@ -163,37 +165,53 @@ def labelled_batches(
         batch_size: examples of a batch (the last may have fewer).
 
     Yields:
-        ``{"batch": PackedBatch, "plan": Plan, "labels": (B,) tensor}`` for the full network, on the model's device.
+        ``{"batch": PackedBatch, "plan": Plan, "labels": (B,) tensor}`` for the full network, on the model's device; the
+        labels of a multi-label set are (B, labels) zeros and ones.
 
     Raises:
         ValueError: no labels; labels that do not fit the model's outputs; a ``batch_size`` below 1.
     """
     if batch_size < 1:
         raise ValueError(f"labelled_batches: batch_size is {batch_size}; allowed: 1 or more")
-    targets = _targets(model, encoded)
+    _check_labels(model, encoded)
     for start in range(0, len(encoded), batch_size):
         run = range(start, min(start + batch_size, len(encoded)))
         batch, plan = model.pack(*encoded.rows(run))
-        yield {"batch": batch, "plan": plan, "labels": targets[run.start : run.stop].to(model.device)}
+        yield {"batch": batch, "plan": plan, "labels": _targets(model, encoded, run)}
 
 
-def _targets(model: ElasticBertForSequenceClassification, encoded: Encoded) -> Tensor:
-    """(N,) labels on the CPU: int64 classes, or float32 values for regression."""
+def _check_labels(model: ElasticBertForSequenceClassification, encoded: Encoded) -> None:
+    """``ValueError`` where the labels are not there, or not of the model's kind and number."""
     if encoded.labels is None:
         raise ValueError(f"{encoded.source} has no labels; name the label column")
-    outputs = model.config.num_labels
-    if not encoded.label_names:
+    outputs, problem, many = model.config.num_labels, model_problem(model.config), is_multi_label(encoded.labels)
+    if many != (problem == MULTI_LABEL):
+        raise ValueError(
+            f"fine_tune: {encoded.source} has {'a set of labels' if many else 'one label'} for each text and the model "
+            f"is for {problem}; give it the data's problem_type"
+        )
+    if not encoded.label_names and not many:
         if outputs != 1:
             raise ValueError(
                 f"fine_tune: {encoded.source} is a regression and the model has {outputs} outputs; give it 1"
             )
-        return torch.tensor(encoded.labels, dtype=torch.float32)
-    if outputs != len(encoded.label_names) or outputs < 2:
+        return
+    least = 1 if many else 2
+    if outputs != len(encoded.label_names) or outputs < least:
         raise ValueError(
             f"fine_tune: {encoded.source} has {len(encoded.label_names)} classes and the model {outputs} outputs; "
-            "both must be the same, and 2 or more"
+            f"both must be the same, and {least} or more"
         )
-    return torch.tensor(encoded.labels, dtype=torch.int64)
+
+
+def _targets(model: ElasticBertForSequenceClassification, encoded: Encoded, indices: Sequence[int]) -> Tensor:
+    """Labels of some examples on the model's device: (N,) int64 classes; (N,) float32 values of a regression; (N,
+    labels) float32 zeros and ones."""
+    assert encoded.labels is not None  # checked before
+    many = is_multi_label(encoded.labels)
+    kind = MULTI_LABEL if many else SINGLE_LABEL if encoded.label_names else REGRESSION
+    chosen = [encoded.labels[i] for i in indices]
+    return torch.from_numpy(label_array(chosen, kind, model.config.num_labels or 0)).to(model.device)
 
 
 def _optimizer(model: ElasticBertForSequenceClassification, args: FineTuningArguments) -> torch.optim.AdamW:
@@ -228,15 +246,13 @@ def _epochs(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[lis
             yield order[start : start + batch_size]
 
 
-def _step(
-    model: ElasticBertForSequenceClassification, encoded: Encoded, targets: Tensor, chosen: list[int], max_tokens: int
-) -> Tensor:
+def _step(model: ElasticBertForSequenceClassification, encoded: Encoded, chosen: list[int], max_tokens: int) -> Tensor:
     """Forward and backward of one optimiser step; the mean loss over its examples."""
     total = torch.zeros((), device=model.device)
     for run in token_batches([len(encoded.input_ids[i]) for i in chosen], max_tokens, order=range(len(chosen))):
         part = [chosen[i] for i in run]
         batch, plan = model.pack(*encoded.rows(part))
-        loss = model(batch=batch, plan=plan, labels=targets[part].to(model.device)).loss
+        loss = model(batch=batch, plan=plan, labels=_targets(model, encoded, part)).loss
         # Weighted by examples, so that a step cut into parts has the gradient of the whole.
         loss = loss * (len(part) / len(chosen))
         loss.backward()

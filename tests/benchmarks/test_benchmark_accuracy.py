@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy.__main__ import main
+from benchmarks.accuracy.__main__ import VARIANTS, known_commands, main
 from benchmarks.accuracy.rows import collect, final_scores, shown
 from tests.dynabert.test_distillation_pipeline import write_files
+
+ROOT = Path(__file__).parents[2]
 
 
 def options(folder: Path) -> list[str]:
@@ -31,7 +33,9 @@ def test_every_variant_leaves_its_rows(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(scores) == ["rewired only", "dynabert", "no_rewiring", "no_distillation", "independent"]
     assert all(len(column) == 4 for column in scores.values())
     assert (tmp_path / "rows.png").is_file()
-    assert str(tmp_path) not in found["command"]
+    (call,) = found["commands"]["dynabert"]
+    assert found["commands"] == {name: [call] for name in VARIANTS}
+    assert str(tmp_path) not in call
     text = capsys.readouterr().out
     assert "| sub-network | rewired only | dynabert | no rewiring | no distillation | independent |" in text
     # Labels are all that the variant without distillation has: it logs no teacher's loss, and runs the same stages.
@@ -41,6 +45,40 @@ def test_every_variant_leaves_its_rows(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*given, "--variants", "dynabert"]) == 0
     assert (tmp_path / "out" / "dynabert" / "depth" / "complete.json").stat().st_mtime_ns == done
     assert collect(tmp_path / "out", ["independent"])["rows"]
+    # A call that repeats nothing leaves the calls that made the rows.
+    assert json.loads((tmp_path / "out" / "rows.json").read_text())["commands"] == found["commands"]
+
+
+def test_variants_in_several_calls_keep_their_own(tmp_path: Path) -> None:
+    given = options(tmp_path)
+    assert main([*given, "--variants", "dynabert"]) == 0
+    alone = [*given, "--variants", "independent", "--independent_subnets"]
+    assert main([*alone, "w0.5-d1"]) == 0
+    assert main([*alone, "w0.5-d1,w0.5-d0.5"]) == 0
+    commands = json.loads((tmp_path / "out" / "rows.json").read_text())["commands"]
+    assert list(commands) == ["dynabert", "independent"]
+    assert [call.rsplit(" ", 1)[1] for call in commands["dynabert"]] == ["dynabert"]
+    assert [call.rsplit(" ", 1)[1] for call in commands["independent"]] == ["w0.5-d1", "w0.5-d1,w0.5-d0.5"]
+
+
+@pytest.mark.parametrize(
+    ("old", "known"),
+    [
+        ({"command": "python -m x --variants dynabert,no_rewiring"}, ["dynabert", "no_rewiring"]),
+        ({"command": "python -m x --variants=independent --seed 1"}, ["independent"]),
+        ({"command": "python -m x --seed 1"}, list(VARIANTS)),
+        ({}, []),
+    ],
+)
+def test_rows_of_an_older_file(tmp_path: Path, old: dict[str, str], known: list[str]) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(old))
+    assert known_commands(tmp_path / "rows.json") == {name: [old["command"]] for name in known}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results/accuracy").glob("*.json")), ids=lambda p: p.stem)
+def test_committed_rows_are_read(path: Path) -> None:
+    assert "dynabert" in known_commands(path)
+    assert "| sub-network |" in shown(json.loads(path.read_text()))
 
 
 def test_what_is_asked_for_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

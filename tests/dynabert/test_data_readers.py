@@ -85,7 +85,7 @@ def test_jsonl(tmp_path: Path) -> None:
         ('{"text": 3, "label": 1}', "column 'text' holds int 3, not a text"),
         ('{"text": "x"}', "no label in column 'label'; found None"),
         ('{"text": "x", "label": true}', "no label in column 'label'; found True"),
-        ('{"text": "x", "label": [1]}', "no label in column 'label'"),
+        ('{"text": "x", "label": [1]}', "column 'label' holds a list, [1]; allowed here: one label"),
     ],
 )
 def test_bad_jsonl_line(tmp_path: Path, line: str, wrong: str) -> None:

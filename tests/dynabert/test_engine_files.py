@@ -83,6 +83,13 @@ def test_multi_label_and_regression_rows(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "many.jsonl").read_text())["predicted_label"] == list(
         many.predict("good film").labels
     )
+    few = InferenceEngine(tiny_model(problem_type="multi_label_classification"), tiny_tokenizer(), threshold=0.9999)
+    few.predict_file(path, tmp_path / "few.jsonl")
+    assert json.loads((tmp_path / "few.jsonl").read_text())["predicted_label"] == []
+    named = tiny_model(problem_type="multi_label_classification", id2label={0: "a|b", 1: "c", 2: "d"})
+    joined = InferenceEngine(named, tiny_tokenizer(), threshold=0.0001)
+    with pytest.raises(ValueError, match=r"line 1: the labels .* cannot be joined by '\|'"):
+        joined.predict_file(path, tmp_path / "joined.csv")
     number = InferenceEngine(tiny_model(num_labels=1), tiny_tokenizer())
     number.predict_file(path, tmp_path / "number.tsv")
     row = (tmp_path / "number.tsv").read_text().splitlines()[1].split("\t")

@@ -104,8 +104,8 @@ def test_refusals(change: dict[str, Any], subnets: list[str], metric: str | None
     assert wrong in str(error.value)
 
 
-def test_multi_label_is_refused() -> None:
-    with pytest.raises(ValueError, match="a multi-label model cannot be scored"):
+def test_one_label_for_a_multi_label_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="toy has one label for each text, the model is for multi_label"):
         evaluate(tiny_model(problem_type="multi_label_classification"), encoded(), ["w1"])
 
 

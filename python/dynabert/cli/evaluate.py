@@ -28,7 +28,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--metric",
         metavar="METRIC",
-        help="accuracy, f1, matthews_correlation, pearson or spearman; default: the task's own",
+        help="accuracy, f1, matthews_correlation, pearson or spearman; for several labels a text micro_f1, macro_f1 or "
+        "subset_accuracy; default: the task's own, or the first of its kind",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="P",
+        type=float,
+        default=0.5,
+        help="least probability at which a multi-label model assigns a label",
     )
     parser.add_argument(
         "--per_device_eval_batch_size", metavar="N", type=int, help="most examples of a batch; default: no bound"
@@ -53,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         encoded,
         subnets,
         metric=args.metric or (task_metric(args.task_name) if args.task_name else None),
+        threshold=args.threshold,
         max_batch_tokens=args.max_batch_tokens,
         max_batch_size=args.per_device_eval_batch_size,
         progress=None,

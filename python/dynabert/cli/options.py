@@ -74,6 +74,12 @@ def add_data_options(parser: argparse.ArgumentParser, *, split: str) -> None:
     group.add_argument(
         "--file", metavar="FILE", help="your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet"
     )
+    group.add_argument(
+        "--label_separator",
+        metavar="TEXT",
+        help="several labels of a text: what lies between them in the label's column, such as '|'; lists in a .jsonl "
+        "or .parquet file need none",
+    )
     add_column_options(group, label=True)  # type: ignore[arg-type]  # a group adds arguments as a parser does
     group.add_argument(
         "--bad_rows", default="error", choices=("error", "skip"), help="what to do with rows that do not fit"
@@ -95,11 +101,14 @@ def read_data(args: argparse.Namespace) -> Examples:
             text_column=args.text_column,
             second_text_column=args.second_text_column,
             label_column=args.label_column,
+            label_separator=args.label_separator,
             bad_rows=args.bad_rows,
         )
     else:
         if args.text_column or args.second_text_column or args.label_column:
             raise UsageError("column names belong to --file; a task knows its own")
+        if args.label_separator is not None:
+            raise UsageError("--label_separator belongs to --file; a task has one label for each text")
         examples = load_task(args.task_name, args.split, data_dir=args.data_dir, bad_rows=args.bad_rows)
     return examples if args.max_samples is None else examples.head(args.max_samples)
 

@@ -45,6 +45,13 @@ def add_parser(commands: Any) -> None:
         "--out", metavar="FILE", help="with --file: write rows and answers to this .tsv, .csv or .jsonl file"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the --out file if it is there")
+    parser.add_argument(
+        "--threshold",
+        metavar="P",
+        type=float,
+        default=0.5,
+        help="least probability at which a multi-label model assigns a label",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -71,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         max_length=args.max_seq_length,
         max_batch_tokens=args.max_batch_tokens,
+        threshold=args.threshold,
     )
     if args.out is not None:
         _to_file(args, engine, subnets)

@@ -48,7 +48,11 @@ class InputArguments:
         default=None, metadata={"help": "folder of GLUE .tsv files; without it GLUE is read from the hub"}
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet"}
+        default=None,
+        metadata={
+            "help": "your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet; a list of labels in each row: "
+            "several labels of a text"
+        },
     )
     validation_file: str | None = field(
         default=None, metadata={"help": "your own labelled file that sub-networks are scored on"}
@@ -77,6 +81,13 @@ class InputArguments:
     second_text_column: str | None = field(default=None, metadata={"help": "name of the second text's column"})
     label_column: str | None = field(default=None, metadata={"help": "name of the label's column"})
     max_seq_length: int = field(default=128, metadata={"help": "longer texts are cut; how many is printed"})
+    label_separator: str | None = field(
+        default=None,
+        metadata={
+            "help": "several labels of a text: what lies between them in the label's column of a .tsv or .csv, such as "
+            "'|'; lists in a .jsonl or .parquet file need none"
+        },
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "use only the first so many examples"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "score only on the first so many examples"})
     cache_dir: str | None = field(
@@ -145,16 +156,20 @@ def read_inputs(inputs: InputArguments) -> tuple[Examples, Examples | None, Exam
     if inputs.task_name is not None:
         if inputs.validation_file is not None or any(columns.values()):
             raise UsageError("--validation_file and column names belong to --train_file; a task knows its own")
+        if inputs.label_separator is not None:
+            raise UsageError("--label_separator belongs to --train_file; a task has one label for each text")
         train = load_task(inputs.task_name, "train", data_dir=inputs.data_dir)
         validation = load_task(inputs.task_name, "validation", data_dir=inputs.data_dir)
     else:
         if inputs.data_dir is not None:
             raise UsageError("--data_dir belongs to --task_name; with --train_file leave it out")
+        columns["label_separator"] = inputs.label_separator
         train = read_examples(str(inputs.train_file), **columns)
+        check_classes(train)
         if inputs.validation_file is not None:
             # The training text says what the labels are: a class may be missing here, or every score be whole.
             columns["label_names"] = train.label_names or None
-            columns["problem"] = "classification" if train.label_names else "regression"
+            columns["problem"] = _PROBLEMS[str(train.problem_type)]
             validation = read_examples(inputs.validation_file, **columns)
     if train.labels is None:
         raise ValueError(f"{train.source} has no labels; name the label column (--label_column)")
@@ -169,6 +184,27 @@ def read_inputs(inputs: InputArguments) -> tuple[Examples, Examples | None, Exam
     return train, validation, unlabelled
 
 
+_PROBLEMS = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
+
+def check_classes(train: Examples) -> None:
+    """``ValueError`` where the labels leave nothing to tell apart: a single class, or the same labels on every text."""
+    if train.problem_type == "multi_label_classification":
+        same: set[Any] = set(train.labels or ())
+        if len(same) == 1:
+            names = ", ".join(repr(train.label_names[index]) for index in next(iter(same)))
+            raise ValueError(
+                f"{train.source} has the same labels for every text, {names or 'none'}; at least two texts must "
+                "differ; a list holds the names or numbers of a text's labels, not zeros and ones"
+            )
+    elif len(train.label_names) == 1:
+        raise ValueError(f"{train.source} has one class, {train.label_names[0]!r}; at least two are needed")
+
+
 def open_model(inputs: InputArguments, train: Examples, seed: int) -> ElasticBertForSequenceClassification:
     """The network with a head for the data: its own, or where it has none (or another's) a fresh one by the seed."""
     import torch
@@ -176,8 +212,6 @@ def open_model(inputs: InputArguments, train: Examples, seed: int) -> ElasticBer
     from dynabert.engine import load_model
 
     labels: dict[str, Any] = {}
-    if len(train.label_names) == 1:
-        raise ValueError(f"{train.source} has one class, {train.label_names[0]!r}; at least two are needed")
     if not inputs.fine_tuned:
         labels = {"num_labels": train.num_labels, "problem_type": train.problem_type}
         if train.label_names:
@@ -191,6 +225,12 @@ def open_model(inputs: InputArguments, train: Examples, seed: int) -> ElasticBer
             ignore_mismatched_sizes=not inputs.fine_tuned,
             **labels,
         )
+
+
+def _unused(examples: Examples) -> str:
+    from dynabert.data.rows import listed
+
+    return f"{examples.source}: columns that are not used: {listed(examples.unused)}; used: {listed(examples.columns)}"
 
 
 def _train(inputs: InputArguments, args: DistillationArguments) -> None:
@@ -211,6 +251,15 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
 
     asked = check_options(inputs, args)
     train, validation, unlabelled = read_inputs(inputs)
+    if train.problem_type == "multi_label_classification":
+        counts = [len(own) for own in train.labels or ()]  # type: ignore[arg-type]
+        tell(
+            f"{train.source}: several labels for each text: {train.num_labels} classes, "
+            f"{sum(counts) / len(counts):.1f} of them a text, {counts.count(0)} texts without"
+        )
+    files = (train, validation, unlabelled) if inputs.task_name is None else (unlabelled,)
+    for line in dict.fromkeys(_unused(own) for own in files if own is not None and own.unused):
+        tell(line)
     if asked is not None:
         unlabelled = augmented(inputs, args, asked, train, tell)
     tokenizer = load_tokenizer(inputs.model_name_or_path)

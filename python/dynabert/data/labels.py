@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dynabert.data.examples import REGRESSION, SINGLE_LABEL, Examples
+import numpy as np
+import numpy.typing as npt
+
+from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -31,13 +34,14 @@ def model_labels(config: PreTrainedConfig) -> tuple[str, ...]:
 def align_labels(examples: Examples, model_names: Sequence[str], problem_type: str) -> Examples:
     """The examples with class indices of the model's outputs.
 
-    Every class name of the data must be a name of the model (case does not matter), then indices follow the names. A
-    model without names of its own (``LABEL_0``, ...), or data whose classes are plain numbers, is matched by number.
+    Every class name of the data must be a name of the model, then indices follow the names. Case does not matter, but
+    where names of the model differ in nothing else the data must have just the model's. A model without names of its
+    own (``LABEL_0``, ...), or data whose classes are plain numbers, is matched by number.
 
     Args:
         examples: labelled examples.
         model_names: the model's outputs in order, ``id2label``.
-        problem_type: the model's; multi-label models cannot be matched with one label per text.
+        problem_type: the model's; a multi-label model needs a list of labels for each text.
 
     Raises:
         ValueError: no labels; a regression set for a classifier or the other way round; names that do not match.
@@ -45,15 +49,20 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
     if examples.labels is None:
         raise ValueError(f"{examples.source}: the examples have no labels; name the label column")
     if examples.problem_type != problem_type:
+        advice = "use data of the model's kind, or say the kind of the labels"
+        if problem_type == MULTI_LABEL:
+            advice = "write a list of labels in each row (.jsonl, .parquet), or give --label_separator"
         raise ValueError(
-            f"{examples.source}: the labels are for {examples.problem_type}, the model is for {problem_type}; "
-            "use data of the model's kind, or say the kind of the labels"
+            f"{examples.source}: the labels are for {examples.problem_type}, the model is for {problem_type}; {advice}"
         )
     if problem_type == REGRESSION:
         return examples
     names, outputs = examples.label_names, tuple(model_names)
+    exact = {name: index for index, name in enumerate(outputs)}
     folded = {name.lower(): index for index, name in enumerate(outputs)}
-    if all(name.lower() in folded for name in names) and len(folded) == len(outputs):
+    if set(names) == set(outputs) or (problem_type == MULTI_LABEL and all(name in exact for name in names)):
+        places = [exact[name] for name in names]
+    elif all(name.lower() in folded for name in names) and len(folded) == len(outputs):
         places = [folded[name.lower()] for name in names]
     elif all(re.fullmatch(r"\d+", name) for name in names) and max(map(int, names)) < len(outputs):
         places = [int(name) for name in names]
@@ -61,7 +70,24 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
         places = list(range(len(names)))
     else:
         raise ValueError(
-            f"{examples.source}: the classes of the data are not those of the model; the data has {', '.join(names)}; "
-            f"the model has {', '.join(outputs)}; use the model's names or the numbers 0 to {len(outputs) - 1}"
+            f"{examples.source}: the classes of the data are not those of the model; the data has {_some(names)}; "
+            f"the model has {_some(outputs)}; use the model's names or the numbers 0 to {len(outputs) - 1}"
         )
-    return replace(examples, labels=tuple(places[int(label)] for label in examples.labels), label_names=outputs)
+    if problem_type == MULTI_LABEL:
+        rows: Any = examples.labels
+        return replace(
+            examples, labels=tuple(tuple(sorted(places[i] for i in row)) for row in rows), label_names=outputs
+        )
+    indices: Any = examples.labels
+    return replace(examples, labels=tuple(places[label] for label in indices), label_names=outputs)
+
+
+def label_probabilities(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """The sigmoid of a multi-label model's outputs, in float64, without overflow. A label is assigned where it is at
+    the threshold or above."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))))
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,4 +1,5 @@
-"""Scores of a prediction against the truth: accuracy, F1, Matthews, Pearson, Spearman, and the majority's baseline.
+"""Scores of a prediction against the truth: accuracy, F1, Matthews, Pearson, Spearman; micro and macro F1 and subset
+accuracy of several labels a text; and the best constant answer's score.
 
 Small float64 numpy versions of the textbook formulas. All scores are fractions (0.83, not 83). Where a formula divides
 zero by zero (a constant prediction has no correlation with anything) the score is 0.0.
@@ -62,6 +63,26 @@ def spearman(predictions: Values, labels: Values) -> float:
     return pearson(_ranks(p), _ranks(t))
 
 
+def micro_f1(predictions: Values, labels: Values) -> float:
+    """F1 over all decisions: each label of each text counts the same. Arguments: (N, L) zeros and ones."""
+    p, t = _indicators(predictions, labels, "micro_f1")
+    return _ratio(2.0 * float(np.sum(p & t)), float(p.sum() + t.sum()))
+
+
+def macro_f1(predictions: Values, labels: Values) -> float:
+    """The mean of each label's F1, over all L labels; one that neither occurs nor is predicted counts 0, as in
+    scikit-learn. Arguments: (N, L) zeros and ones."""
+    p, t = _indicators(predictions, labels, "macro_f1")
+    hits, sizes = np.sum(p & t, axis=0), p.sum(axis=0) + t.sum(axis=0)
+    return float(np.mean([_ratio(2.0 * float(hit), float(size)) for hit, size in zip(hits, sizes, strict=True)]))
+
+
+def subset_accuracy(predictions: Values, labels: Values) -> float:
+    """Share of texts with exactly their labels. Arguments: (N, L) zeros and ones."""
+    p, t = _indicators(predictions, labels, "subset_accuracy")
+    return float(np.mean((p == t).all(axis=1)))
+
+
 Metric = Callable[[Values, Values], float]
 METRICS: dict[str, Metric] = {
     "accuracy": accuracy,
@@ -69,12 +90,20 @@ METRICS: dict[str, Metric] = {
     "matthews_correlation": matthews_correlation,
     "pearson": pearson,
     "spearman": spearman,
+    "micro_f1": micro_f1,
+    "macro_f1": macro_f1,
+    "subset_accuracy": subset_accuracy,
 }
 REGRESSION_METRICS = ("pearson", "spearman")
+# The first is the score: subset accuracy moves little while most labels become right, and is 0 for long where there are
+# many; macro F1 hangs on the rarest labels of a small set.
+MULTI_LABEL_METRICS = ("micro_f1", "macro_f1", "subset_accuracy")
 
 
-def default_metrics(regression: bool) -> tuple[str, ...]:
+def default_metrics(regression: bool = False, *, multi_label: bool = False) -> tuple[str, ...]:
     """Metrics that are reported when none is named, the first being the score."""
+    if multi_label:
+        return MULTI_LABEL_METRICS
     return ("spearman", "pearson") if regression else ("accuracy", "f1", "matthews_correlation")
 
 
@@ -88,15 +117,45 @@ def compute_metric(name: str, predictions: Values, labels: Values) -> float:
 def majority_score(labels: Values, metric: str = "accuracy") -> float:
     """What the best constant prediction scores: the labels' most frequent class in ``metric``; 0.0 for a correlation.
 
-    Of equally frequent classes the smallest counts.
+    Of equally frequent classes the smallest counts. For a metric of several labels a text, with (N, L) ``labels``, the
+    constant is a set of labels: the one that scores best.
     """
     if metric in REGRESSION_METRICS:
         return 0.0
     t = np.asarray(labels)
     if t.size == 0:
         raise ValueError("majority_score: no labels; at least one is needed")
+    if metric in MULTI_LABEL_METRICS:
+        return _best_constant_set(t, metric)
     classes, counts = np.unique(t, return_counts=True)
     return compute_metric(metric, np.full(t.shape, classes[np.argmax(counts)]), t)
+
+
+def _best_constant_set(labels: npt.NDArray[np.generic], metric: str) -> float:
+    _, t = _indicators(labels, labels, metric)
+    counts = t.sum(axis=0)
+    if metric == "subset_accuracy":
+        return float(np.unique(np.packbits(t, axis=1), axis=0, return_counts=True)[1].max()) / len(t)
+    if metric == "macro_f1":  # each label on its own: one that is predicted scores, one that is not scores 0
+        return float(np.mean(2.0 * counts / (counts + len(t))))
+    # Of all sets of k labels the k most frequent ones hit most.
+    hits, sizes = np.cumsum(np.sort(counts)[::-1]), len(t) * np.arange(1, len(counts) + 1)
+    return float(np.max(2.0 * hits / (sizes + counts.sum())))
+
+
+def _indicators(predictions: Values, labels: Values, name: str) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    p, t = np.asarray(predictions), np.asarray(labels)
+    if p.size == 0 and t.size == 0:
+        raise ValueError(f"{name}: no examples; at least one is needed")
+    if p.ndim != 2 or p.shape != t.shape:
+        raise ValueError(
+            f"{name}: predictions and labels differ in shape; got {p.shape} and {t.shape}; allowed: two arrays of one "
+            "shape, (texts, labels)"
+        )
+    for what, values in (("predictions", p), ("labels", t)):
+        if values.dtype != np.bool_ and not ((values == 0) | (values == 1)).all():
+            raise ValueError(f"{name}: {what} hold something else than 0 and 1; allowed: 1 where a text has the label")
+    return p.astype(bool), t.astype(bool)
 
 
 def _classes(predictions: Values, labels: Values, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

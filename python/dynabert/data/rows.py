@@ -11,7 +11,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -296,3 +296,15 @@ class RowReader:
 
 def _short(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Names for a message: in quotation marks, and no more of them than one reads."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value for a message: as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

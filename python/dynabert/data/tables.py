@@ -6,7 +6,8 @@ for one place are refused, never guessed.
 
 Labels. All whole numbers: classes, named by the numbers, in numeric order. All numbers, at least one with a point or an
 exponent: regression. Otherwise: classes, in alphabetical order. ``label_names`` fixes names and order (use the training
-set's for the evaluation set); ``problem`` overrides the kind.
+set's for the evaluation set); ``problem`` overrides the kind. A list in the first row: several labels for each text
+(`dynabert.data.label_sets`); then every row has a list. In a .tsv or .csv ``label_separator`` cuts a text into labels.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from dynabert.data.examples import Examples
-from dynabert.data.rows import Row, RowReader
+from dynabert.data.examples import Examples, Labels
+from dynabert.data.label_sets import check_known, row_label_set, type_label_sets, warn_of_written_lists
+from dynabert.data.rows import Row, RowReader, listed, shown
 
 PAIR_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -47,7 +49,7 @@ LABEL_COLUMNS = (
     "is_duplicate",
 )
 
-Problem = Literal["auto", "classification", "regression"]
+Problem = Literal["auto", "classification", "multi_label", "regression"]
 BadRows = Literal["error", "skip"]
 _WHOLE = re.compile(r"[+-]?\d+")
 
@@ -106,7 +108,7 @@ def find_columns(
         ("label_column", label_column),
     ):
         if name is not None and name not in columns:
-            raise ValueError(f"{source}: {flag} {name!r} is not in the table; its columns are {_listed(columns)}")
+            raise ValueError(f"{source}: {flag} {name!r} is not in the table; its columns are {listed(columns)}")
     if second_text_column is not None and text_column is None:
         raise ValueError(
             f"{source}: second_text_column {second_text_column!r} was given without text_column; name both"
@@ -122,9 +124,9 @@ def find_columns(
         candidates: list[tuple[str, ...]] = [*pairs, *((name,) for name in singles)]
         if not candidates:
             raise ValueError(
-                f"{source}: no column has a known name for the text; its columns are {_listed(columns)}; known names "
+                f"{source}: no column has a known name for the text; its columns are {listed(columns)}; known names "
                 "are "
-                f"{_listed(TEXT_COLUMNS)}; name it with text_column"
+                f"{listed(TEXT_COLUMNS)}; name it with text_column"
             )
         if len(candidates) > 1:
             raise ValueError(
@@ -159,6 +161,7 @@ def read_examples(
     label_column: str | None = None,
     label_names: Sequence[str] | None = None,
     problem: Problem = "auto",
+    label_separator: str | None = None,
     bad_rows: BadRows = "error",
     need_labels: bool = True,
 ) -> Examples:
@@ -168,7 +171,10 @@ def read_examples(
         path: the file; its name says the format.
         text_column, second_text_column, label_column: see `find_columns`.
         label_names: the classes in the order of the model's outputs; a label outside them is a bad row.
-        problem: ``"auto"`` follows the rule of this module; ``"classification"`` or ``"regression"`` force the kind.
+        problem: ``"auto"`` follows the rule of this module; ``"classification"``, ``"multi_label"`` or
+            ``"regression"`` force the kind.
+        label_separator: what lies between the labels of a text, such as ``"|"``: the label column's texts are cut
+            there, blanks around a label do not count, and an empty text is no label. None: a text is one label.
         bad_rows: ``"error"`` raises at the first row that does not fit; ``"skip"`` leaves such rows out, counts them in
             ``Examples.skipped`` and warns once.
         need_labels: False reads texts only, whatever other columns there are.
@@ -194,10 +200,18 @@ def read_examples(
         elif columns.label is None:
             raise ValueError(
                 f"{reader.name}: no column has a known name for the label; its columns are "
-                f"{_listed(reader.columns)}; known names are "
-                f"{_listed(LABEL_COLUMNS)}; name it with label_column"
+                f"{listed(reader.columns)}; known names are "
+                f"{listed(LABEL_COLUMNS)}; name it with label_column"
             )
-        found = build_examples(reader, reader, columns, label_names=label_names, problem=problem, skipped=skipped)
+        found = build_examples(
+            reader,
+            reader,
+            columns,
+            label_names=label_names,
+            problem=problem,
+            label_separator=label_separator,
+            skipped=skipped,
+        )
     if skipped is not None:
         skipped.warn(found.source)
     return found
@@ -210,36 +224,60 @@ def build_examples(
     *,
     label_names: Sequence[str] | None = None,
     problem: Problem = "auto",
+    label_separator: str | None = None,
     skipped: SkippedRows | None = None,
     source: str | None = None,
 ) -> Examples:
     """Turn rows into `Examples`: texts checked, labels typed. The reader names file and line in errors."""
+    if label_separator is not None:
+        if not label_separator or problem not in ("auto", "multi_label"):
+            raise ValueError(
+                f"{reader.name}: label_separator is {label_separator!r} and problem {problem!r}; allowed: a text that "
+                "is not empty, for several labels of a text"
+            )
+        problem = "multi_label"
     texts: list[str] = []
     seconds: list[str] = []
-    labels: list[tuple[int, str]] = []
+    labels: list[tuple[int, tuple[str, ...]]] = []
+    known = frozenset(label_names or ())
+    names_seen = dict.fromkeys(reader.columns)
+    many = None if problem == "auto" else problem == "multi_label"
     for row in rows:
+        names_seen |= dict.fromkeys(row.values)  # the lines of a .jsonl file may differ in theirs
+        kind = many
+        found: tuple[str, ...] = ()
         try:
             text = row_text(reader, row, columns.text)
             second = row_text(reader, row, columns.second) if columns.second is not None else ""
-            label = _row_label(reader, row, columns.label) if columns.label is not None else ""
-            if label_names is not None and columns.label is not None and label not in label_names:
-                raise reader.bad(
-                    row.line, f"label {label!r} in column {columns.label!r}; allowed: {_listed(label_names)}"
+            if columns.label is not None:
+                kind = isinstance(row.values.get(columns.label), list) if many is None else many
+                found = (
+                    row_label_set(reader, row, columns.label, label_separator)
+                    if kind
+                    else (_row_label(reader, row, columns.label),)
                 )
+                if label_names is not None and not known.issuperset(found):
+                    check_known(reader, row.line, found, label_names, columns.label)
         except ValueError as error:
             if skipped is None:
                 raise
             skipped(error)
             continue
+        many = kind  # the first row that fits decides
         texts.append(text)
         seconds.append(second)
-        labels.append((row.line, label))
+        labels.append((row.line, found))
     if not texts:
         raise ValueError(f"{reader.name}: no examples in it; at least one row below the header is needed")
-    values: tuple[int, ...] | tuple[float, ...] | None = None
+    values: Labels | None = None
     names: tuple[str, ...] = ()
-    if columns.label is not None:
-        values, names = _type_labels(reader, labels, label_names, problem, columns.label)
+    if columns.label is not None and many:
+        values, names = type_label_sets(reader, labels, label_names, columns.label)
+    elif columns.label is not None:
+        single = [(line, found[0]) for line, found in labels]
+        values, names = _type_labels(reader, single, label_names, problem, columns.label)
+        if label_names is None:
+            warn_of_written_lists(reader.name, [label for _, label in single], columns.label)
     return Examples(
         texts=tuple(texts),
         seconds=tuple(seconds) if columns.second is not None else None,
@@ -248,13 +286,14 @@ def build_examples(
         source=source or reader.name,
         columns=columns.names(),
         skipped=0 if skipped is None else skipped.count,
+        unused=tuple(name for name in names_seen if name not in columns.names()),
     )
 
 
 def row_text(reader: RowReader, row: Row, column: str) -> str:
     """The text in a column of a row; ValueError naming file and line when it is missing, no text, or blank."""
     if column not in row.values:
-        raise reader.bad(row.line, f"column {column!r} is missing; found {_listed(tuple(row.values))}")
+        raise reader.bad(row.line, f"column {column!r} is missing; found {listed(tuple(row.values))}")
     value = row.values[column]
     if not isinstance(value, str):
         raise reader.bad(row.line, f"column {column!r} holds {type(value).__name__} {value!r}, not a text")
@@ -265,8 +304,16 @@ def row_text(reader: RowReader, row: Row, column: str) -> str:
 
 def _row_label(reader: RowReader, row: Row, column: str) -> str:
     value = row.values.get(column)
+    if isinstance(value, list):
+        raise reader.bad(
+            row.line,
+            f"column {column!r} holds a list, {shown(value)}; allowed here: one label; several labels of a text are a "
+            "list in every row",
+        )
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise reader.bad(row.line, f"no label in column {column!r}; found {value!r}; allowed: a text or a number")
+        raise reader.bad(
+            row.line, f"no label in column {column!r}; found {value!r}; allowed: a text or a number, or a list of them"
+        )
     # repr of a float keeps its point, so that 1.0 stays a regression target and 1 a class.
     text = value.strip() if isinstance(value, str) else repr(value)
     if not text:
@@ -314,7 +361,3 @@ def _as_number(label: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))

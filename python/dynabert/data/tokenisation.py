@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dynabert.data.examples import Examples, check_text
+from dynabert.data.examples import Examples, Labels, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ class Encoded:
     Attributes:
         input_ids: ids of each example, special tokens included.
         token_type_ids: 0 for the first text and 1 for the second, or None where the model has no such embedding.
-        labels: class indices, or floats for regression, or None.
+        labels: class indices, or floats for regression, or for each text a tuple of class indices, or None.
         label_names: names of the classes; empty for regression and for unlabelled text.
         source: where the examples came from, for messages.
         num_truncated: how many examples were cut to the allowed length (0 unless the caller asked for cutting).
@@ -36,7 +36,7 @@ class Encoded:
 
     input_ids: tuple[list[int], ...]
     token_type_ids: tuple[list[int], ...] | None = None
-    labels: tuple[int, ...] | tuple[float, ...] | None = None
+    labels: Labels | None = None
     label_names: tuple[str, ...] = ()
     source: str = "examples"
     num_truncated: int = 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from dynabert.configuration.grid import parse_subnets, subnet_text
@@ -24,12 +26,20 @@ _UNSUPPORTED = {
     "group_by_length": "nothing is padded here",
     "ignore_data_skip": "a run that was cut goes on with the batch that comes next",
     "label_smoothing_factor": "the losses are those of the method",
-    "load_best_model_at_end": "the best checkpoint of a stage is kept in any case",
+    "load_best_model_at_end": (
+        "leave it out: where there is labelled text to score (--validation_file, or a task), each stage ends with its "
+        "best checkpoint by --metric_for_best_model in any case; that network is OUTPUT_DIR/STAGE, such as "
+        "distilled/depth, and its checkpoint-* folder is kept too"
+    ),
     "neftune_noise_alpha": "the embeddings are used as they are",
     "resume_from_checkpoint": "a run goes on by itself from the last checkpoint in --output_dir",
     "torch_compile": "the layers are fused ops already",
     "train_sampling_strategy": "the order is drawn from --seed",
 }
+
+
+# A switch that a recipe may set otherwise: HfArgumentParser lets only those with a default stand alone on the line.
+_SWITCH: dict[str, Any] = {"nargs": "?", "const": True}
 
 
 def _refuse_unsupported(args: TrainingArguments) -> None:
@@ -66,7 +76,10 @@ class DistillationArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept of a stage"})
     metric_for_best_model: str | None = field(
         default="score",
-        metadata={"help": "by which the best checkpoint of a stage is chosen; score: the sub-networks' mean"},
+        metadata={
+            "help": "by which the best checkpoint of a stage is chosen; score: the sub-networks' mean, of micro F1 where a "
+            "text has several labels"
+        },
     )
 
     logging_steps: float = field(default=50, metadata={"help": "steps between two logs of the sub-networks' losses"})
@@ -91,12 +104,12 @@ class DistillationArguments(TrainingArguments):
         default=None, metadata={"help": "of the hidden states' loss in the first and the second stage"}
     )
     regression_logits: bool | None = field(
-        default=None, metadata={"help": "True or False: distil the logits of a regression too"}
+        default=None, metadata={"help": "True or False: distil the logits of a regression too"} | _SWITCH
     )
     sampling: str | None = field(
         default=None, metadata={"help": f"{' or '.join(SAMPLING)}: sub-networks of a step in the second stage"}
     )
-    final_stage: bool | None = field(default=None, metadata={"help": "True or False: a last stage on labels"})
+    final_stage: bool | None = field(default=None, metadata={"help": "True or False: a last stage on labels"} | _SWITCH)
     distillation: bool = field(
         default=True,
         metadata={"help": "False: the same stages learn from labels, without a teacher: to see what it is worth"},
@@ -110,8 +123,11 @@ class DistillationArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        _refuse_unsupported(self)  # before transformers asks for what would go with them
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # transformers takes bf16 without it for a wish for a GPU; here the CPU has it too
         super().__post_init__()
-        _refuse_unsupported(self)
+        _refuse_unsupported(self)  # and what it made of the environment
         # The means of a step are taken over all of it here, so nothing is left to scale; a NaN is never to be hidden.
         self.logging_nan_inf_filter = False
         if self.step not in STEPS:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from dynabert.configuration.grid import subnet_text
-from dynabert.data.examples import MULTI_LABEL, REGRESSION
+from dynabert.data.examples import MULTI_LABEL, REGRESSION, is_multi_label, label_array
 from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
 from dynabert.distill.checkpoints import last_checkpoint, write_error
@@ -107,7 +107,7 @@ class DistillationTrainer(Trainer):
     Raises:
         TypeError: data that is not `Encoded`.
         ValueError: a student in half precision, networks that do not belong together, a stage without its teacher or
-            its labels, sub-networks that do not fit.
+            its labels, labels of another kind than the network's, sub-networks that do not fit.
 
     The same seed, data, machine and thread count give the same weights, also when a run was cut and resumed.
     """
@@ -138,6 +138,12 @@ class DistillationTrainer(Trainer):
             raise ValueError(
                 f"DistillationTrainer: stage {stage.name} learns from labels and {train_dataset.source} has none"
             )
+        for data in (train_dataset, eval_dataset):
+            if data is not None and data.labels and is_multi_label(data.labels) != (problem_of(model) == MULTI_LABEL):
+                raise ValueError(
+                    f"DistillationTrainer: the labels of {data.source} are not of the model's kind, "
+                    f"{problem_of(model)}; give a model with their problem_type"
+                )
         if not stage.labels and teacher is None:
             raise ValueError(f"DistillationTrainer: stage {stage.name} distils and has no teacher; give teacher=")
         told = stage.regression_logits or problem_of(model) != REGRESSION
@@ -162,7 +168,7 @@ class DistillationTrainer(Trainer):
         if args.fp16 and getattr(self.accelerator, "scaler", None) is None:
             raise ValueError(
                 "DistillationTrainer: fp16 needs a GPU: without loss scaling small gradients become 0; give bf16 "
-                "(--bf16 --use_cpu) or neither"
+                "(--bf16) or neither"
             )
         self._half = next((HALF[name] for name in HALF if getattr(args, name)), None)
         self._step = _StudentStep(model)
@@ -286,8 +292,9 @@ class DistillationTrainer(Trainer):
         return problem_of(student) != REGRESSION or self.stage.regression_logits
 
     def _targets(self, student: ElasticBertForSequenceClassification, launch: Sequences) -> Tensor:
-        classes = problem_of(student) == "single_label_classification"
-        return torch.tensor(launch.labels, dtype=torch.int64 if classes else torch.float32, device=student.device)
+        assert launch.labels is not None  # checked at construction
+        found = label_array(launch.labels, problem_of(student), student.config.num_labels or 0)
+        return torch.from_numpy(found).to(student.device)
 
     def _dropout_state(self, student: ElasticBertForSequenceClassification, launch: int) -> Tensor | None:
         """Seed and offset of a launch: they follow from the run's seed and the place in it, so a resumed run draws the

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from tqdm.auto import tqdm
 
 from dynabert.configuration.grid import subnet_text
+from dynabert.data.examples import MULTI_LABEL
 from dynabert.data.rows import Row, RowReader, table_format
 from dynabert.data.tables import find_columns, row_text
 from dynabert.engine.prediction import Prediction
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from dynabert.engine.inference import InferenceEngine
 
 WRITABLE = ("tsv", "csv", "jsonl")
+_JOIN = "|"  # between the labels of a multi-label answer in a .tsv or .csv
 ANSWER_COLUMNS = ("predicted_label", "predicted_score")
 
 
@@ -55,8 +57,9 @@ def predict_file(
     """Answer for every row of a table and write the rows, in order, with their answers beside them.
 
     The output has the input's columns, then ``predicted_label`` and ``predicted_score`` (for ``.jsonl`` also
-    ``predicted_scores``). With several sub-networks each answers every row, and the columns end in ``@w0.5-d0.75``. The
-    file appears under its name when it is complete; after an error it is not there.
+    ``predicted_scores``). The labels of a multi-label model are a list in .jsonl, else joined by ``|``. With several
+    sub-networks each answers every row, and the columns end in ``@w0.5-d0.75``. The file appears under its name when it
+    is complete; after an error it is not there.
 
     Args:
         engine: the engine that answers.
@@ -100,7 +103,13 @@ def predict_file(
             reader.columns, text_column=text_column, second_text_column=second_text_column, source=reader.name
         )
         writer = _Writer(
-            part, table_format(target), reader.columns, endings, reader.name, compressed=target.name.endswith(".gz")
+            part,
+            table_format(target),
+            reader.columns,
+            endings,
+            reader.name,
+            compressed=target.name.endswith(".gz"),
+            many=engine.problem_type == MULTI_LABEL,
         )
         try:
             with writer, tqdm(unit=" rows", disable=None if progress is None else not progress) as bar:
@@ -146,12 +155,21 @@ class _Writer:
     """Writes rows with their answers to a .tsv, .csv or .jsonl file."""
 
     def __init__(
-        self, path: Path, kind: str, columns: tuple[str, ...], endings: list[str], source: str, *, compressed: bool
+        self,
+        path: Path,
+        kind: str,
+        columns: tuple[str, ...],
+        endings: list[str],
+        source: str,
+        *,
+        compressed: bool,
+        many: bool,
     ) -> None:
         self._kind = kind
         self._columns = columns
         self._endings = endings
         self._source = source
+        self._many = many
         added = [column + ending for ending in endings for column in ANSWER_COLUMNS]
         if kind == "jsonl":
             added += [f"predicted_scores{ending}" for ending in endings]
@@ -180,16 +198,20 @@ class _Writer:
         if self._kind == "jsonl":
             record = dict(row.values)
             for ending, answer in zip(self._endings, answers, strict=True):
-                record[f"predicted_label{ending}"] = (
-                    answer.label if len(answer.labels) == 1 or answer.label is None else list(answer.labels)
-                )
+                # A multi-label model's answer is always a list, also of one label: so it can be read back as labels.
+                record[f"predicted_label{ending}"] = list(answer.labels) if self._many else answer.label
                 record[f"predicted_score{ending}"] = answer.score
                 record[f"predicted_scores{ending}"] = answer.scores
             self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             return
         fields = [row.values.get(column) for column in self._columns]
         for answer in answers:
-            fields += ["|".join(answer.labels), format(answer.score, ".6g")]
+            if self._many and any(_JOIN in label for label in answer.labels):
+                raise ValueError(
+                    f"{self._source}, line {row.line}: the labels {answer.labels} cannot be joined by {_JOIN!r}, "
+                    "which is part of one; write .jsonl"
+                )
+            fields += [_JOIN.join(answer.labels), format(answer.score, ".6g")]
         self._put(["" if field is None else str(field) for field in fields], row.line)
 
     def _put(self, fields: list[str], line: int) -> None:

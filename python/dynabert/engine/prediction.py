@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from dynabert.data.labels import label_probabilities
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def interpret(
         exponentials = np.exp(values - values.max(axis=1, keepdims=True))
         scores = exponentials / exponentials.sum(axis=1, keepdims=True)
     elif problem == MULTI_LABEL:
-        scores = 0.5 * (1.0 + np.tanh(0.5 * values))  # the sigmoid, without overflow
+        scores = label_probabilities(values)
     elif problem == REGRESSION:
         scores = values
     else:

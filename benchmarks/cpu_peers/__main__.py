@@ -1,0 +1,193 @@
+"""``python -m benchmarks.cpu_peers --model minilm --out rows.json``: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.cpu_peers import report
+from benchmarks.cpu_peers.peers import OURS, Builder, NotHere, Peer, difference
+from benchmarks.cpu_peers.works import Ids, Work, dev_texts, interleave, sst2_like, works
+from benchmarks.rows import environment
+from dynabert import InferenceEngine
+from dynabert.cli.demo import default_model_path
+
+SEED = 42
+TEXTS = 256
+SENTENCE = "it 's a charming and often affecting journey ."
+
+
+def prepare(model: str, folder: Path) -> Path:
+    """A checkpoint with a head of two labels, and its tokenizer, for all peers. Weights of ``base`` are random."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
+
+    torch.manual_seed(SEED)
+    source = model if model not in ("minilm", "base") else str(default_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if model == "base":
+        network = AutoModelForSequenceClassification.from_config(BertConfig(num_labels=2))
+    else:
+        network = AutoModelForSequenceClassification.from_pretrained(source)
+    head = network.classifier if isinstance(network.classifier, torch.nn.Linear) else network.classifier.out_proj
+    torch.nn.init.normal_(head.weight)  # logits that are large beside what rounding does to them
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def time_works(peers: Sequence[Peer], todo: Sequence[Work], seconds: float) -> list[dict[str, Any]]:
+    """One row for each work and peer."""
+    rows: list[dict[str, Any]] = []
+    for work in todo:
+        contenders: dict[str, Callable[[], object]] = {}
+        for peer in peers:
+            if peer.name in OURS:
+                chosen = list(work.subnet) if isinstance(work.subnet, tuple) else work.subnet
+                contenders[peer.name] = lambda peer=peer, chosen=chosen, work=work: [  # type: ignore[misc]
+                    peer.answer(batch, chosen) for batch in work.batches
+                ]
+            elif not work.only_ours:
+                contenders[peer.name] = lambda peer=peer, work=work: [  # type: ignore[misc]
+                    peer.answer(batch) for batch in work.batches
+                ]
+        if not contenders:
+            continue
+        print(f"{work.name}: {work.real_tokens} tokens, {work.padded_tokens} padded", file=sys.stderr)
+        for name, times in interleave(contenders, seconds).items():
+            rows.append({
+                "work": work.name, "peer": name, **times.numbers(), "texts": sum(map(len, work.batches)),
+                "tokens": work.real_tokens, "padded_tokens": work.padded_tokens,
+            })  # fmt: skip
+    return rows
+
+
+def time_end_to_end(folder: Path, seconds: float) -> list[dict[str, Any]]:
+    """One text at a time, from a str to a label: our engine at two widths, transformers' pipeline on the whole network."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    engine = InferenceEngine.from_pretrained(folder)
+    half = InferenceEngine.from_pretrained(folder, dtype="bfloat16")
+    plain = AutoModelForSequenceClassification.from_pretrained(str(folder)).eval()
+    asked = pipeline(
+        "text-classification", model=plain, tokenizer=AutoTokenizer.from_pretrained(str(folder)), device="cpu"
+    )
+    found = interleave(
+        {
+            "ours float32, w0.25-d1": lambda: engine.predict(SENTENCE, subnet="w0.25-d1"),
+            "ours float32, w1-d1": lambda: engine.predict(SENTENCE),
+            "ours bfloat16, w0.25-d1": lambda: half.predict(SENTENCE, subnet="w0.25-d1"),
+            "transformers pipeline float32": lambda: asked(SENTENCE),
+        },
+        seconds,
+        most=400,
+    )
+    tokens = len(engine.tokenizer(SENTENCE)["input_ids"])
+    work = "one text, with tokenising"
+    return [
+        {"work": work, "peer": name, **times.numbers(), "texts": 1, "tokens": tokens, "padded_tokens": tokens}
+        for name, times in found.items()
+    ]
+
+
+def memory(folder: Path) -> dict[str, int]:
+    """Bytes of the checkpoint's weights, and of what an engine holds after it has served every sub-network."""
+    from safetensors.torch import load_file
+
+    stored = sum(
+        t.numel() * t.element_size() for file in folder.glob("*.safetensors") for t in load_file(file).values()
+    )
+    engine = InferenceEngine.from_pretrained(folder)
+    for depth in (1, 0.75, 0.5):
+        for width in (1, 0.75, 0.5, 0.25):
+            engine.predict(SENTENCE, subnet=f"w{width}-d{depth}")
+    held = {t.data_ptr(): t.numel() * t.element_size() for t in [*engine.model.parameters(), *engine.model.buffers()]}
+    return {"checkpoint_bytes": stored, "engine_bytes": sum(held.values())}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry of ``python -m benchmarks.cpu_peers``."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_peers", description=__doc__)
+    parser.add_argument("--model", default="minilm", help="minilm, base (random weights), or a folder of a classifier")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every engine")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each work; at least three rounds are timed")
+    parser.add_argument(
+        "--peers", nargs="*", default=None, metavar="PEER", help="names, or parts of names; default all"
+    )
+    parser.add_argument("--works", nargs="*", default=None, metavar="WORK", help="parts of names; default: all")
+    parser.add_argument("--data_dir", type=Path, default=None, help="GLUE folder; without it lengths like SST-2's")
+    parser.add_argument("--tasks", nargs="*", default=["sst2"], help="whose dev texts, from --data_dir")
+    parser.add_argument("--texts", type=int, default=TEXTS, help="of each task")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file of the rows; a picture is put beside it")
+    options = parser.parse_args(arguments)
+    if options.threads < 1 or options.seconds <= 0 or options.texts < 1:
+        parser.error("--threads and --texts must be 1 or more, and --seconds above 0")
+    torch.set_num_threads(options.threads)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with tempfile.TemporaryDirectory(prefix="dynabert-peers-") as scratch:
+        folder = prepare(options.model, Path(scratch))
+        found = measure(folder, options)
+    facts = environment(torch.device("cpu"), given, module="benchmarks.cpu_peers")
+    if options.data_dir is not None:
+        facts["command"] = facts["command"].replace(str(options.data_dir), "GLUE")
+    result = {"model": options.model, **found, **facts}
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        report.draw(result, options.out.with_suffix(".png"))
+    print(report.table(result))
+    return 0
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Rows of the peers that are here and answer right, and why the others are not measured."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    builder = Builder(folder, options.threads)
+    vocabulary = builder.plain.config.vocab_size
+    check: Ids = sst2_like(8, vocabulary, SEED)
+    wanted: NDArray[np.floating] = builder.build("torch eager float32").answer(check)
+    peers, absent, agree, versions = [], {}, {}, {}
+    for name in builder.names():
+        if options.peers is not None and not any(part in name for part in options.peers):
+            continue
+        print(f"building {name}", file=sys.stderr)
+        try:
+            peer = builder.build(name)
+            agree[name] = difference(peer, check, wanted)
+        except NotHere as reason:
+            absent[name] = str(reason)
+            continue
+        peers.append(peer)
+        versions[name] = peer.version
+    real = {f"{options.texts} texts like SST-2": sst2_like(options.texts, vocabulary, SEED)}
+    if options.data_dir is not None:
+        real = {task: dev_texts(task, options.data_dir, tokenizer, options.texts) for task in options.tasks}
+    todo = [
+        work
+        for work in works(vocabulary, real, SEED)
+        if options.works is None or any(part in work.name for part in options.works)
+    ]
+    rows = time_works(peers, todo, options.seconds)
+    if options.works is None or any(part in "one text, with tokenising" for part in options.works):
+        rows += time_end_to_end(folder, options.seconds)
+    return {
+        "rows": rows,
+        "not_measured": absent,
+        "largest_difference": agree,
+        "versions": versions,
+        "memory": memory(folder),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
