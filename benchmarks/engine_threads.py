@@ -30,7 +30,8 @@ _SENTENCE = "a the film story plot is was not very good bad slow funny moving du
 WORDS = _SENTENCE.split()
 SAMPLES = 20  # of memory
 LARGEST_GROWTH = 8 * 2**20  # bytes, from the first half's most to the second's: the allocator's own to and fro
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}  # the head's product may round otherwise in a batch
+# The head's product may round otherwise in a batch.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3, "int8": 2e-2}
 
 
 def resident_bytes() -> int:
@@ -44,8 +45,12 @@ def resident_bytes() -> int:
 def build_engine(path: str, dtype: str) -> InferenceEngine:
     """An engine on this checkpoint; a head that it lacks is drawn anew, since the answers need only be repeatable."""
     torch.manual_seed(0)
-    model = ElasticBertForSequenceClassification.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
-    if model.device.type == "cpu":
+    int8 = dtype == "int8"
+    loaded = torch.float32 if int8 else getattr(torch, dtype)
+    model = ElasticBertForSequenceClassification.from_pretrained(path, dtype=loaded).eval()
+    if int8:
+        model.quantise_weights()
+    elif model.device.type == "cpu":
         model.pack_weights()
     return InferenceEngine(model, AutoTokenizer.from_pretrained(path))
 

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .rows import commit
+from .rows import commit, said_options
 
 # dtype of the model, and whether its layers' matrices are int8.
 VARIANTS: dict[str, tuple[torch.dtype, bool]] = {
@@ -127,9 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "cpus": os.cpu_count(),
             "commit": commit(),
             "date": time.strftime("%Y-%m-%d"),
-            "command": shlex.join(
-                ["python", "-m", "benchmarks.int8_scores", *(sys.argv[1:] if argv is None else argv)]
-            ),
+            "command": shlex.join(["python", "-m", "benchmarks.int8_scores", *said_options(argv)]),
         }
         options.rows.parent.mkdir(parents=True, exist_ok=True)
         options.rows.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

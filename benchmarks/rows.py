@@ -134,6 +134,15 @@ def commit() -> str:
     return head + ("-dirty" if _output("git", "-C", str(ROOT), "status", "--porcelain") else "")
 
 
+def said_options(argv: Sequence[str] | None) -> list[str]:
+    """A command's options as given, with a folder of a machine shortened to its last two parts."""
+    words = []
+    for word in sys.argv[1:] if argv is None else argv:
+        path = Path(word)
+        words.append(str(Path(*path.parts[-2:])) if path.is_absolute() else word)
+    return words
+
+
 def source_digest() -> str:
     """A digest of the kernels' sources: names the code where there is no repository, or a dirty one."""
     digest = hashlib.sha256()

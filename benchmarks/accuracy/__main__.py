@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..rows import said_options
 from .independent import run_independent
 from .rows import collect, draw, shown
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dynabert.cli.train import parse, run_arguments
 
     commands = known_commands(out / "rows.json")
-    said = " ".join(["python -m benchmarks.accuracy", *_said(argv)])
+    said = " ".join(["python -m benchmarks.accuracy", *said_options(argv)])
     for variant in [name for name in VARIANTS if name in chosen]:
         before = parts_done(out / variant)
         given = train_arguments("dynabert" if variant == "independent" else variant, rest, model, out)
@@ -116,15 +117,6 @@ def known_commands(path: Path) -> dict[str, list[str]]:
         elif word.startswith("--variants="):
             named = tuple(word.removeprefix("--variants=").split(","))
     return {name.strip(): [found["command"]] for name in named}
-
-
-def _said(argv: Sequence[str] | None) -> list[str]:
-    """The options as given, with a folder of a machine shortened to its last two parts."""
-    words = []
-    for word in sys.argv[1:] if argv is None else argv:
-        path = Path(word)
-        words.append(str(Path(*path.parts[-2:])) if path.is_absolute() else word)
-    return words
 
 
 if __name__ == "__main__":

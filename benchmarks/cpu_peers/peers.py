@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dynabert import ElasticBertForSequenceClassification
+from dynabert import ElasticBertForSequenceClassification, InferenceEngine
 from dynabert_kernels import packed_panel
 
 Ids = Sequence[Sequence[int]]
@@ -117,11 +117,7 @@ class Builder:
 
     def _elastic(self, dtype: str) -> ElasticBertForSequenceClassification:
         if dtype == "int8":
-            from dynabert.engine import inference
-
-            if "int8" not in inference.DTYPES:
-                raise NotHere("this version of the library has no int8")
-            return inference.InferenceEngine.from_pretrained(self.folder, dtype="int8").model
+            return InferenceEngine.from_pretrained(self.folder, dtype="int8").model
         model = ElasticBertForSequenceClassification.from_pretrained(self.folder, dtype=getattr(torch, dtype)).eval()
         if not packed_panel(model.dtype):
             print(f"note: {dtype} weights are not packed on this processor")

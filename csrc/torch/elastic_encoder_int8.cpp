@@ -46,12 +46,13 @@ Layer read_layer(const char* op, const Tensor* w, const Tensor& x, ScalarType ty
   }
   check_shape(op, "ffn_out_weight", ffn_out_weight, {-1, -1, -1, -1, -1}, "(panels, chunks, units, 32, 4)");
   const int64_t chunk = std::max<int64_t>(1, ffn_out_weight.size(2)) * cpu::kInt8Unit;
-  layer.qkv = read_int8_linear(op, "qkv", w, width, width, type);
-  layer.attention = read_int8_linear(op, "attention", w + 4, heads * layer.head_size, layer.head_size, type);
+  layer.qkv = read_int8_linear(op, DYNABERT_INT8_NAMES("qkv"), w, width, width, type);
+  layer.attention =
+      read_int8_linear(op, DYNABERT_INT8_NAMES("attention"), w + 4, heads * layer.head_size, layer.head_size, type);
   layer.attention_norm = {vector_of(op, "attention_norm_weight", w[8], width, type),
                           vector_of(op, "attention_norm_bias", w[9], width, type)};
-  layer.ffn_in = read_int8_linear(op, "ffn_in", w + 10, width, width, type);
-  layer.ffn_out = read_int8_linear(op, "ffn_out", w + 14, neurons, chunk, type);
+  layer.ffn_in = read_int8_linear(op, DYNABERT_INT8_NAMES("ffn_in"), w + 10, width, width, type);
+  layer.ffn_out = read_int8_linear(op, DYNABERT_INT8_NAMES("ffn_out"), w + 14, neurons, chunk, type);
   layer.ffn_norm = {vector_of(op, "ffn_norm_weight", w[18], width, type),
                     vector_of(op, "ffn_norm_bias", w[19], width, type)};
   for (const auto& [name, linear] : {std::pair{"attention", &layer.attention}, std::pair{"ffn_out", &layer.ffn_out}}) {

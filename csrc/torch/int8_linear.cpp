@@ -3,14 +3,12 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <string>
 
 namespace dynabert::binding {
 
-Int8Linear read_int8_linear(const char* op, const char* name, const Tensor* given, int64_t inputs, int64_t chunk,
+Int8Linear read_int8_linear(const char* op, const Int8Names& names, const Tensor* given, int64_t inputs, int64_t chunk,
                             ScalarType type) {
   const Tensor &weight = given[0], &scale = given[1], &offset = given[2], &bias = given[3];
-  const std::string own(name);
   Int8Linear linear = {};
   linear.inputs = inputs;
   linear.cut.inputs = chunk;
@@ -19,23 +17,22 @@ Int8Linear read_int8_linear(const char* op, const char* name, const Tensor* give
   for (int64_t i = 0; i < bias.dim(); ++i) linear.outputs = (i ? linear.outputs : 1) * bias.size(i);
   const int64_t panels = (linear.outputs + cpu::kInt8Panel - 1) / cpu::kInt8Panel;
   linear.columns = panels * cpu::kInt8Panel;
-  check_shape(op, (own + "_weight").c_str(), weight,
-              {panels, linear.chunks, linear.cut.units, cpu::kInt8Panel, cpu::kInt8Unit},
+  check_shape(op, names.weight, weight, {panels, linear.chunks, linear.cut.units, cpu::kInt8Panel, cpu::kInt8Unit},
               "(panels, chunks, units, 32, 4)");
-  check_shape(op, (own + "_scale").c_str(), scale, {linear.chunks, linear.columns}, "(chunks, 32 panels)");
-  check_shape(op, (own + "_offset").c_str(), offset, {linear.chunks, linear.columns}, "(chunks, 32 panels)");
+  check_shape(op, names.scale, scale, {linear.chunks, linear.columns}, "(chunks, 32 panels)");
+  check_shape(op, names.offset, offset, {linear.chunks, linear.columns}, "(chunks, 32 panels)");
   const auto same = [&](const char* what, const Tensor& tensor, ScalarType wanted) {
     if (tensor.scalar_type() != wanted) {
-      refuse(op, own, "_", what, " is ", torch::headeronly::toString(tensor.scalar_type()),
+      refuse(op, what, " is ", torch::headeronly::toString(tensor.scalar_type()),
              "; allowed: ", torch::headeronly::toString(wanted));
     }
-    if (!tensor.is_contiguous()) refuse(op, own, "_", what, " is not contiguous; pass it contiguous");
+    if (!tensor.is_contiguous()) refuse(op, what, " is not contiguous; pass it contiguous");
   };
-  same("weight", weight, ScalarType::Char);
-  same("scale", scale, ScalarType::Float);
-  same("offset", offset, ScalarType::Int);
-  check_dtype(op, (own + "_bias").c_str(), bias, "x", type);
-  if (!bias.is_contiguous()) refuse(op, own, "_bias is not contiguous; pass it contiguous");
+  same(names.weight, weight, ScalarType::Char);
+  same(names.scale, scale, ScalarType::Float);
+  same(names.offset, offset, ScalarType::Int);
+  check_dtype(op, names.bias, bias, "x", type);
+  if (!bias.is_contiguous()) refuse(op, names.bias, " is not contiguous; pass it contiguous");
   linear.weight = static_cast<const int8_t*>(weight.const_data_ptr());
   linear.scale = static_cast<const float*>(scale.const_data_ptr());
   linear.offset = static_cast<const int32_t*>(offset.const_data_ptr());
@@ -98,7 +95,8 @@ Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& scale, c
   if (chunk < 1) refuse(op, "chunk is ", chunk, "; allowed: 1 or more");
   const Tensor given[kInt8Tensors] = {weight, scale, offset, bias};
   const int64_t tokens = x.size(0);
-  const Int8Linear linear = read_int8_linear(op, "linear", given, x.size(1), chunk, x.scalar_type());
+  const Int8Linear linear =
+      read_int8_linear(op, {"weight", "scale", "offset", "bias"}, given, x.size(1), chunk, x.scalar_type());
   if (n < 1 || n > linear.outputs) refuse(op, "n is ", n, "; allowed: 1 to ", linear.outputs);
   if (k < 1 || k > linear.inputs) refuse(op, "k is ", k, "; allowed: 1 to ", linear.inputs);
   Tensor y = torch::stable::new_empty(x, {tokens, n});

@@ -21,8 +21,15 @@ struct Int8Linear {
   cpu::Int8Chunks cut;
 };
 
+// What messages call the four tensors. Not put together at each call: that would cost a short text more than the
+// checks.
+struct Int8Names {
+  const char *weight, *scale, *offset, *bias;
+};
+#define DYNABERT_INT8_NAMES(name) {name "_weight", name "_scale", name "_offset", name "_bias"}
+
 // Checks the four tensors from `given` on. `chunk`: inputs of a chunk. `outputs` is what the bias has.
-Int8Linear read_int8_linear(const char* op, const char* name, const Tensor* given, int64_t inputs, int64_t chunk,
+Int8Linear read_int8_linear(const char* op, const Int8Names& names, const Tensor* given, int64_t inputs, int64_t chunk,
                             ScalarType type);
 
 // Rows as bytes and their scales, for one product after the other. Grows to the largest.

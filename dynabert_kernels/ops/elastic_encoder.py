@@ -75,6 +75,18 @@ def packed_panel(dtype: torch.dtype) -> int:
     return 0 if NATIVE is None else int(NATIVE.packed_panel(str(dtype).removeprefix("torch.")))
 
 
+def check_matrices(op: str, layer: LayerWeights) -> None:
+    """The four matrices of plain weights fit together, and so do the biases that say H and F."""
+    checks.shape(op, "qkv_weight", layer.qkv_weight, (None, 3, None, None), "(H, 3, D, C)")
+    heads, _, size, width = layer.qkv_weight.shape
+    checks.shape(op, "qkv_bias", layer.qkv_bias, (heads, 3, size), "(H, 3, D)")
+    checks.shape(op, "attention_weight", layer.attention_weight, (width, heads * size), "(C, H*D)")
+    checks.shape(op, "ffn_in_weight", layer.ffn_in_weight, (None, width), "(F, C)")
+    neurons = layer.ffn_in_weight.shape[0]
+    checks.shape(op, "ffn_in_bias", layer.ffn_in_bias, (neurons,), "(F,)")
+    checks.shape(op, "ffn_out_weight", layer.ffn_out_weight, (width, neurons), "(C, F)")
+
+
 def pack_layer(layer: LayerWeights) -> PackedLayerWeights:
     """A layer's matrices in the order in which the CPU's products read them: packed once, and not at every call.
 
@@ -85,14 +97,8 @@ def pack_layer(layer: LayerWeights) -> PackedLayerWeights:
     :func:`packed_panel`), and on a shape that does not fit.
     """
     weight = layer.qkv_weight
-    checks.shape(PACK, "qkv_weight", weight, (None, 3, None, None), "(H, 3, D, C)")
-    heads, _, size, width = weight.shape
-    checks.shape(PACK, "qkv_bias", layer.qkv_bias, (heads, 3, size), "(H, 3, D)")
-    checks.shape(PACK, "attention_weight", layer.attention_weight, (width, heads * size), "(C, H*D)")
-    checks.shape(PACK, "ffn_in_weight", layer.ffn_in_weight, (None, width), "(F, C)")
-    neurons = layer.ffn_in_weight.shape[0]
-    checks.shape(PACK, "ffn_in_bias", layer.ffn_in_bias, (neurons,), "(F,)")
-    checks.shape(PACK, "ffn_out_weight", layer.ffn_out_weight, (width, neurons), "(C, F)")
+    check_matrices(PACK, layer)
+    width = weight.shape[3]
     if weight.device.type != "cpu":
         raise ValueError(
             f"{PACK}: the weights are on {weight.device}; allowed: the CPU; elsewhere use them as they are"

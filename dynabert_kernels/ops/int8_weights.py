@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynabert_kernels.ops.elastic_encoder import LayerWeights
+from dynabert_kernels.ops.elastic_encoder import LayerWeights, check_matrices
 
 PANEL = 32  # outputs side by side
 UNIT = 4  # inputs side by side: what one lane of a dot product of bytes takes
@@ -105,12 +105,13 @@ def quantise_layer(weights: LayerWeights, dtype: torch.dtype | None = None) -> I
 
     Returns four linear maps, (N, K) as (panels, chunks, units, 32, 4) int8 with float32 scales, and the LayerNorms: a
     quarter of float32's bytes and 1 to 3 % for scales. Deterministic. Raises ``ValueError`` for a weight that is not
-    finite, and for more than 65536 inputs.
+    finite, for a shape that does not fit, and for more than 65536 inputs.
     """
 
     def plain(tensor: Tensor) -> Tensor:
         return tensor.detach().to(dtype=dtype or tensor.dtype, copy=True)
 
+    check_matrices("quantise_layer", weights)
     heads, _, size, width = weights.qkv_weight.shape
     return Int8LayerWeights(
         qkv=pack_linear(weights.qkv_weight.reshape(heads * 3 * size, width), plain(weights.qkv_bias), width),

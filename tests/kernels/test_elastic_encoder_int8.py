@@ -180,6 +180,9 @@ def test_weights_that_cannot_be_quantised() -> None:
         dk.quantise_layer(layer)
     with pytest.raises(ValueError, match="a sum over 70000 inputs; allowed: 1 to 65536"):
         pack_linear(torch.zeros(1, 70000), torch.zeros(1), 70000)
+    layer = layer._replace(ffn_out_weight=torch.zeros(WIDTH, NEURONS[0] + 1))
+    with pytest.raises(ValueError, match="quantise_layer: ffn_out_weight has shape"):
+        dk.quantise_layer(layer)
 
 
 # The encoder.
@@ -222,7 +225,7 @@ def test_the_definition_holds(name: str, dtype: torch.dtype, biased: bool, every
         ours = (found.double() - exact).abs()
         floor = 5e-3 if dtype == torch.float32 else 2e-2  # a few steps of an inner activation
         assert float(ours.max()) <= 2 * float(theirs.max()) + floor, isa
-        assert float(ours.mean()) <= 2 * float(theirs.mean()) + floor / 10, isa
+        assert float(ours.mean()) <= 2 * float(theirs.mean()) + floor / 25, isa
     assert torch.equal(x, kept)
 
 
@@ -232,7 +235,7 @@ def test_near_the_network_in_float32(name: str) -> None:
     x, borders, plan = batch(name, torch.float32)
     wanted = dk.elastic_encoder(x, network(torch.float32), borders, plan)
     found = dk.elastic_encoder_int8(x, quantised(torch.float32), borders, plan)
-    assert float((found - wanted).norm()) <= 0.02 * float(wanted.norm())
+    assert float((found - wanted).norm()) <= 0.03 * float(wanted.norm())
 
 
 @native
