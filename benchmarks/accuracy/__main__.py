@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dynabert.cli.train import parse, run_arguments
 
     commands = known_commands(out / "rows.json")
-    said = " ".join(["python -m benchmarks.accuracy", *said_options(argv)])
+    said = "python -m benchmarks.accuracy " + shlex.join(said_options(argv))
     for variant in [name for name in VARIANTS if name in chosen]:
         before = parts_done(out / variant)
         given = train_arguments("dynabert" if variant == "independent" else variant, rest, model, out)

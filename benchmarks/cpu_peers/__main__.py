@@ -71,7 +71,7 @@ def time_works(peers: Sequence[Peer], todo: Sequence[Work], seconds: float) -> l
 
 
 def time_end_to_end(folder: Path, seconds: float) -> list[dict[str, Any]]:
-    """One text at a time, from a str to a label: our engine at two widths, transformers' pipeline on the whole network."""
+    """One text at a time, from a str to a label: our engine, and transformers' pipeline on the whole network."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     engine = InferenceEngine.from_pretrained(folder)

@@ -208,6 +208,12 @@ def test_labels_of_the_models_outputs(names: tuple[str, ...], outputs: tuple[str
     assert (found.labels, found.label_names) == (expected, outputs)
 
 
+def test_numbers_that_the_model_names_otherwise() -> None:
+    assert align_labels(many([(0,), (1,)], ("3", "7")), ("1", "3", "7"), MANY).labels == ((1,), (2,))
+    with pytest.raises(ValueError, match="the data has 0, 1; the model has 1, 3, 7"):
+        align_labels(many([(0,), (1,)], ("0", "1")), ("1", "3", "7"), MANY)
+
+
 def test_no_label_at_all_fits_any_model() -> None:
     assert align_labels(many([(), ()], ()), ("x", "y"), MANY).labels == ((), ())
 

@@ -64,7 +64,12 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
         places = [exact[name] for name in names]
     elif all(name.lower() in folded for name in names) and len(folded) == len(outputs):
         places = [folded[name.lower()] for name in names]
-    elif all(re.fullmatch(r"\d+", name) for name in names) and max(map(int, names)) < len(outputs):
+    elif (
+        all(re.fullmatch(r"\d+", name) for name in names)
+        and max(map(int, names)) < len(outputs)
+        # Where the model's names are numbers, a number that is none of them is another label, not a place.
+        and not (problem_type == MULTI_LABEL and all(re.fullmatch(r"\d+", name) for name in outputs))
+    ):
         places = [int(name) for name in names]
     elif all(_GENERIC.fullmatch(name) for name in outputs) and len(names) == len(outputs):
         places = list(range(len(names)))

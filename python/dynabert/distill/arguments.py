@@ -77,8 +77,8 @@ class DistillationArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="score",
         metadata={
-            "help": "by which the best checkpoint of a stage is chosen; score: the sub-networks' mean, of micro F1 where a "
-            "text has several labels"
+            "help": "by which the best checkpoint of a stage is chosen; score: the sub-networks' mean (micro F1 where "
+            "a text has several labels)"
         },
     )
 
