@@ -112,7 +112,7 @@ def test_goals_from_rows() -> None:
             row("1 x 128, w0.25-d1", "ours bfloat16", 4.0),
             row("sst2, arrival order", "ours bfloat16", 10.0),
             row("sst2, arrival order", "OpenVINO bfloat16", 15.0),
-            *[row(f"16 x 128, {width}", "ours bfloat16", time) for width, time in zip(works.WIDTHS, (8, 6, 4, 2), strict=True)],
+            *[row(f"16 x 128, {w}", "ours bfloat16", t) for w, t in zip(works.WIDTHS, (8, 6, 4, 2), strict=True)],
             row("16 x 128, four widths", "ours bfloat16", 5.5),
         ],
         "memory": {"engine_bytes": 101, "checkpoint_bytes": 100},
