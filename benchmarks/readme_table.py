@@ -1,8 +1,9 @@
 """The README's tables, made from committed measurements: ``python -m benchmarks.readme_table --write``.
 
 Takes ``benchmarks/results/demo/results.json``, which ``make demo`` left there, and
-``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and writes the tables between the
-README's markers. A test holds the README to them.
+``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and
+``benchmarks/results/cpu-peers-*.json``, rows of ``benchmarks.cpu_peers``, and writes the tables between the README's
+markers. A test holds the README to them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu_peers.report import readme as peer_table
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "demo" / "results.json"
 SUITE = ROOT / "benchmarks" / "results" / "cpu-suite.json"
+PEERS = [ROOT / "benchmarks" / "results" / f"cpu-peers-{model}.json" for model in ("minilm", "base")]
 FUSED_GOAL = 1.2
 WIDTHS, DEPTHS = ("1", "0.75", "0.5", "0.25"), ("1", "0.75", "0.5")
 
@@ -138,7 +142,8 @@ def kernel_table(suite: dict[str, Any]) -> str:
 def tables() -> dict[str, str]:
     """Each table's text, by the name in its markers."""
     demo, suite = (json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, SUITE))
-    return {"demo": table(demo), "kernel": kernel_table(suite)}
+    peers = [json.loads(path.read_text(encoding="utf-8")) for path in PEERS]
+    return {"demo": table(demo), "kernel": kernel_table(suite), "peers": peer_table(peers)}
 
 
 def main() -> None:

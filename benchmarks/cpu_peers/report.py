@@ -99,6 +99,49 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+SHOWN_WORKS = {"1 x 128": "1 x 128", "arrival order": "real lengths", "sorted by length": "sorted"}
+SHOWN_MODELS = {"minilm": "MiniLM", "base": "BERT-base"}
+
+
+def readme(results: Sequence[Mapping[str, Any]]) -> str:
+    """Engines in rows, works of each model in columns, goals missed below: the README's table."""
+    columns: list[tuple[str, dict[str, float]]] = []
+    for result in results:
+        times = _medians(result)
+        for part, title in SHOWN_WORKS.items():
+            work = next(w for w, _ in times if w == part or (part != "1 x 128" and part in w))
+            found = {peer: time for (w, peer), time in times.items() if w == work}
+            columns.append((f"{SHOWN_MODELS[result['model']]}, {title}", found))
+    names = list(dict.fromkeys(peer for _, found in columns for peer in found))
+    lines = ["| ms | " + " | ".join(title for title, _ in columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for name in names:
+        cells = [f"{found[name]:.1f}" if name in found else "" for _, found in columns]
+        mark = "**" if name.startswith("ours") else ""
+        lines.append(f"| {mark}{name}{mark} | " + " | ".join(cells) + " |")
+    missed = []
+    goals = 0
+    for result in results:
+        for what, measured, goal, larger in ratios(result):
+            goals += 1
+            if not (measured >= goal if larger else measured <= goal):
+                missed.append(f"{SHOWN_MODELS[result['model']]}, {what}: {measured:.2f} of {goal:g}")
+    facts = results[0]
+    versions = ", ".join(sorted({v for result in results for v in result["versions"].values()} - {"this library"}))
+    texts = next(row["texts"] for row in facts["rows"] if "arrival order" in row["work"])
+    plural = "s" * (facts["threads"] > 1)
+    lines += [
+        "",
+        f"Whole network, {facts['device']}, {facts['threads']} thread{plural}, medians of interleaved rounds, "
+        f"{versions}. *Real lengths*: {texts} sentences of SST-2's dev set (BERT-base: "
+        f"{next(row['texts'] for row in results[-1]['rows'] if 'arrival order' in row['work'])}) in batches of 32 in "
+        "the order they came; ours without padding, the others padded to the longest of the batch. *Sorted*: the same, "
+        f"longest first. BERT-base has random weights. Of our {goals} goals {len(missed)} are missed"
+        + (": " + "; ".join(missed) if missed else "")
+        + ". `python -m benchmarks.cpu_peers`; the rows: `benchmarks/results/cpu-peers-*.json`.",
+    ]
+    return "\n".join(lines)
+
+
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """One panel for each work that peers take part in: a bar for each engine's median, ours in blue."""
     import matplotlib
