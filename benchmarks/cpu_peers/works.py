@@ -96,10 +96,12 @@ class Times:
         }
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], seconds: float, most: int = 40) -> dict[str, Times]:
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], seconds: float, rounds: int = 3, most: int = 40
+) -> dict[str, Times]:
     """Rounds in which each contender runs once, each round starting with another, until the time is up.
 
-    One round warms up; at least three are timed.
+    One round warms up; at least ``rounds`` are timed, and at most ``most``.
     """
     names = list(contenders)
     for name in names:
@@ -107,7 +109,7 @@ def interleave(contenders: Mapping[str, Callable[[], object]], seconds: float, m
     times = {name: Times() for name in names}
     until = time.perf_counter() + seconds
     for turn in range(most):
-        if turn >= 3 and time.perf_counter() > until:
+        if turn >= rounds and time.perf_counter() > until:
             break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             wall, cpu = time.perf_counter(), time.process_time()
