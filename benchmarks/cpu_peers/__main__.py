@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -59,27 +60,33 @@ def prepare(model: str, folder: Path) -> Path:
 
 
 def time_works(peers: Sequence[Peer], todo: Sequence[Work], seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
-    """One row for each work and peer."""
+    """One row for each work and peer.
+
+    Works on the same batches, which differ in the sub-network alone, take turns in the same rounds: their ratios are
+    then free of what else the machine does meanwhile. ``seconds``: for each work.
+    """
     rows: list[dict[str, Any]] = []
-    for work in todo:
-        contenders: dict[str, Callable[[], object]] = {}
-        for peer in peers:
+    for batches, group in itertools.groupby(todo, key=lambda work: work.batches):
+        together = list(group)
+        contenders: dict[tuple[str, str], Callable[[], object]] = {}
+        for work, peer in itertools.product(together, peers):
             if peer.name in OURS:
                 chosen = list(work.subnet) if isinstance(work.subnet, tuple) else work.subnet
-                contenders[peer.name] = lambda peer=peer, chosen=chosen, work=work: [  # type: ignore[misc]
-                    peer.answer(batch, chosen) for batch in work.batches
+                contenders[work.name, peer.name] = lambda peer=peer, chosen=chosen, batches=batches: [  # type: ignore[misc]
+                    peer.answer(batch, chosen) for batch in batches
                 ]
             elif not work.only_ours:
-                contenders[peer.name] = lambda peer=peer, work=work: [  # type: ignore[misc]
-                    peer.answer(batch) for batch in work.batches
+                contenders[work.name, peer.name] = lambda peer=peer, batches=batches: [  # type: ignore[misc]
+                    peer.answer(batch) for batch in batches
                 ]
         if not contenders:
             continue
-        print(f"{work.name}: {work.real_tokens} tokens, {work.padded_tokens} padded", file=sys.stderr)
-        for name, times in interleave(contenders, seconds, rounds).items():
+        first = together[0]
+        print(f"{first.name}: {first.real_tokens} tokens, {first.padded_tokens} padded", file=sys.stderr)
+        for (name, peer_name), times in interleave(contenders, seconds * len(together), rounds).items():
             rows.append({
-                "work": work.name, "peer": name, **times.numbers(), "texts": sum(map(len, work.batches)),
-                "tokens": work.real_tokens, "padded_tokens": work.padded_tokens,
+                "work": name, "peer": peer_name, **times.numbers(), "texts": sum(map(len, batches)),
+                "tokens": first.real_tokens, "padded_tokens": first.padded_tokens,
             })  # fmt: skip
     return rows
 

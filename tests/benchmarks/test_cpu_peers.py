@@ -38,6 +38,26 @@ def test_fewer_rounds_when_asked() -> None:
     assert times.numbers()["quartiles_ms"] == [1e3 * times.wall[0]] * 2
 
 
+def test_widths_take_turns_in_the_same_rounds() -> None:
+    """A machine that gets busy between two widths would otherwise be read as the gain of a width."""
+    calls: list[str] = []
+
+    def answer(batch: works.Ids, subnet: str | None = None) -> NDArray[Any]:
+        calls.append(subnet or "whole")
+        return np.zeros((1, 2))
+
+    batch = ([[1, 2, 3]],)
+    todo = [works.Work("a", batch), works.Work("a, w0.25-d1", batch, "w0.25-d1", only_ours=True)]
+    todo.append(works.Work("b", ([[1, 2]],)))
+    rows = command.time_works([Peer("ours float32", answer, "")], todo, 0.0, rounds=2)
+    assert calls == ["whole", "w0.25-d1", "whole", "w0.25-d1", "w0.25-d1", "whole", "whole", "whole", "whole"]
+    assert [(row["work"], row["tokens"], row["samples"]) for row in rows] == [
+        ("a", 3, 2),
+        ("a, w0.25-d1", 3, 2),
+        ("b", 2, 2),
+    ]
+
+
 def test_works_have_the_tokens_they_name() -> None:
     found = {work.name: work for work in works.works(1100, {"real": works.sst2_like(40, 1100, 1)}, 1)}
     assert found["8 x 128"].real_tokens == found["8 x 128"].padded_tokens == 1024
@@ -49,6 +69,12 @@ def test_works_have_the_tokens_they_name() -> None:
         found["16 x 128, four widths"].subnet
         == ("w1-d1",) * 4 + ("w0.75-d1",) * 4 + ("w0.5-d1",) * 4 + ("w0.25-d1",) * 4
     )
+
+
+def test_one_batch_is_not_called_sorted() -> None:
+    names = [work.name for work in works.works(1100, {"real": works.sst2_like(works.BATCH, 1100, 1)}, 1)]
+    assert "real, arrival order" in names
+    assert "real, sorted by length" not in names
 
 
 def test_one_that_answers_wrong_is_not_timed() -> None:
@@ -140,7 +166,7 @@ def test_goals_from_rows() -> None:
             row("1 x 128, w0.25-d1", "ours bfloat16", 4.0),
             row("sst2, arrival order", "ours bfloat16", 10.0),
             row("sst2, arrival order", "OpenVINO bfloat16", 15.0),
-            *[row(f"16 x 128, {works.WIDTHS[i]}", "ours bfloat16", time) for i, time in enumerate((8, 6, 4, 2))],
+            *[row(f"16 x 128, {w}", "ours bfloat16", t) for w, t in zip(works.WIDTHS, (8, 6, 4, 2), strict=True)],
             row("16 x 128, four widths", "ours bfloat16", 5.5),
         ],
         "memory": {"engine_bytes": 101, "checkpoint_bytes": 100},

@@ -84,10 +84,23 @@ def test_no_other_use(small: ElasticBertForSequenceClassification, tmp_path: Pat
         small.extract("w0.5")
     with pytest.raises(RuntimeError, match="cannot be moved or converted"):
         small.encoder.layers.float()
+    with pytest.raises(RuntimeError, match="cannot be moved or converted"):
+        small.to(torch.float32)
+    assert small.dtype == torch.bfloat16  # nothing was converted on the way
     with pytest.raises(ValueError, match="packed for inference; load it anew"):
         undo_rewiring(small)
     with pytest.raises(ValueError, match="packed or in int8 already"):
         small.quantise_weights()
+
+
+def test_a_copy_answers_the_same(small: ElasticBertForSequenceClassification) -> None:
+    batch, other = padded_batch(plain_model("bert"), LENGTHS), copy.deepcopy(small)
+    with torch.inference_mode():
+        wanted = small(**batch, subnet="w0.5-d0.5").logits
+        for layer in small.encoder.elastic_layers:
+            layer.get_buffer("ffn_in_weight").zero_()
+        assert not torch.equal(small(**batch, subnet="w0.5-d0.5").logits, wanted)
+        assert torch.equal(other(**batch, subnet="w0.5-d0.5").logits, wanted)
 
 
 def test_what_cannot_be_quantised() -> None:
@@ -123,3 +136,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     wanted = engine.predict("the good film")
     found = json.loads(capsys.readouterr().out)[0]["predictions"][0]
     assert found == wanted.to_dict()
+    (tmp_path / "reviews.tsv").write_text("text\tlabel\ngood film\tLABEL_1\nbad film\tLABEL_0\n", encoding="utf-8")
+    given = ["eval", "--model_name_or_path", folder, "--file", str(tmp_path / "reviews.tsv"), "--json"]
+    assert main([*given, "--dtype", "int8", "--subnets", "w1,w0.25-d0.5"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["subnets"]) == 2
+    assert main(["rewire", "--model_name_or_path", folder, "--dtype", "int8"]) == 2
+    assert "invalid choice: 'int8'" in capsys.readouterr().err

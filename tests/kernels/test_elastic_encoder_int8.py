@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import dynabert_kernels as dk
-from dynabert_kernels import Int8LayerWeights, LayerWeights, reference
+from dynabert_kernels import Int8LayerWeights, LayerWeights, SubnetShape, reference
 from dynabert_kernels.ops import NATIVE, providers
 from dynabert_kernels.ops.int8_weights import NEURON_CHUNK, pack_linear, unpack_linear
 from dynabert_kernels.testing.inputs import strided_rows
@@ -109,6 +109,17 @@ def test_a_row_of_zeros_and_a_row_that_is_not_finite() -> None:
 # Weights.
 
 
+def one_layer(heads: int, size: int, width: int, neurons: int) -> LayerWeights:
+    drawn = torch.Generator().manual_seed(5)
+
+    def some(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=drawn) * 0.2
+
+    attention = some(heads, 3, size, width), some(heads, 3, size), some(width, heads * size), some(width)
+    ffn = some(neurons, width), some(neurons), some(width, neurons), some(width)
+    return LayerWeights(*attention, some(width) + 1, some(width), *ffn, some(width) + 1, some(width))
+
+
 def test_what_is_packed() -> None:
     """Each number within half a step of the weight's, and its place is the one that is written down."""
     weight = torch.randn(70, 50, generator=torch.Generator().manual_seed(4))
@@ -130,18 +141,8 @@ def test_what_is_packed() -> None:
 
 def test_a_narrower_network_has_the_same_numbers() -> None:
     """Leading heads, and whole chunks of neurons, are packed as they are without the others."""
-    heads, size, width, neurons = 3, 12, 40, 2 * NEURON_CHUNK + 17
-    drawn = torch.Generator().manual_seed(5)
-
-    def layer() -> LayerWeights:
-        def some(*sizes: int) -> Tensor:
-            return torch.randn(*sizes, generator=drawn)
-
-        attention = some(heads, 3, size, width), some(heads, 3, size), some(width, heads * size), some(width)
-        ffn = some(neurons, width), some(neurons), some(width, neurons), some(width)
-        return LayerWeights(*attention, some(width), some(width), *ffn, some(width), some(width))
-
-    whole = layer()
+    size, width = 12, 40
+    whole = one_layer(3, size, width, 2 * NEURON_CHUNK + 17)
     part = whole._replace(
         qkv_weight=whole.qkv_weight[:2],
         qkv_bias=whole.qkv_bias[:2],
@@ -281,6 +282,28 @@ def test_a_sub_network_in_a_batch_is_the_one_alone(dtype: torch.dtype) -> None:
         start = rows.stop
         cuts = torch.tensor([0, *group]).cumsum(0).to(torch.int32)
         alone = dk.elastic_encoder_int8(x[rows], layers, cuts, dk.Plan.build([shape], [group]))
+        assert torch.equal(alone, together[rows])
+
+
+@native
+def test_widths_that_end_in_different_blocks_of_chunks() -> None:
+    """More neurons than are worked off at once, beside groups that have fewer, in one product."""
+    lengths, neurons = [[30], [9, 4], [17], [5]], (2600, 200, 1100, 2048)
+    layer = dk.quantise_layer(one_layer(2, 12, 24, 2600))
+    shapes = [SubnetShape((2,), (count,)) for count in neurons]
+    plan = dk.Plan.build(shapes, lengths)
+    borders = torch.tensor([0, *(n for group in lengths for n in group)]).cumsum(0).to(torch.int32)
+    x = torch.randn(plan.num_rows, 24, generator=torch.Generator().manual_seed(6))
+    together = dk.elastic_encoder_int8(x, [layer], borders, plan)
+    with dk.use_provider("reference"):
+        wanted = dk.elastic_encoder_int8(x, [layer], borders, plan)
+    torch.testing.assert_close(together, wanted, rtol=0, atol=5e-3)
+    start = 0
+    for shape, group in zip(shapes, lengths, strict=True):
+        rows = slice(start, start + sum(group))
+        start = rows.stop
+        cuts = torch.tensor([0, *group]).cumsum(0).to(torch.int32)
+        alone = dk.elastic_encoder_int8(x[rows], [layer], cuts, dk.Plan.build([shape], [group]))
         assert torch.equal(alone, together[rows])
 
 

@@ -80,6 +80,13 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # Asked first: otherwise the embeddings would have moved when a layer refuses.
+        for module in self.modules():
+            if isinstance(module, ElasticLayer):
+                module.check_movable()
+        return super()._apply(fn, recurse)
+
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
         return self.elastic_encoder.embeddings.word_embeddings

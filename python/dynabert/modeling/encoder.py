@@ -189,12 +189,16 @@ class ElasticLayer(nn.Module):
         self.packed = True
         self.register_state_dict_pre_hook(_refuse_int8)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    def check_movable(self) -> None:
+        """Raises ``RuntimeError`` where the weights are in int8: a conversion would take their scales along."""
         if self.int8 is not None:
             raise RuntimeError(
                 "this model's weights are in int8 for inference and cannot be moved or converted; load the checkpoint "
                 "anew where and in what it is to run"
             )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.check_movable()
         return super()._apply(fn, recurse)
 
     def weights(self) -> dk.LayerWeights | dk.PackedLayerWeights:
