@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.cpu_peers import report
-from benchmarks.cpu_peers.peers import OURS, Builder, NotHere, Peer, difference
+from benchmarks.cpu_peers.peers import OURS, Builder, NotHere, Peer
 from benchmarks.cpu_peers.works import Ids, Work, dev_texts, interleave, sst2_like, works
 from benchmarks.rows import environment
 from dynabert import InferenceEngine
@@ -24,6 +25,20 @@ from dynabert.cli.demo import default_model_path
 SEED = 42
 TEXTS = 256
 SENTENCE = "it 's a charming and often affecting journey ."
+
+
+# What decides which kernels an engine picks.
+_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
+
+
+def instructions() -> list[str]:
+    """Those of the processor's instruction sets that matter here; empty where the system does not list them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
+    return [flag for flag in _FLAGS if flag in found]
 
 
 def prepare(model: str, folder: Path) -> Path:
@@ -44,33 +59,39 @@ def prepare(model: str, folder: Path) -> Path:
     return folder
 
 
-def time_works(peers: Sequence[Peer], todo: Sequence[Work], seconds: float) -> list[dict[str, Any]]:
-    """One row for each work and peer."""
+def time_works(peers: Sequence[Peer], todo: Sequence[Work], seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
+    """One row for each work and peer.
+
+    Works on the same batches, which differ in the sub-network alone, take turns in the same rounds: their ratios are
+    then free of what else the machine does meanwhile. ``seconds``: for each work.
+    """
     rows: list[dict[str, Any]] = []
-    for work in todo:
-        contenders: dict[str, Callable[[], object]] = {}
-        for peer in peers:
+    for batches, group in itertools.groupby(todo, key=lambda work: work.batches):
+        together = list(group)
+        contenders: dict[tuple[str, str], Callable[[], object]] = {}
+        for work, peer in itertools.product(together, peers):
             if peer.name in OURS:
                 chosen = list(work.subnet) if isinstance(work.subnet, tuple) else work.subnet
-                contenders[peer.name] = lambda peer=peer, chosen=chosen, work=work: [  # type: ignore[misc]
-                    peer.answer(batch, chosen) for batch in work.batches
+                contenders[work.name, peer.name] = lambda peer=peer, chosen=chosen, batches=batches: [  # type: ignore[misc]
+                    peer.answer(batch, chosen) for batch in batches
                 ]
             elif not work.only_ours:
-                contenders[peer.name] = lambda peer=peer, work=work: [  # type: ignore[misc]
-                    peer.answer(batch) for batch in work.batches
+                contenders[work.name, peer.name] = lambda peer=peer, batches=batches: [  # type: ignore[misc]
+                    peer.answer(batch) for batch in batches
                 ]
         if not contenders:
             continue
-        print(f"{work.name}: {work.real_tokens} tokens, {work.padded_tokens} padded", file=sys.stderr)
-        for name, times in interleave(contenders, seconds).items():
+        first = together[0]
+        print(f"{first.name}: {first.real_tokens} tokens, {first.padded_tokens} padded", file=sys.stderr)
+        for (name, peer_name), times in interleave(contenders, seconds * len(together), rounds).items():
             rows.append({
-                "work": work.name, "peer": name, **times.numbers(), "texts": sum(map(len, work.batches)),
-                "tokens": work.real_tokens, "padded_tokens": work.padded_tokens,
+                "work": name, "peer": peer_name, **times.numbers(), "texts": sum(map(len, batches)),
+                "tokens": first.real_tokens, "padded_tokens": first.padded_tokens,
             })  # fmt: skip
     return rows
 
 
-def time_end_to_end(folder: Path, seconds: float) -> list[dict[str, Any]]:
+def time_end_to_end(folder: Path, seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
     """One text at a time, from a str to a label: our engine, and transformers' pipeline on the whole network."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -88,6 +109,7 @@ def time_end_to_end(folder: Path, seconds: float) -> list[dict[str, Any]]:
             "transformers pipeline float32": lambda: asked(SENTENCE),
         },
         seconds,
+        rounds,
         most=400,
     )
     tokens = len(engine.tokenizer(SENTENCE)["input_ids"])
@@ -117,19 +139,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of ``python -m benchmarks.cpu_peers``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_peers", description=__doc__)
     parser.add_argument("--model", default="minilm", help="minilm, base (random weights), or a folder of a classifier")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every engine")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each work; at least three rounds are timed")
+    parser.add_argument("--threads", type=int, default=1, help="of every engine")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each work; see --rounds")
     parser.add_argument(
         "--peers", nargs="*", default=None, metavar="PEER", help="names, or parts of names; default all"
     )
     parser.add_argument("--works", nargs="*", default=None, metavar="WORK", help="parts of names; default: all")
     parser.add_argument("--data_dir", type=Path, default=None, help="GLUE folder; without it lengths like SST-2's")
     parser.add_argument("--tasks", nargs="*", default=["sst2"], help="whose dev texts, from --data_dir")
-    parser.add_argument("--texts", type=int, default=TEXTS, help="of each task")
+    parser.add_argument("--texts", type=int, default=None, help=f"of each task; default {TEXTS}, with --quick 64")
+    parser.add_argument("--rounds", type=int, default=3, help="least number of timed rounds of each work")
+    parser.add_argument("--quick", action="store_true", help="a check that all of it runs: few texts, one round")
     parser.add_argument("--out", type=Path, default=None, help="JSON file of the rows; a picture is put beside it")
     options = parser.parse_args(arguments)
-    if options.threads < 1 or options.seconds <= 0 or options.texts < 1:
-        parser.error("--threads and --texts must be 1 or more, and --seconds above 0")
+    if options.quick:
+        options.seconds, options.rounds = 0.5, 1
+    if options.texts is None:
+        options.texts = 64 if options.quick else TEXTS
+    if options.threads < 1 or options.seconds <= 0 or options.texts < 1 or options.rounds < 1:
+        parser.error("--threads, --texts and --rounds must be 1 or more, and --seconds above 0")
     torch.set_num_threads(options.threads)
     given = list(sys.argv[1:] if arguments is None else arguments)
     with tempfile.TemporaryDirectory(prefix="dynabert-peers-") as scratch:
@@ -138,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = environment(torch.device("cpu"), given, module="benchmarks.cpu_peers")
     if options.data_dir is not None:
         facts["command"] = facts["command"].replace(str(options.data_dir), "GLUE")
-    result = {"model": options.model, **found, **facts}
+    result = {"model": options.model, **found, **facts, "instructions": instructions()}
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -162,8 +190,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             continue
         print(f"building {name}", file=sys.stderr)
         try:
-            peer = builder.build(name)
-            agree[name] = difference(peer, check, wanted)
+            peer, agree[name] = builder.take_part(name, check, wanted)
         except NotHere as reason:
             absent[name] = str(reason)
             continue
@@ -177,9 +204,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         for work in works(vocabulary, real, SEED)
         if options.works is None or any(part in work.name for part in options.works)
     ]
-    rows = time_works(peers, todo, options.seconds)
+    rows = time_works(peers, todo, options.seconds, options.rounds)
     if options.works is None or any(part in "one text, with tokenising" for part in options.works):
-        rows += time_end_to_end(folder, options.seconds)
+        rows += time_end_to_end(folder, options.seconds, options.rounds)
     return {
         "rows": rows,
         "not_measured": absent,

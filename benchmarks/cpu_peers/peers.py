@@ -115,6 +115,17 @@ class Builder:
             answer, version = self._makers()[name]()
         return Peer(name, answer, version)
 
+    def take_part(self, name: str, check: Ids, wanted: NDArray[Any]) -> tuple[Peer, float]:
+        """The peer and its `difference` on ``check``. `NotHere` with the reason, whatever goes wrong inside it."""
+        try:
+            peer = self.build(name)
+            return peer, difference(peer, check, wanted)
+        except NotHere:
+            raise
+        except Exception as error:  # another engine may raise anything, and the others are still to be measured
+            first = str(error).strip().partition("\n")[0]
+            raise NotHere(f"raised {type(error).__name__}: {first}") from error
+
     def _elastic(self, dtype: str) -> ElasticBertForSequenceClassification:
         if dtype == "int8":
             return InferenceEngine.from_pretrained(self.folder, dtype="int8").model

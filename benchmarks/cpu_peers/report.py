@@ -31,13 +31,13 @@ MIXED_GOAL = 1.06
 MEMORY_GOAL = 1.02  # biases of panels
 
 
-def _medians(result: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    return {(row["work"], row["peer"]): row["median_ms"] for row in result["rows"]}
+def _medians(result: Mapping[str, Any], key: str = "median_ms") -> dict[tuple[str, str], float]:
+    return {(row["work"], row["peer"]): row[key] for row in result["rows"]}
 
 
-def ratios(result: Mapping[str, Any]) -> list[tuple[str, float, float, bool]]:
-    """(what, measured, goal, whether larger is better) of every goal whose rows are there."""
-    times = _medians(result)
+def ratios(result: Mapping[str, Any], key: str = "median_ms") -> list[tuple[str, float, float, bool]]:
+    """(what, measured, goal, whether larger is better) of every goal whose rows are there, from the times ``key``."""
+    times = _medians(result, key)
     works = list(dict.fromkeys(work for work, _ in times))
     found = []
     goals = [*GOALS.get(str(result["model"]), ())]
@@ -75,11 +75,13 @@ def ratios(result: Mapping[str, Any]) -> list[tuple[str, float, float, bool]]:
 
 def table(result: Mapping[str, Any]) -> str:
     """Goals and all medians, as Markdown."""
-    lines = ["| what | measured | goal | |", "| --- | --- | --- | --- |"]
-    for what, measured, goal, larger in ratios(result):
+    # The clock decides. Beside other work the processor's time says which misses and hits are the neighbours' doing.
+    lines = ["| what | measured | by processor time | goal | |", "| --- | --- | --- | --- | --- |"]
+    by_processor = [measured for _, measured, _, _ in ratios(result, "cpu_median_ms")]
+    for (what, measured, goal, larger), processor in zip(ratios(result), by_processor, strict=True):
         met = measured >= goal if larger else measured <= goal
         sign = "at least" if larger else "at most"
-        lines.append(f"| {what} | {measured:.2f} | {sign} {goal:g} | {'met' if met else 'missed'} |")
+        lines.append(f"| {what} | {measured:.2f} | {processor:.2f} | {sign} {goal:g} | {'met' if met else 'missed'} |")
     times = _medians(result)
     peers = list(dict.fromkeys(peer for _, peer in times if "," not in peer and "pipeline" not in peer))
     lines += ["", "| work, ms | " + " | ".join(peers) + " |", "| --- |" + " --- |" * len(peers)]
