@@ -28,7 +28,7 @@ GOALS: dict[str, tuple[tuple[str, str, str, float], ...]] = {
 INT8_GOALS = (("OpenVINO bfloat16", 1.6), ("torch dynamic int8", 1.2), ("ONNX Runtime int8", 1.9))
 WIDTH_GOALS = (("1 x 128", 3.2), ("8 x 128", 3.5))
 MIXED_GOAL = 1.06
-MEMORY_GOAL = 1.02  # biases of panels
+MEMORY_GOAL = 1.01  # of 1.0: the packed matrices end in whole panels
 
 
 def _medians(result: Mapping[str, Any], key: str = "median_ms") -> dict[tuple[str, str], float]:
