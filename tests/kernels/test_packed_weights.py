@@ -18,16 +18,27 @@ ISAS = () if NATIVE is None else tuple(NATIVE.cpu_features()["available"])
 pytestmark = pytest.mark.skipif(NATIVE is None, reason="the native library is not built")
 
 
-@pytest.fixture(params=ISAS)
+def packing(dtype: torch.dtype) -> list[str]:
+    """The instruction sets of this processor with which weights of this dtype are packed."""
+    found = []
+    for isa in ISAS:
+        NATIVE.set_cpu_isa(isa)
+        if dk.packed_panel(dtype):
+            found.append(isa)
+    if ISAS:
+        NATIVE.set_cpu_isa("auto")
+    return found
+
+
+COMBINATIONS = [(isa, dtype) for dtype in (torch.float32, torch.bfloat16) for isa in packing(dtype)]
+each_packing = pytest.mark.parametrize(("isa", "dtype"), COMBINATIONS, indirect=["isa"], ids=str)
+
+
+@pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     NATIVE.set_cpu_isa(request.param)
     yield request.param
     NATIVE.set_cpu_isa("auto")
-
-
-def packing(dtype: torch.dtype) -> None:
-    if dk.packed_panel(dtype) == 0:
-        pytest.skip(f"{dtype} is not packed with this instruction set")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -46,11 +57,10 @@ def test_a_matrix_comes_back(shape: tuple[int, int], panel: int, dtype: torch.dt
     assert packed.double().abs().sum() == weight.double().abs().sum()  # 0 elsewhere
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each_packing
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("biased", [False, True])
 def test_the_answers_of_plain_weights(name: str, dtype: torch.dtype, biased: bool, isa: str) -> None:
-    packing(dtype)
     x, borders, plan = batch(name, dtype)
     layers = network(dtype, strided=True)
     packed = [dk.pack_layer(layer) for layer in layers]
@@ -67,11 +77,10 @@ def test_the_answers_of_plain_weights(name: str, dtype: torch.dtype, biased: boo
     torch.testing.assert_close(found, defined, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1)
 
 
+@each_packing
 @pytest.mark.parametrize("rows", [1, 13, 14, 15, 100, 300])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_long_sums_and_many_rows(dtype: torch.dtype, rows: int, isa: str) -> None:
     """Sums over several chunks of the kernel, with two widths in one batch, on two threads as on one."""
-    packing(dtype)
     drawn = torch.Generator().manual_seed(1)
     width, neurons = 48, 2100
 
@@ -95,11 +104,10 @@ def test_long_sums_and_many_rows(dtype: torch.dtype, rows: int, isa: str) -> Non
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each_packing
 @pytest.mark.parametrize("name", ["narrow", "mixed"])
 def test_what_is_beyond_the_width_leaves_no_trace(name: str, dtype: torch.dtype, isa: str) -> None:
     """NaN in weights that no group reaches, also in the odd half of a pair of bfloat16."""
-    packing(dtype)
     x, borders, plan = batch(name, dtype)
     wanted = dk.elastic_encoder(x, [dk.pack_layer(layer) for layer in network(dtype)], borders, plan)
     layers = network(dtype)
@@ -117,9 +125,9 @@ def test_what_is_beyond_the_width_leaves_no_trace(name: str, dtype: torch.dtype,
     assert torch.equal(dk.elastic_encoder(x, [dk.pack_layer(layer) for layer in layers], borders, plan), wanted)
 
 
+@pytest.mark.parametrize("isa", packing(torch.bfloat16), indirect=True)
 @pytest.mark.parametrize("neurons", [1, 3, 33, 511, 513, 1023, 1025])
 def test_an_odd_width_beside_a_wider_one(neurons: int, isa: str) -> None:
-    packing(torch.bfloat16)
     drawn = torch.Generator().manual_seed(2)
 
     def some(*sizes: int) -> torch.Tensor:
@@ -187,7 +195,8 @@ def test_packed_for_another_instruction_set() -> None:
 
 
 def test_the_op_holds_to_pytorchs_rules() -> None:
-    packing(torch.float32)
+    if not packing(torch.float32):
+        pytest.skip("no weights are packed on this processor")
     x, borders, plan = batch("mixed", torch.float32)
     flat = [weight for layer in network(torch.float32) for weight in dk.pack_layer(layer)]
     bounds = list(plan.max_heads), list(plan.max_neurons)
