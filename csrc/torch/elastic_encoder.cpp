@@ -33,25 +33,12 @@ Tensor elastic_encoder(const Tensor& x, std::vector<Tensor> weights, std::vector
                        double scale, double eps, int64_t activation, bool packed) {
   const char* op = "elastic_encoder";
   const int64_t layers = static_cast<int64_t>(max_heads.size());
-  if (max_neurons.size() != max_heads.size()) {
-    refuse(op, "max_heads has ", layers, " numbers and max_neurons ", max_neurons.size(), "; allowed: one a layer");
-  }
-  if (static_cast<int64_t>(weights.size()) != kWeightsPerLayer * layers) {
-    refuse(op, weights.size(), " weights for ", layers, " layers; allowed: ", kWeightsPerLayer, " a layer");
-  }
-  if (!position_biases.empty() && static_cast<int64_t>(position_biases.size()) != layers) {
-    refuse(op, position_biases.size(), " position biases for ", layers, " layers; allowed: one a layer, or none");
-  }
-  int32_vector(op, "table", table);
-  if (num_groups < 1 || table.size(0) != num_groups + 1 + 2 * num_groups * layers) {
-    refuse(op, "table has ", table.size(0), " numbers for ", num_groups, " groups and ", layers,
-           " layers; allowed: G + 1 + 2 G L");
-  }
+  const Tensor rows =
+      check_encoder(op, weights, kWeightsPerLayer, position_biases, table, num_groups, max_heads, max_neurons);
   const DType dtype = check_hidden(op, x);
   const ScalarType type = x.scalar_type();
   const int64_t tokens = x.size(0), width = x.size(1);
   Tensor numbers = table;
-  const Tensor rows = torch::stable::narrow(numbers, 0, 0, num_groups + 1);
   int64_t most_columns = 0;
   for (int64_t layer = 0; layer < layers; ++layer) {
     const Tensor& qkv_bias = weights[kWeightsPerLayer * layer + 1];

@@ -88,6 +88,28 @@ WeightMatrix packed_matrix(const char* op, const char* name, const Tensor& packe
   return {packed.const_data_ptr(), 0, inputs};
 }
 
+Tensor check_encoder(const char* op, const std::vector<Tensor>& weights, int64_t weights_per_layer,
+                     const std::vector<Tensor>& position_biases, const Tensor& table, int64_t num_groups,
+                     const std::vector<int64_t>& max_heads, const std::vector<int64_t>& max_neurons) {
+  const int64_t layers = static_cast<int64_t>(max_heads.size());
+  if (max_neurons.size() != max_heads.size()) {
+    refuse(op, "max_heads has ", layers, " numbers and max_neurons ", max_neurons.size(), "; allowed: one a layer");
+  }
+  if (static_cast<int64_t>(weights.size()) != weights_per_layer * layers) {
+    refuse(op, weights.size(), " weights for ", layers, " layers; allowed: ", weights_per_layer, " a layer");
+  }
+  if (!position_biases.empty() && static_cast<int64_t>(position_biases.size()) != layers) {
+    refuse(op, position_biases.size(), " position biases for ", layers, " layers; allowed: one a layer, or none");
+  }
+  int32_vector(op, "table", table);
+  if (num_groups < 1 || table.size(0) != num_groups + 1 + 2 * num_groups * layers) {
+    refuse(op, "table has ", table.size(0), " numbers for ", num_groups, " groups and ", layers,
+           " layers; allowed: G + 1 + 2 G L");
+  }
+  Tensor numbers = table;
+  return torch::stable::narrow(numbers, 0, 0, num_groups + 1);
+}
+
 FfnOperands ffn_operands(const char* op, const Tensor& x, const Tensor& in_weight, const Tensor& in_bias,
                          const Tensor& out_weight, int64_t max_neurons, int64_t activation, bool packed) {
   FfnOperands operands = {};

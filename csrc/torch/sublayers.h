@@ -114,4 +114,9 @@ FfnOperands ffn_operands(const char* op, const Tensor& x, const Tensor& in_weigh
 void run_ffn_sublayer(const FfnOperands& operands, void* active, void* pre, const SublayerEnd& end,
                       const std::vector<Span>& spans);
 
+// What an op of a whole encoder checks of its lists and its plan's table; returns the borders of the groups' rows.
+Tensor check_encoder(const char* op, const std::vector<Tensor>& weights, int64_t weights_per_layer,
+                     const std::vector<Tensor>& position_biases, const Tensor& table, int64_t num_groups,
+                     const std::vector<int64_t>& max_heads, const std::vector<int64_t>& max_neurons);
+
 }  // namespace dynabert::binding

@@ -87,6 +87,19 @@ def check_matrices(op: str, layer: LayerWeights) -> None:
     checks.shape(op, "ffn_out_weight", layer.ffn_out_weight, (width, neurons), "(C, F)")
 
 
+def check_batch(op: str, x: Tensor, layers: Sequence[object], plan: Plan, position_biases: Sequence[Tensor]) -> None:
+    """x, the layers and their biases belong to the plan."""
+    checks.shape(op, "x", x, (None, None), "(T, C)")
+    if len(layers) != plan.num_layers:
+        raise ValueError(f"{op}: {len(layers)} layers given and the plan has {plan.num_layers}; allowed: as many")
+    if position_biases and len(position_biases) != len(layers):
+        raise ValueError(
+            f"{op}: {len(position_biases)} position biases for {len(layers)} layers; allowed: one a layer, or none"
+        )
+    if plan.num_rows != x.shape[0]:
+        raise ValueError(f"{op}: the plan has {plan.num_rows} rows and x {x.shape[0]}; build the plan for this batch")
+
+
 def pack_layer(layer: LayerWeights) -> PackedLayerWeights:
     """A layer's matrices in the order in which the CPU's products read them: packed once, and not at every call.
 
@@ -148,9 +161,9 @@ def elastic_encoder(
     them; elsewhere they are launched one by one.
 
     ``x``: (T, C), the embedding output, float32, bfloat16, float16 or float64. ``layers``: one for each layer of the
-    plan, all of x's dtype, plain or all of them packed (:func:`pack_layer`, on a CPU; with few tokens about twice as
-    fast). ``cu_seqlens``: (B+1,) int32. ``position_biases``: none, or for each layer its heads' bias,
-    as in :func:`varlen_attention`. ``activation``, ``eps``, ``scale``: as in the two ops; the same in every layer.
+    plan, all of x's dtype, plain or all of them packed (:func:`pack_layer`, on a CPU, which is faster the fewer
+    the tokens). ``cu_seqlens``: (B+1,) int32. ``position_biases``: none, or for each layer its heads' bias, as in
+    :func:`varlen_attention`. ``activation``, ``eps``, ``scale``: as in the two ops; the same in every layer.
 
     Returns (T, C) in x's dtype; rows past the last border are zero where a layer ran. No weight is copied.
     Deterministic, and bit for bit what the two ops give (packed bfloat16 weights with an odd number of active neurons
@@ -159,15 +172,7 @@ def elastic_encoder(
     Raises ``RuntimeError`` where a gradient is wanted; ``ValueError`` on a shape, device or bound that does not fit,
     ``TypeError`` on a dtype.
     """
-    checks.shape(NAME, "x", x, (None, None), "(T, C)")
-    if len(layers) != plan.num_layers:
-        raise ValueError(f"{NAME}: {len(layers)} layers given and the plan has {plan.num_layers}; allowed: as many")
-    if position_biases and len(position_biases) != len(layers):
-        raise ValueError(
-            f"{NAME}: {len(position_biases)} position biases for {len(layers)} layers; allowed: one a layer, or none"
-        )
-    if plan.num_rows != x.shape[0]:
-        raise ValueError(f"{NAME}: the plan has {plan.num_rows} rows and x {x.shape[0]}; build the plan for this batch")
+    check_batch(NAME, x, layers, plan, position_biases)
     packed = bool(layers) and isinstance(layers[0], PackedLayerWeights)
     if any(isinstance(layer, PackedLayerWeights) != packed for layer in layers):
         raise TypeError(f"{NAME}: some layers are packed and some are not; allowed: all of them, or none")

@@ -10,6 +10,7 @@ from torch import Tensor
 from dynabert_kernels import reference
 from dynabert_kernels.layout import Plan
 from dynabert_kernels.ops import checks
+from dynabert_kernels.ops.elastic_encoder import check_batch
 from dynabert_kernels.ops.int8_weights import Int8LayerWeights
 from dynabert_kernels.ops.registration import define, needs_save
 
@@ -71,17 +72,9 @@ def elastic_encoder_int8(
     Raises ``RuntimeError`` where a gradient is wanted; ``ValueError`` on a shape, device or bound that does not fit,
     ``TypeError`` on a dtype.
     """
-    checks.shape(NAME, "x", x, (None, None), "(T, C)")
     if x.dtype not in DTYPES:
         raise TypeError(f"{NAME}: x is {x.dtype}; allowed: float32, bfloat16")
-    if len(layers) != plan.num_layers:
-        raise ValueError(f"{NAME}: {len(layers)} layers given and the plan has {plan.num_layers}; allowed: as many")
-    if position_biases and len(position_biases) != len(layers):
-        raise ValueError(
-            f"{NAME}: {len(position_biases)} position biases for {len(layers)} layers; allowed: one a layer, or none"
-        )
-    if plan.num_rows != x.shape[0]:
-        raise ValueError(f"{NAME}: the plan has {plan.num_rows} rows and x {x.shape[0]}; build the plan for this batch")
+    check_batch(NAME, x, layers, plan, position_biases)
     flat = [tensor for layer in layers for tensor in layer.tensors()]
     if needs_save(x, *(tensor for tensor in flat if tensor.is_floating_point()), *position_biases):
         raise RuntimeError(f"{NAME}: it has no backward; run it under torch.no_grad()")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import int8_scores, int8_speed
+from benchmarks import encoder_speed, int8_scores
 from tests.dynabert.tiny_texts import some_texts, tiny_folder
 
 
@@ -31,14 +31,14 @@ def test_scores_of_every_variant_and_subnetwork(tmp_path: Path, capsys: pytest.C
 def test_times_of_every_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(int8_speed, "NETWORKS", {"tiny": (2, 32, 4, 64)})
-    monkeypatch.setattr(int8_speed, "BATCHES", ((1, 3), (2, 5)))
+    monkeypatch.setattr(encoder_speed, "NETWORKS", {"tiny": (2, 32, 4, 64)})
+    monkeypatch.setattr(encoder_speed, "BATCHES", ((1, 3), (2, 5)))
     out = tmp_path / "rows.json"
-    assert int8_speed.main(["--networks", "tiny", "--rounds", "2", "--out", str(out)]) == 0
+    assert encoder_speed.main(["--networks", "tiny", "--rounds", "2", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert len(found["rows"]) == 4
     assert all(row["times_faster"]["int8"] == 1 for row in found["rows"])
-    assert "benchmarks.int8_speed" in found["environment"]["command"]
+    assert "benchmarks.encoder_speed" in found["environment"]["command"]
     assert "tiny 2 x 5 width 0.25" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        int8_speed.main(["--networks", "huge"])
+        encoder_speed.main(["--networks", "huge"])

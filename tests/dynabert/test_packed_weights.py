@@ -72,6 +72,8 @@ def test_no_other_use(packed: ElasticBertForSequenceClassification, tmp_path: Pa
         elastic(plain_model("bert")).train().pack_weights()
     with pytest.raises(ValueError, match="the model is on meta; allowed: the CPU"):
         elastic(plain_model("bert")).to("meta").pack_weights()
+    with pytest.raises(RuntimeError, match="packed for inference and cannot be moved or converted"):
+        packed.to(torch.bfloat16)
     half = elastic(plain_model("bert")).half().pack_weights()
     assert not half.has_packed_weights  # float16 stays as it is, and runs
     with torch.no_grad():

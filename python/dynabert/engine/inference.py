@@ -40,7 +40,7 @@ INT8 = "int8"  # no dtype of a model: its layers' matrices are int8, the rest is
 CPU_BATCH_TOKENS = 4096
 DEVICE_BATCH_TOKENS = 32768
 LOOKAHEAD = 1024
-KNOWN_SUBNETS = 1024  # sub-networks whose shape an engine keeps: working it out costs a short text a tenth of its time
+KNOWN_SUBNETS = 1024  # sub-networks whose shape an engine keeps instead of working it out for every text
 QUIET_TEXTS = 256  # up to this many texts no progress bar is shown unless asked for
 
 
@@ -54,7 +54,7 @@ class InferenceEngine:
 
     The engine holds no state of a call: several threads may use one engine, each with its own sub-network. It uses the
     model's own weights (no second copy) and puts the model in eval mode. Do not train the model while the engine is in
-    use. On a CPU `model.pack_weights()` makes short texts about twice as fast; `from_pretrained` does it by itself.
+    use. On a CPU `model.pack_weights()` makes short texts faster; `from_pretrained` does it by itself.
 
     Args:
         model: an `ElasticBertForSequenceClassification`, on the device and in the dtype it is to run in.

@@ -108,8 +108,8 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
     def pack_weights(self) -> Self:
         """Brings the layers' matrices into the order in which products on a CPU read them, once for every sub-network.
 
-        The packed matrices take the place and the memory of the plain ones, and the answers stay the same; with few
-        tokens they come about twice as fast. Afterwards the model serves inference only: it cannot be trained, saved,
+        The packed matrices take the place and the memory of the plain ones. The answers stay the same and come faster,
+        the more so the fewer the tokens. Afterwards the model serves inference only: it cannot be trained, saved,
         rewired or moved, and the batches that want gradients or the states of each layer are refused. Where weights are
         not packed (`dynabert_kernels.packed_panel` is 0: no AVX2, another dtype than float32 and bfloat16) nothing is
         changed. Returns the model.

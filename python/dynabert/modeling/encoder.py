@@ -190,10 +190,11 @@ class ElasticLayer(nn.Module):
         self.register_state_dict_pre_hook(_refuse_int8)
 
     def check_movable(self) -> None:
-        """Raises ``RuntimeError`` where the weights are in int8: a conversion would take their scales along."""
-        if self.int8 is not None:
+        """Raises ``RuntimeError`` where the weights are packed or in int8: that is for one dtype on the CPU."""
+        if self.packed:
+            kind = "packed" if self.int8 is None else "in int8"
             raise RuntimeError(
-                "this model's weights are in int8 for inference and cannot be moved or converted; load the checkpoint "
+                f"this model's weights are {kind} for inference and cannot be moved or converted; load the checkpoint "
                 "anew where and in what it is to run"
             )
 

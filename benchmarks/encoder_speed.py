@@ -1,7 +1,7 @@
-"""``python -m benchmarks.int8_speed``: an encoder's layers in int8 beside bfloat16 and float32, one call each.
+"""``python -m benchmarks.encoder_speed``: an encoder's layers, plain, packed and in int8, one call each.
 
-Random weights of a network's shape, packed for inference in every dtype, and random activations: the time does not
-depend on the numbers. All kinds take turns in the same rounds, so the ratios are free of the machine's drift.
+Random weights of a network's shape and random activations: the time does not depend on the numbers. A dtype's name
+alone means packed weights. All kinds take turns in the same rounds, so the ratios are free of the machine's drift.
 Tokenising, embeddings and the head are not in it.
 """
 
@@ -23,7 +23,7 @@ from .rows import environment, said_options
 
 # Layers, hidden size, heads, neurons.
 NETWORKS = {"bert-base": (12, 768, 12, 3072), "minilm": (6, 384, 12, 1536)}
-BATCHES = ((1, 16), (1, 128), (8, 128))  # sequences, tokens of each
+BATCHES = ((1, 8), (1, 16), (1, 128), (8, 128))  # sequences, tokens of each
 WIDTHS = (1.0, 0.25)
 
 
@@ -44,10 +44,11 @@ def random_layers(network: str) -> list[LayerWeights]:
     return made
 
 
-def packed(layers: Sequence[LayerWeights], dtype: torch.dtype) -> list[Any]:
-    """The layers in ``dtype``, packed where this machine packs them."""
-    cast = [LayerWeights(*(tensor.to(dtype) for tensor in layer)) for layer in layers]
-    return [dk.pack_layer(layer) for layer in cast] if dk.packed_panel(dtype) else list(cast)
+def packed(layers: Sequence[LayerWeights]) -> list[Any]:
+    """The layers, packed where this machine packs their dtype."""
+    if not dk.packed_panel(layers[0].qkv_weight.dtype):
+        return list(layers)
+    return [dk.pack_layer(layer) for layer in layers]
 
 
 def measure(network: str, rounds: int) -> list[dict[str, Any]]:
@@ -55,7 +56,8 @@ def measure(network: str, rounds: int) -> list[dict[str, Any]]:
 
     On a machine with other work the best samples say more of short calls than the medians."""
     layers = random_layers(network)
-    wide, half = packed(layers, torch.float32), packed(layers, torch.bfloat16)
+    halves = [LayerWeights(*(tensor.bfloat16() for tensor in layer)) for layer in layers]
+    wide, half = packed(layers), packed(halves)
     small = [dk.quantise_layer(layer, torch.bfloat16) for layer in layers]
     mixed = [dk.quantise_layer(layer, torch.float32) for layer in layers]
     count, columns, heads, neurons = NETWORKS[network]
@@ -71,6 +73,8 @@ def measure(network: str, rounds: int) -> list[dict[str, Any]]:
                 {
                     "float32": lambda x=x, at=(borders, plan): dk.elastic_encoder(x, wide, *at),
                     "bfloat16": lambda x=b, at=(borders, plan): dk.elastic_encoder(x, half, *at),
+                    "float32, not packed": lambda x=x, at=(borders, plan): dk.elastic_encoder(x, layers, *at),
+                    "bfloat16, not packed": lambda x=b, at=(borders, plan): dk.elastic_encoder(x, halves, *at),
                     "int8": lambda x=b, at=(borders, plan): dk.elastic_encoder_int8(x, small, *at),
                     "int8, the rest float32": lambda x=x, at=(borders, plan): dk.elastic_encoder_int8(x, mixed, *at),
                 },
@@ -111,7 +115,9 @@ def shown(row: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints; ``--out`` writes the rows."""
     flags = argparse.ArgumentParser(
-        prog="python -m benchmarks.int8_speed", description="An encoder's layers in int8.", allow_abbrev=False
+        prog="python -m benchmarks.encoder_speed",
+        description="An encoder's layers: plain, packed, in int8.",
+        allow_abbrev=False,
     )
     flags.add_argument("--networks", default=",".join(NETWORKS), help=f"of {', '.join(NETWORKS)}")
     flags.add_argument("--rounds", type=int, default=30, help="samples of each kind")
@@ -126,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with torch.no_grad():
         rows = [row for name in chosen for row in measure(name, options.rounds)]
     if options.out is not None:
-        facts = environment(torch.device("cpu"), said_options(argv), module="benchmarks.int8_speed")
+        facts = environment(torch.device("cpu"), said_options(argv), module="benchmarks.encoder_speed")
         found = {"environment": facts, "rows": rows}
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
