@@ -55,12 +55,16 @@ class Cell:
                     self.model,
                     tiny_tokenizer(self.architecture),
                     self.subnet,
-                    self.folder / form,
+                    self.path(form),
                     format=plain,
                     pad=form == "padded",
                 )
             except ValueError as error:
                 self.refused[form] = str(error)
+
+    def path(self, form: str) -> Path:
+        """Not a Python name, though transformers makes a module of it."""
+        return self.folder / f"{form} v0.5-w1"
 
     def plain_like(self) -> Any:
         """What `padded_batch` reads of a plain model."""
@@ -93,20 +97,22 @@ def test_which_format_holds_which_subnetwork(cells: dict[str, Cell], name: str) 
         assert report.parity.lengths[0] == cell.model.config.max_sequence_length
         assert report.parity.texts == 4
         assert (report.padded is not None) == (form == "padded" and not cell.plain)
-        written = json.loads((cell.folder / form / "export_report.json").read_text())
+        written = json.loads((cell.path(form) / "export_report.json").read_text())
         assert written == report.to_dict()
         for file, size in report.files.items():
-            assert (cell.folder / form / file).stat().st_size == size
-        assert {path.name for path in (cell.folder / form).iterdir()} == {*report.files, "export_report.json"}
+            assert (cell.path(form) / file).stat().st_size == size
+        assert {path.name for path in cell.path(form).iterdir()} == {*report.files, "export_report.json"}
     if not cell.plain:
         assert "formats that can: hf-remote, onnx, elastic; or hf with --pad" in cell.refused["hf"]
-    assert sorted(path.name for path in cell.folder.iterdir()) == sorted(cell.reports)  # nothing is left beside them
+    assert sorted(path.name for path in cell.folder.iterdir()) == sorted(
+        cell.path(form).name for form in cell.reports
+    )  # nothing is left beside them
 
 
 def test_opens_where_this_project_is_not_installed(cells: dict[str, Cell], tmp_path: Path) -> None:
     """hf and padded by transformers' own classes, hf-remote by its own code, in a process that cannot import ours."""
     asked = [
-        (str(cell.folder / form), {key: tensor.tolist() for key, tensor in cell.batch.items()})
+        (str(cell.path(form)), {key: tensor.tolist() for key, tensor in cell.batch.items()})
         for cell in cells.values()
         for form in ("hf", "padded", "hf-remote")
         if form in cell.reports
@@ -114,14 +120,19 @@ def test_opens_where_this_project_is_not_installed(cells: dict[str, Cell], tmp_p
     (tmp_path / "asked.json").write_text(json.dumps(asked))
     found = elsewhere(
         "import json, pathlib, torch\n"
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n"
+        "from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer\n"
         "found = []\n"
         "for folder, batch in json.loads(pathlib.Path(sys.argv[1]).read_text()):\n"
         "    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code='remote' in folder)\n"
         "    assert not model.training\n"
         "    AutoTokenizer.from_pretrained(folder, trust_remote_code='remote' in folder)\n"
         "    with torch.no_grad():\n"
-        "        logits = model(**{key: torch.tensor(rows) for key, rows in batch.items()}).logits\n"
+        "        batch = {key: torch.tensor(rows) for key, rows in batch.items()}\n"
+        "        logits = model(**batch).logits\n"
+        "    if 'remote' in folder:\n"
+        "        encoder = AutoModel.from_pretrained(folder, trust_remote_code=True)\n"
+        "        own = model.base_model(**batch).last_hidden_state\n"
+        "        assert torch.equal(encoder(**batch).last_hidden_state, own)\n"
         "    found.append([type(model).__module__, type(model).__name__, logits.tolist()])\n"
         "assert not any(name.startswith('dynabert') and sys.modules[name] for name in sys.modules)\n"
         "print(json.dumps(found))\n",
@@ -145,7 +156,7 @@ def test_opens_in_our_own_class(cells: dict[str, Cell], name: str) -> None:
     for form in ("hf", "hf-remote", "elastic", "padded"):
         if form not in cell.reports:
             continue
-        model = ElasticBertForSequenceClassification.from_pretrained(cell.folder / form)
+        model = ElasticBertForSequenceClassification.from_pretrained(cell.path(form))
         with torch.no_grad():
             close(model(**cell.batch).logits, cell.wanted, 1e-5)
             size = cell.reports[form].padded or cell.reports[form].size
@@ -162,7 +173,7 @@ def test_onnx_answers_any_batch(cells: dict[str, Cell], name: str) -> None:
     import onnxruntime
 
     cell = cells[name]
-    session = onnxruntime.InferenceSession(cell.folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(cell.path("onnx") / "model.onnx", providers=["CPUExecutionProvider"])
     types = ["token_type_ids"] if cell.architecture == "bert" else []
     assert [one.name for one in session.get_inputs()] == ["input_ids", "attention_mask", *types]
     assert {one.type for one in session.get_inputs()} == {"tensor(int64)"}
@@ -190,11 +201,11 @@ def test_the_snippet_runs(cells: dict[str, Cell], form: str) -> None:
 def test_hf_holds_nothing_of_ours(cells: dict[str, Cell]) -> None:
     for name in ("bert, depth", "roberta, neurons", "mpnet, full"):
         cell = cells[name]
-        config = json.loads((cell.folder / "hf" / "config.json").read_text())
+        config = json.loads((cell.path("hf") / "config.json").read_text())
         assert config["model_type"] == cell.architecture
         assert "elastic" not in config
         assert "auto_map" not in config
-        files = {path.name for path in (cell.folder / "hf").iterdir()}
+        files = {path.name for path in cell.path("hf").iterdir()}
         assert files == {
             "config.json",
             "export_report.json",
@@ -207,7 +218,7 @@ def test_hf_holds_nothing_of_ours(cells: dict[str, Cell]) -> None:
 def test_mpnets_heads_are_put_back_to_their_places(cells: dict[str, Cell]) -> None:
     """The bias is shared by all layers: a rewired MPNet fits a plain class only with its heads in the first order."""
     cell = cells["mpnet, full"]
-    found = load_file(cell.folder / "hf" / "model.safetensors")
+    found = load_file(cell.path("hf") / "model.safetensors")
     size = cell.model.config.head_dim
     for index, layer in enumerate(cell.model.elastic_encoder.elastic_layers):
         assert layer.head_order.tolist() != [0, 1, 2, 3]

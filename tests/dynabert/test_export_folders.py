@@ -123,8 +123,41 @@ def test_staged_swaps_at_the_end_alone(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "old").write_text("old")
-    with folders.staged(target) as work:
+    with folders.staged(target, overwrite=True) as work:
         (work / "new").write_text("new")
         assert work.parent == tmp_path
         assert (target / "old").is_file()
     assert contents(tmp_path) == {"out/new": b"new"}
+
+
+def test_what_appeared_meanwhile_stays(tmp_path: Path) -> None:
+    def export() -> None:
+        with folders.staged(tmp_path / "other"):
+            (tmp_path / "other").mkdir()
+            (tmp_path / "other" / "theirs").write_text("x")
+
+    with pytest.raises(ValueError, match="was filled by somebody else meanwhile; nothing was exported"):
+        export()
+    assert contents(tmp_path) == {"other/theirs": b"x"}
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_interrupted_while_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Before, or right after, the old folder has stepped aside."""
+    target, rename, calls = tmp_path / "out", Path.rename, [0]
+    target.mkdir()
+    (target / "old").write_text("old")
+
+    def interrupted(self: Path, to: Path) -> Path:
+        calls[0] += 1
+        if calls[0] == 1:
+            if after:
+                rename(self, to)
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), folders.staged(target, overwrite=True):
+        pass
+    assert contents(tmp_path) == {"out/old": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

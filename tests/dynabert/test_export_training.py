@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from dynabert import DistillationTrainer, ElasticBertForSequenceClassification
+from dynabert import DistillationTrainer, ElasticBertForSequenceClassification, ElasticBertModel
 from dynabert.distill import Stage
 from dynabert.distill.stages import grid
 from dynabert.export import export_subnet, modeling_elastic_bert, parity
@@ -189,8 +189,12 @@ def test_the_rest_of_its_interface(remote: Any, tmp_path: Path) -> None:
         assert torch.equal(listed[0], named.logits)
         base = modeling_elastic_bert.ElasticBertModel.from_pretrained(tmp_path / "out").eval()
         output = base(**batch, output_hidden_states=True)
-    assert len(output.hidden_states) == 4
-    assert output.pooler_output.shape == (3, 24)
+        ours = ElasticBertModel.from_pretrained(tmp_path / "out")(**batch, output_hidden_states=True)
+    real = batch["attention_mask"].bool()
+    assert len(output.hidden_states) == len(ours.hidden_states) == 4
+    for found, wanted in zip(output.hidden_states, ours.hidden_states, strict=True):
+        close(found[real], wanted[real])
+    close(output.pooler_output, ours.pooler_output)
     assert remote.get_input_embeddings() is remote.bert.embeddings.word_embeddings
     with pytest.raises(ValueError, match="input_ids are missing"):
         remote()
@@ -205,6 +209,16 @@ def test_the_rest_of_its_interface(remote: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="architecture is 't5'; allowed: bert, roberta, mpnet"):
         modeling_elastic_bert.ElasticBertConfig(elastic={"format": 1, "architecture": "t5"})
     assert modeling_elastic_bert.ElasticBertConfig().elastic["layer_heads"] == [12] * 12
+
+
+def test_where_this_project_is_imported_its_own_class_opens_it(tmp_path: Path) -> None:
+    model, folder = rewired("mpnet"), tmp_path / "out"
+    export_subnet(model, tiny_tokenizer("mpnet"), "w0.5", folder, format="hf-remote")
+    opened = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    assert type(opened) is ElasticBertForSequenceClassification
+    batch = padded_batch(plain_model("mpnet"), [5, 9, 2])
+    with torch.no_grad():
+        close(opened(**batch).logits, model(**batch, subnet="w0.5").logits)
 
 
 def test_a_row_without_a_token_is_no_nan(remote: Any) -> None:

@@ -45,9 +45,9 @@ def checked_target(output_dir: str | os.PathLike[str], overwrite: bool, source: 
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A new folder beside ``target`` that takes its place when the block ends well; else it is removed, and whatever
-    was at ``target`` is as before."""
+    was at ``target`` is as before. Something that appeared there meanwhile is replaced with ``overwrite`` alone."""
     missing = [parent for parent in (target.parent, *target.parent.parents) if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     work: Path | None = None
@@ -57,7 +57,7 @@ def staged(target: Path) -> Iterator[Path]:
         os.umask(umask)
         work.chmod(0o777 & ~umask)  # mkdtemp's folder is its owner's alone
         yield work
-        _swap(work, target)
+        _swap(work, target, overwrite)
     except BaseException:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
@@ -69,20 +69,21 @@ def staged(target: Path) -> Iterator[Path]:
         raise
 
 
-def _swap(work: Path, target: Path) -> None:
+def _swap(work: Path, target: Path, overwrite: bool) -> None:
     """Renames ``work`` to ``target``; what was there goes only after that."""
     if not target.exists():
         work.rename(target)
         return
+    if not overwrite and any(target.iterdir()):
+        raise ValueError(f"export: {target} was filled by somebody else meanwhile; nothing was exported")
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    aside = old / target.name
     try:
-        target.rename(old / "old")
-        try:
-            work.rename(target)
-        except BaseException:
-            (old / "old").rename(target)
-            raise
-    except BaseException:
+        target.rename(aside)
+        work.rename(target)
+    except BaseException:  # wherever it was interrupted
+        if aside.exists() and not target.exists():
+            aside.rename(target)
         old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -98,7 +98,7 @@ def export_subnet(
     small = model.extract(shape).eval()
     nn.Module.to(small, torch.device("cpu"), stored)
     padded: ElasticBertConfig | None = None
-    with staged(target) as work:
+    with staged(target, overwrite) as work:
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         if format == "hf":
