@@ -198,6 +198,20 @@ def test_the_snippet_runs(cells: dict[str, Cell], form: str) -> None:
     assert tuple(space["logits"].shape) == (2, 3)
 
 
+def test_a_path_with_a_quote(tmp_path: Path) -> None:
+    for form in ("elastic", "onnx"):
+        report = export_subnet(tiny_model(), tiny_tokenizer(), "d0.5", tmp_path / f'a "good" {form}', format=form)
+        exec(report.load, {})
+
+
+def test_onnx_beyond_one_files_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in a file of their own, which ONNX Runtime finds beside the graph."""
+    monkeypatch.setattr(onnx_graph, "PROTOBUF_LIMIT", 0)
+    report = export_subnet(rewired("mpnet"), None, "w0.5", tmp_path / "out", format="onnx")
+    assert report.files["model.onnx.data"] > 1024
+    assert report.parity.max_difference <= 1e-4
+
+
 def test_hf_holds_nothing_of_ours(cells: dict[str, Cell]) -> None:
     for name in ("bert, depth", "roberta, neurons", "mpnet, full"):
         cell = cells[name]
@@ -213,6 +227,12 @@ def test_hf_holds_nothing_of_ours(cells: dict[str, Cell]) -> None:
             "tokenizer.json",
             "tokenizer_config.json",
         }
+
+
+def test_configurations_do_not_say_where_the_source_lay(cells: dict[str, Cell]) -> None:
+    cell = cells["mpnet, all unequal"]
+    for form in ("hf-remote", "onnx", "elastic"):
+        assert "_name_or_path" not in json.loads((cell.path(form) / "config.json").read_text())
 
 
 def test_mpnets_heads_are_put_back_to_their_places(cells: dict[str, Cell]) -> None:
