@@ -12,8 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dynabert import ElasticBertForSequenceClassification
-from dynabert.export import FORMATS, ExportReport, export_subnet, modeling_elastic_bert, onnx_graph, parity
+from dynabert.export import (
+    FORMATS,
+    ExportReport,
+    export_subnet,
+    modeling_elastic_bert,
+    onnx_graph,
+    parity,
+    plain,
+    remote,
+)
 from dynabert.modeling.encoder import relative_position_buckets
+from dynabert.modeling.names import to_plain
 from tests.dynabert.exported import KINDS, elsewhere, opened_here, rewired
 from tests.dynabert.tiny_networks import TINY, close, padded_batch
 from tests.dynabert.tiny_texts import tiny_model, tiny_tokenizer
@@ -336,6 +346,28 @@ def test_the_inputs_of_the_comparison(architecture: str) -> None:
 )
 def test_difference(found: Tensor, wanted: float) -> None:
     assert parity.difference([found], [torch.tensor([1.0, 2.0])]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("form", "home", "name", "value"),
+    [
+        ("onnx", onnx_graph, "head_orders", lambda small: None),  # heads at another head's bias
+        ("onnx", onnx_graph, "MASKED", 0.0),  # padding is read
+        ("hf-remote", remote, "head_orders", lambda small: None),
+        ("hf", plain, "to_plain", lambda state, *given: {k: v.abs() for k, v in to_plain(state, *given).items()}),
+    ],
+)
+def test_a_planted_fault_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, home: Any, name: str, value: Any
+) -> None:
+    """What the comparison is for: an export that opens, and answers otherwise, does not appear."""
+    monkeypatch.setattr(parity, "opened_remote", opened_here)
+    monkeypatch.setattr(home, name, value)
+    with pytest.raises(
+        RuntimeError, match=r"answers otherwise than the source: logits differ by .*nothing was exported"
+    ):
+        export_subnet(rewired("mpnet"), None, "d0.5", tmp_path / "out", format=form)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
