@@ -41,7 +41,8 @@ struct InputRow {
   }
 };
 
-// A vector of the call in the wide type, readable to the end of its last register: widened once where the rows repay it.
+// A vector of the call in the wide type, readable to the end of its last register: widened once where the rows repay
+// it.
 template <class T>
 DYNABERT_INLINE const Wide<T>* widened(const T* v, int64_t columns, Wide<T>* into) {
   constexpr int64_t kStep = kLanes<Wide<T>>;

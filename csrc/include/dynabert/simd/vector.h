@@ -177,8 +177,8 @@ DYNABERT_INLINE Double load(const double* p) {
 DYNABERT_INLINE void store(float* p, Float v) { __builtin_memcpy(p, &v, sizeof v); }
 DYNABERT_INLINE void store(double* p, Double v) { __builtin_memcpy(p, &v, sizeof v); }
 
-// Short numbers to long ones and back. As intrinsics where there are any: of the generic conversion gcc makes two halves
-// and joins them.
+// Short numbers to long ones and back. As intrinsics where there are any: of the generic conversion gcc makes two
+// halves and joins them.
 DYNABERT_INLINE UInt widen(UShort bits) {
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
   return (UInt)_mm512_cvtepu16_epi32((__m256i)bits);
