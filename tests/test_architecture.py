@@ -31,6 +31,7 @@ MODEL_ROOMS = {
     "finetuning": {"modeling", "configuration", "data"},
     "distill": {"evaluation", "finetuning", "rewiring", "importance", "cost", "modeling", "configuration", "data"},
     "profile": {"engine", "modeling", "configuration", "data"},
+    "export": {"modeling", "configuration", "cost"},
 }
 
 
