@@ -31,9 +31,9 @@ _ATTEMPTS = 40  # children tried for each that is wanted, before the space count
 class SearchSettings:
     """How long and how wide to search.
 
-    ``evaluations``: networks judged, at most. ``minutes``: of judging, at most; None for no bound (a bound in time makes
-    the result depend on the machine). ``population``: the best that have children. ``round_size``: networks judged
-    at a time. ``seed``: decides everything else.
+    ``evaluations``: networks judged, at most. ``minutes``: after which no new round begins; None for no bound (a bound
+    in time makes the result depend on the machine). ``population``: the best that have children. ``round_size``:
+    networks judged at a time. ``seed``: decides everything else.
 
     Raises ``ValueError`` for a number below 1, or no time.
     """

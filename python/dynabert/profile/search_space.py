@@ -233,8 +233,8 @@ def _uniform(space: SearchSpace, layers: Sequence[int], width: float) -> SubnetS
 
 def _with(shape: SubnetShape, layer: int, heads: int, neurons: int) -> SubnetShape:
     return SubnetShape(
-        shape.heads[:layer] + (heads,) + shape.heads[layer + 1 :],
-        shape.neurons[:layer] + (neurons,) + shape.neurons[layer + 1 :],
+        (*shape.heads[:layer], heads, *shape.heads[layer + 1 :]),
+        (*shape.neurons[:layer], neurons, *shape.neurons[layer + 1 :]),
     )
 
 

@@ -1,0 +1,65 @@
+"""One timed pass, and how to tell that other work of the machine held it up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+WAITED = 0.02  # share of a pass; a pass of one thread that waited longer was held up
+FEWEST_QUIET = 3  # passes; with fewer undisturbed ones the low quartile of all is taken
+LOW_QUANTILE = 25
+
+
+class Sample(NamedTuple):
+    """Milliseconds of a pass, and whether other work held it up.
+
+    A disturbed pass of one thread has the thread's own processor time, which waiting is not part of; of several
+    threads it has the time by the clock.
+    """
+
+    ms: float
+    disturbed: bool
+
+
+def timed(call: Callable[[], object], device: torch.device) -> Sample:
+    """Run ``call`` once and wait for the device."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+        start = time.perf_counter()
+        call()
+        torch.accelerator.synchronize(device)
+        return Sample(1e3 * (time.perf_counter() - start), False)
+    alone = torch.get_num_threads() == 1
+    switches = _involuntary_switches()
+    start, own = time.perf_counter(), time.thread_time()
+    call()
+    own, wall = time.thread_time() - own, time.perf_counter() - start
+    if alone:
+        disturbed = wall - own > WAITED * wall
+        return Sample(1e3 * (own if disturbed else wall), disturbed)
+    return Sample(1e3 * wall, _involuntary_switches() > switches)
+
+
+def typical_ms(samples: Sequence[Sample], *, one_thread: bool) -> float:
+    """What a pass takes on a quiet machine: the median of the undisturbed samples where there are a few.
+
+    Without them: the median of processor times for one thread, the low quartile of the clock's for several.
+    """
+    quiet = [sample.ms for sample in samples if not sample.disturbed]
+    if len(quiet) >= min(FEWEST_QUIET, len(samples)):
+        return float(np.median(quiet))
+    times = [sample.ms for sample in samples]
+    return float(np.percentile(times, 50 if one_thread else LOW_QUANTILE))
+
+
+def _involuntary_switches() -> int:
+    """How often the system took the processor from one of this process's threads; 0 where that cannot be asked."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
