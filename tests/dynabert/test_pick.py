@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import dynabert.profile
 from dynabert import ElasticBertForSequenceClassification
 from dynabert.cli import main
 from dynabert.configuration.grid import subnet_grid
 from dynabert.evaluation import evaluate
-from dynabert.profile import LatencyRow
+from dynabert_kernels import SubnetShape
 from tests.dynabert.tiny_texts import some_texts, tiny_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -88,9 +85,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A profile's file, of this device."""
-    module = types.ModuleType("dynabert.profile.device_profile")
-    module.DeviceProfile = FakeProfile  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "dynabert.profile.device_profile", module)
+    monkeypatch.setattr("dynabert.profile.device_profile.DeviceProfile", FakeProfile)
     path = tmp_path / "profile.json"
     path.write_text('{"device": "here"}', encoding="utf-8")
     return str(path)
@@ -103,21 +98,18 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], float]:
 
     def fake(
         model: ElasticBertForSequenceClassification,
-        subnets: Sequence[Any],
-        batch_size: int = 1,
-        seq_length: int = 128,
+        shapes: Sequence[SubnetShape],
+        batch_size: int,
+        seq_length: int,
         *,
         rounds: int = 20,
-        **_: Any,
-    ) -> list[LatencyRow]:
-        found = []
-        for subnet in subnets:
-            shape = model.shape(subnet)
-            ms = float(cost_ms(np.array(shape.heads), np.array(shape.neurons))) * factors.get(shape.heads, 1.0)
-            found.append(LatencyRow(str(subnet), ms, ms, ms, rounds, batch_size, seq_length, 1, "cpu", "float32"))
-        return found
+    ) -> list[float]:
+        return [
+            float(cost_ms(np.array(shape.heads), np.array(shape.neurons))) * factors.get(shape.heads, 1.0)
+            for shape in shapes
+        ]
 
-    monkeypatch.setattr(dynabert.profile, "measure_latency", fake)
+    monkeypatch.setattr("dynabert.profile.remeasure.remeasure", fake)
     return factors
 
 

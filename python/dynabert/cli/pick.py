@@ -19,6 +19,16 @@ from dynabert.cli.options import (
 )
 from dynabert.cli.output import percent, print_json, print_table, say
 from dynabert.cli.pick_files import Scores, candidate_subnets, read_scores, trained_subnets, write_results
+from dynabert.cli.pick_search import (
+    add_search_options,
+    check_search_usage,
+    encode_search_texts,
+    make_budgets,
+    read_search_texts,
+    run_search,
+    search_record,
+    tell_difference,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +70,7 @@ def add_parser(commands: Any) -> None:
     )
     cost.add_argument("--batch_size", metavar="B", type=int, default=1, help="sequences of the batch that is limited")
     cost.add_argument("--seq_length", metavar="S", type=int, help="tokens of each; default: 128, or all positions")
+    cost.add_argument("--threads", metavar="N", type=int, help="threads on the CPU; default: torch's own")
     cost.add_argument("--rounds", metavar="N", type=int, default=20, help="timed passes of each sub-network measured")
     cost.add_argument(
         "--verify",
@@ -83,6 +94,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--threshold", metavar="P", type=float, default=0.5, help="least probability at which a label is assigned"
     )
+    add_search_options(parser)
     parser.add_argument("--output_dir", metavar="FOLDER", help="folder for tables, pictures and the chosen sub-network")
     parser.add_argument("--overwrite", action="store_true", help="write into the folder although it is not empty")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -97,11 +109,34 @@ class Latency(NamedTuple):
     words: str
 
 
+class Found(NamedTuple):
+    """What a search found: the record for files, its finalists' text forms best first, and the best of different layers
+    and the best uniform one, which are compared; None where there is none."""
+
+    record: dict[str, Any]
+    order: list[str]
+    layered: str | None
+    uniform: str | None
+
+
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
     _check_usage(args)
+    check_search_usage(args)
 
-    from dynabert.profile.choice import Limits, no_solution, ranked, satisfiable
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        _run(args)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from dynabert.profile.choice import Limits, list_candidates, no_solution, ranked, satisfiable
 
     limits = Limits(
         **{
@@ -109,9 +144,10 @@ def run(args: argparse.Namespace) -> None:
             for name in ("max_latency_ms", "max_params", "max_gflops", "min_score", "min_retention")
         }
     )
-    folder = None if args.output_dir is None else check_output_dir(args.output_dir, args.overwrite)
+    folder = None if args.output_dir is None else check_output_dir(args.output_dir, args.overwrite or args.resume)
     given = None if args.scores is None else read_scores(args.scores)
     examples = None if given is not None else read_data(args)
+    search_examples = read_search_texts(args) if args.search else None
     model, tokenizer = open_model(args)
     if model.device.type == "cpu" and args.dtype != "int8":  # as the engine serves it, and as a profile times it
         model.pack_weights()
@@ -125,45 +161,58 @@ def run(args: argparse.Namespace) -> None:
             "the checkpoint is not rewired: its narrow sub-networks keep whatever stands first; sort its heads and "
             f"neurons with dynabert rewire, or make it elastic with dynabert train, from {args.model_name_or_path}"
         )
-    candidates, latency = priced(args, model, subnets, tokens)
+    latency = latency_source(args, model, len(subnets), tokens)
+    candidates = list_candidates(model.config, subnets, tokens, latencies(args, model, latency, subnets, tokens))
     say(f"objective: {limits.objective(latency is not None)}")
     for line in satisfiable(candidates, limits):
         say(line)
-    if not ranked(candidates, limits, quality=False):
+    if not args.search and not ranked(candidates, limits, quality=False):
         raise ValueError(f"{no_solution(candidates, limits, quality=False)}{_remedies(args, limits)}")
-    candidates, found = scored(args, model, encoded, candidates, given)
-    _check_training(args.model_name_or_path, candidates)
-    results = {
+    verify = limits.max_latency_ms is not None and latency is not None and latency.here and args.verify is not False
+    found = None
+    if search_examples is not None:
+        texts = encode_search_texts(args, search_examples, model, tokenizer)
+        budgets = make_budgets(
+            args, model, limits, candidates, None if latency is None else latency.profile, tokens, measure=verify
+        )
+        result = run_search(args, model, texts, budgets, candidates, folder)
+        new = [one.subnet for one in result.finalists if not one.uniform]
+        candidates += list_candidates(model.config, new, tokens, latencies(args, model, latency, new, tokens))
+        layered, uniform = result.best(uniform=False), result.best(uniform=True)
+        found = Found(
+            search_record(args, result, texts, budgets),
+            [one.subnet for one in result.finalists],
+            None if layered is None else layered.subnet,
+            None if uniform is None else uniform.subnet,
+        )
+    candidates, scores, logits = scored(args, model, encoded, candidates, given)
+    _check_training(args.model_name_or_path, [c for c in candidates if found is None or c.subnet not in found.order])
+    results: dict[str, Any] = {
         "model": args.model_name_or_path,
-        "data": found.source,
-        "metric": found.metric,
-        "examples": found.examples,
-        "majority_score": found.majority,
-        "whole_score": found.scores.get(WHOLE),
+        "data": scores.source,
+        "metric": scores.metric,
+        "examples": scores.examples,
+        "majority_score": scores.majority,
+        "whole_score": scores.scores.get(WHOLE),
         "limits": {kind.option: value for kind, value in limits},
         "objective": limits.objective(latency is not None),
-        "latency": None
-        if latency is None
-        else {
-            "source": latency.words,
-            "batch_size": args.batch_size,
-            "seq_length": tokens,
-            "dtype": args.dtype,
-            "device": args.device,
-        },
+        "latency": None if latency is None else latency_record(args, latency, tokens),
         "cost_tokens": tokens,
     }
     order = ranked(candidates, limits)
+    if found is not None:  # its own texts have chosen among the finalists; the reported set only has a veto
+        places = {name: place for place, name in enumerate(found.order)}
+        order.sort(key=lambda c: places.get(c.subnet, len(places)))
+        results["search"] = found.record | compared(args, model, encoded, candidates, logits, found, tokens, verify)
     failure = None if order else f"{no_solution(candidates, limits)}{_remedies(args, limits)}"
     chosen = order[0] if order else None
-    verify = latency is not None and latency.here and limits.max_latency_ms is not None
-    if chosen is not None and (verify if args.verify is None else args.verify):
+    if chosen is not None and (verify or args.verify):
         chosen, results["verified"] = verified(args, model, order, limits, tokens)
         if chosen is None:
-            tried = min(results["verified"], key=lambda row: row["median_ms"])
+            tried = min(results["verified"], key=lambda row: row["measured_ms"])
             failure = (
                 f"all {len(order)} sub-networks within the limits took longer when they were measured again; nearest: "
-                f"{tried['subnet']}, {tried['median_ms']:.4g} ms; give --max_latency_ms above that, or measure on a "
+                f"{tried['subnet']}, {tried['measured_ms']:.4g} ms; give --max_latency_ms above that, or measure on a "
                 f"quieter machine{_remedies(args, limits)}"
             )
     results |= described(candidates, limits, chosen)
@@ -187,8 +236,10 @@ def _check_usage(args: argparse.Namespace) -> None:
         raise UsageError("--verify measures this device; with --any_device leave it out")
     if args.rounds < 1:
         raise UsageError(f"--rounds is {args.rounds}; allowed: 1 or more")
-    if args.batch_size < 1:
-        raise UsageError(f"--batch_size is {args.batch_size}; allowed: 1 or more")
+    for name in ("batch_size", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; allowed: 1 or more")
 
 
 def _count(text: str) -> float:
@@ -210,34 +261,60 @@ def _tokens(args: argparse.Namespace, model: ElasticBertForSequenceClassificatio
     return int(args.seq_length)
 
 
-def priced(
-    args: argparse.Namespace, model: ElasticBertForSequenceClassification, subnets: Sequence[Any], tokens: int
-) -> tuple[list[Candidate], Latency | None]:
-    """The candidates with their costs, and where their latencies come from; None where none is needed."""
-    from dynabert.profile import list_candidates, measure_latency
-
-    if args.profile is None and args.max_latency_ms is None:
-        return list_candidates(model.config, subnets, tokens), None
-    if args.profile is not None:
-        import numpy as np
-
-        from dynabert.profile.device_profile import DeviceProfile
-
-        profile = DeviceProfile.load(args.profile, check_device=not args.any_device)
-        profile.check_model(model.config)
-        shapes = [model.shape(subnet) for subnet in subnets]
-        heads, neurons = (np.array([getattr(shape, name) for shape in shapes]) for name in ("heads", "neurons"))
-        values = profile.latencies_ms(heads, neurons, args.batch_size, tokens, args.dtype).tolist()
-        return list_candidates(model.config, subnets, tokens, values), Latency(
-            profile, not args.any_device, f"profile {args.profile}"
+def latency_source(
+    args: argparse.Namespace, model: ElasticBertForSequenceClassification, count: int, tokens: int
+) -> Latency | None:
+    """The profile, or the clock, or None where no latency is asked for."""
+    if args.profile is None:
+        if args.max_latency_ms is None:
+            return None
+        say(
+            f"no --profile: the latency of {count} sub-networks is measured now, {args.rounds} passes each, "
+            f"{args.batch_size} x {tokens} tokens on {args.device}"
         )
-    say(
-        f"no --profile: the latency of {len(subnets)} sub-networks is measured now, {args.rounds} passes each, "
-        f"{args.batch_size} x {tokens} tokens on {args.device}"
-    )
-    rows = measure_latency(model, subnets, args.batch_size, tokens, rounds=args.rounds, progress=None)
-    measured = [row.median_ms for row in rows]
-    return list_candidates(model.config, subnets, tokens, measured), Latency(None, True, "measured directly")
+        return Latency(None, True, "measured directly")
+
+    from dynabert.profile.device_profile import DeviceProfile
+
+    profile = DeviceProfile.load(args.profile, check_device=not args.any_device)
+    profile.check_model(model.config)
+    return Latency(profile, not args.any_device, f"profile {args.profile}")
+
+
+def latencies(
+    args: argparse.Namespace,
+    model: ElasticBertForSequenceClassification,
+    latency: Latency | None,
+    subnets: Sequence[Any],
+    tokens: int,
+) -> list[float] | None:
+    """Milliseconds of each of the sub-networks, or None where no latency is asked for."""
+    if latency is None:
+        return None
+    shapes = [model.shape(subnet) for subnet in subnets]
+    if not shapes:
+        return []
+    if latency.profile is None:
+        from dynabert.profile.remeasure import remeasure
+
+        return remeasure(model, shapes, args.batch_size, tokens, rounds=args.rounds)
+
+    import numpy as np
+
+    heads, neurons = (np.array([getattr(shape, name) for shape in shapes]) for name in ("heads", "neurons"))
+    found: list[float] = latency.profile.latencies_ms(heads, neurons, args.batch_size, tokens, args.dtype).tolist()
+    return found
+
+
+def latency_record(args: argparse.Namespace, latency: Latency, tokens: int) -> dict[str, Any]:
+    """What the files say about where latencies come from."""
+    return {
+        "source": latency.words,
+        "batch_size": args.batch_size,
+        "seq_length": tokens,
+        "dtype": args.dtype,
+        "device": args.device,
+    }
 
 
 def scored(
@@ -246,15 +323,15 @@ def scored(
     encoded: Encoded | None,
     candidates: list[Candidate],
     given: Scores | None,
-) -> tuple[list[Candidate], Scores]:
-    """The candidates with their scores, from a file or from one pass over the labelled set."""
+) -> tuple[list[Candidate], Scores, dict[str, Any]]:
+    """The candidates with their scores, from a file or from one pass over the labelled set, whose logits come too."""
     from dynabert.profile import with_scores
 
     if given is not None:
         whole = given.scores.get(WHOLE)
         if whole is None:
             say(f"{args.scores} has no score of {WHOLE}: what is retained of the whole network's is not known")
-        return with_scores(candidates, given.scores, whole=whole, majority=given.majority), given
+        return with_scores(candidates, given.scores, whole=whole, majority=given.majority), given, {}
 
     from dynabert.data import REGRESSION, model_problem, task_metric
     from dynabert.evaluation import compute_logits, fidelity, score_logits
@@ -279,7 +356,8 @@ def scored(
             "--min_score in place of --min_retention, or another --metric"
         )
     found = Scores(encoded.source, rows[0].metric, scores, rows[0].majority, len(encoded))
-    return with_scores(candidates, scores, whole=whole, majority=rows[0].majority, agreements=agreements), found
+    scored_candidates = with_scores(candidates, scores, whole=whole, majority=rows[0].majority, agreements=agreements)
+    return scored_candidates, found, logits
 
 
 def _check_training(folder: str, candidates: Sequence[Candidate]) -> None:
@@ -310,21 +388,65 @@ def verified(
     tokens: int,
 ) -> tuple[Candidate | None, list[dict[str, Any]]]:
     """The first of ``order`` that keeps the latency limit when it is measured again, and what was measured."""
-    from dynabert.profile import measure_latency
+    from dynabert.profile.remeasure import remeasure
 
     assert limits.max_latency_ms is not None
     tried: list[dict[str, Any]] = []
     for candidate in order:
-        [row] = measure_latency(model, [candidate.shape], args.batch_size, tokens, rounds=args.rounds)
-        kept = row.median_ms <= limits.max_latency_ms
-        tried.append(row.to_dict() | {"subnet": candidate.subnet, "expected_ms": candidate.latency_ms, "kept": kept})
+        [ms] = remeasure(model, [candidate.shape], args.batch_size, tokens, rounds=args.rounds)
+        kept = ms <= limits.max_latency_ms
+        tried.append({"subnet": candidate.subnet, "expected_ms": candidate.latency_ms, "measured_ms": ms, "kept": kept})
         say(
-            f"{candidate.subnet} measured again: {row.median_ms:.4g} ms ({candidate.latency_ms:.4g} ms expected), "
+            f"{candidate.subnet} measured again: {ms:.4g} ms ({candidate.latency_ms:.4g} ms expected), "
             f"limit {limits.max_latency_ms:.4g} ms{'' if kept else ': over it; the next one is tried'}"
         )
         if kept:
             return candidate, tried
     return None, tried
+
+
+def compared(
+    args: argparse.Namespace,
+    model: ElasticBertForSequenceClassification,
+    encoded: Encoded | None,
+    candidates: Sequence[Candidate],
+    logits: dict[str, Any],
+    found: Found,
+    tokens: int,
+    verify: bool,
+) -> dict[str, Any]:
+    """The best of different layers beside the best uniform one, both as the search's texts chose them: scores on the
+    reported set, and latencies measured in turns."""
+    if found.layered is None or found.uniform is None or encoded is None:
+        say("the search has nothing to compare: no uniform sub-network, or no other one, is within the limits on cost")
+        return {"difference": None}
+
+    from dynabert.data import task_metric
+    from dynabert.evaluation import paired_difference
+    from dynabert.profile.remeasure import remeasure
+
+    metric = args.metric or (task_metric(args.task_name) if args.task_name else None)
+    known = {c.subnet: c for c in candidates}
+    ours, theirs = known[found.layered], known[found.uniform]
+    difference = paired_difference(
+        model, encoded, logits[ours.subnet], logits[theirs.subnet], metric=metric, threshold=args.threshold
+    )
+    say(tell_difference(ours, theirs, difference, metric or "score"))
+    record: dict[str, Any] = {
+        "layered": ours.subnet,
+        "uniform": theirs.subnet,
+        "difference": {
+            "difference": difference.difference,
+            "low": difference.low,
+            "high": difference.high,
+            "resamples": difference.resamples,
+        },
+    }
+    if verify:
+        times = remeasure(model, [ours.shape, theirs.shape], args.batch_size, tokens, rounds=args.rounds)
+        record["measured_ms"] = dict(zip((ours.subnet, theirs.subnet), times, strict=True))
+        say(f"measured in turns: {times[0]:.4g} ms and {times[1]:.4g} ms")
+    return record
 
 
 def described(candidates: Sequence[Candidate], limits: Limits, chosen: Candidate | None) -> dict[str, Any]:
