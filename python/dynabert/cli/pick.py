@@ -175,7 +175,8 @@ def _run(args: argparse.Namespace) -> None:
         budgets = make_budgets(
             args, model, limits, candidates, None if latency is None else latency.profile, tokens, measure=verify
         )
-        result = run_search(args, model, texts, budgets, candidates, folder)
+        within = [c for c in candidates if limits.within(c, quality=False)]
+        result = run_search(args, model, texts, budgets, within, folder)
         new = [one.subnet for one in result.finalists if not one.uniform]
         candidates += list_candidates(model.config, new, tokens, latencies(args, model, latency, new, tokens))
         layered, uniform = result.best(uniform=False), result.best(uniform=True)

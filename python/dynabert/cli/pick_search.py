@@ -47,9 +47,10 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--search_by",
-        default="divergence",
-        choices=("divergence", "score"),
-        help="divergence: closeness to the whole network, which needs no labels; score: the metric",
+        default="agreement",
+        choices=("agreement", "divergence", "score"),
+        help="agreement with the whole network's decisions, or divergence from its probabilities, neither of which "
+        "needs labels; score: the metric",
     )
     group.add_argument("--search_evaluations", metavar="N", type=int, default=200, help="networks judged, at most")
     group.add_argument("--search_minutes", metavar="M", type=float, help="minutes of judging, at most")

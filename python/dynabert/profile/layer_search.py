@@ -83,7 +83,7 @@ def search_layers(
     budgets: Sequence[Budget],
     *,
     uniform: Sequence[Subnet] = (),
-    fitness: str = "divergence",
+    fitness: str = "agreement",
     metric: str | None = None,
     threshold: float = 0.5,
     max_batch_tokens: int = 4096,
@@ -93,14 +93,14 @@ def search_layers(
     on_round: Callable[[Mapping[str, float]], None] | None = None,
     progress: bool | None = False,
 ) -> LayerSearch:
-    """Search, then judge the best networks and the ``uniform`` ones within the budgets on ``fresh`` texts.
+    """Search, then judge the best networks and all ``uniform`` ones on ``fresh`` texts.
 
     Args:
         model: the network.
         texts, fresh: what the search and what the last choice are judged on; neither should be the set that scores
             are reported on.
         budgets: the limits on cost.
-        uniform: sub-networks to begin with and to compare with.
+        uniform: sub-networks to compare with, and, where they are within the budgets, to begin with.
         fitness, metric, threshold, max_batch_tokens: see `make_judge`.
         neuron_step: see `make_space`.
         settings, known, on_round, progress: see `search`.
@@ -117,26 +117,25 @@ def search_layers(
     space = make_space(model, budgets, neuron_step)
     names = {model.shape(subnet): subnet_text(subnet) for subnet in uniform}
     shapes = list(names)
-    within = [s for s, load in zip(shapes, space.load(shapes).tolist(), strict=True) if load <= 1.0] if shapes else []
     result = search(
         space,
         make_judge(model, texts, **options),
         depth_rule=model.config.depth_rule,
-        seeds=within,
+        seeds=shapes,
         settings=settings,
         known=known,
         on_round=on_round,
         progress=progress,
     )
     best = [one for one in result.found if one.shape not in names][:FINALISTS]
-    judged = make_judge(model, fresh, **options)([*(one.shape for one in best), *within])
+    judged = make_judge(model, fresh, **options)([*(one.shape for one in best), *shapes])
     finalists = [
         Finalist(subnet_text(one.shape), one.shape, one.fitness, value, one.load)
         for one, value in zip(best, judged, strict=False)
     ]
-    loads = space.load(within).tolist() if within else []
+    loads = space.load(shapes).tolist() if shapes else []
     finalists += [
         Finalist(names[shape], shape, None, value, load)
-        for shape, value, load in zip(within, judged[len(best) :], loads, strict=True)
+        for shape, value, load in zip(shapes, judged[len(best) :], loads, strict=True)
     ]
     return LayerSearch(tuple(sorted(finalists, key=lambda one: (-one.fresh, one.load, one.subnet))), result)
