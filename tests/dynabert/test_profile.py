@@ -24,7 +24,7 @@ from dynabert.profile.additive_model import (
 )
 from dynabert.profile.device_facts import DeviceFacts
 from dynabert.profile.encoder_shape import EncoderShape
-from dynabert.profile.measuring import CellBudget, profile_cell, run_rounds, state_error
+from dynabert.profile.measuring import CellBudget, profile_cell, run_rounds, share_of_time, state_error
 from dynabert.profile.sampling import anchor, fitting_networks, random_networks
 from dynabert.profile.timing import Sample, timed, typical_ms
 from dynabert_kernels import SubnetShape
@@ -205,12 +205,33 @@ def test_rounds_are_interleaved_and_end_with_the_time() -> None:
         ran.append(shape)
         return Sample(1.0, False)
 
-    taken = run_rounds(sample, networks, 60.0, random.Random(0), now=lambda: float(len(ran)))
-    assert {len(one) for one in taken.values()} == {6}  # the sixth round begins at 60 and not beyond it
-    for turn in range(6):
+    taken = run_rounds(sample, networks, 60.0, random.Random(0), least=2, now=lambda: float(len(ran)))
+    assert {len(one) for one in taken.values()} == {5}
+    for turn in range(5):
         assert set(ran[12 * turn : 12 * turn + 12]) == set(networks)
     assert ran[:12] != ran[12:24]
-    assert {len(one) for one in run_rounds(sample, networks, -1.0, random.Random(0)).values()} == {3}
+    late = run_rounds(sample, networks, -1.0, random.Random(0), least=3)
+    assert {len(one) for one in late.values()} == {3}
+
+
+def test_a_busy_machine_gets_more_rounds() -> None:
+    networks = fitting_networks(ENCODER, 12, STEP, random.Random(0))
+    for every, rounds in ((1, 20), (4, 80)):
+        ran: list[SubnetShape] = []
+
+        def sample(shape: SubnetShape, ran: list[SubnetShape] = ran, every: int = every) -> Sample:
+            ran.append(shape)
+            return Sample(1.0, len(ran) % every != 0)
+
+        taken = run_rounds(sample, networks, 1e9, random.Random(0), least=3, now=lambda: 0.0)
+        assert {len(one) for one in taken.values()} == {rounds}
+
+
+def test_time_is_shared_out() -> None:
+    assert share_of_time(10.0, [1.0, 3.0], 5) == pytest.approx(2.5)  # too little: equally many passes
+    assert share_of_time(20.0, [1.0, 3.0], 5) == pytest.approx(5.0)  # just enough
+    assert share_of_time(50.0, [1.0, 4.0], 5) == pytest.approx(5.0 + 25.0 / 3)
+    assert share_of_time(-1.0, [1.0], 5) == 0.0
 
 
 def cell_of(sample: Any, check: int = 20) -> ProfiledCell:
@@ -223,7 +244,6 @@ def cell_of(sample: Any, check: int = 20) -> ProfiledCell:
         seq_length=32,
         step=STEP,
         unit_seconds=1e-3,
-        one_thread=True,
         chance=random.Random(0),
         now=lambda: 0.0,  # time stands still: as many rounds as there may be
     )
@@ -244,11 +264,11 @@ def test_a_machine_that_slows_down_shows_in_the_raw_error_only() -> None:
 
     def sample(shape: SubnetShape) -> Sample:
         before.append(shape)
-        # 49 networks in 40 rounds fit the model; what comes after is its check
-        return Sample(additive_ms(shape) * (1.25 if len(before) > 49 * 40 else 1.0), False)
+        # 20 rounds of the fitted networks; what comes after is the check
+        return Sample(additive_ms(shape) * (1.25 if len(before) > 20 * 48 else 1.0), False)
 
     cell = cell_of(sample)
-    assert cell.samples in (48 * 40, 49 * 40)
+    assert cell.samples == 20 * 48
     assert cell.error.mean == pytest.approx(0.2, abs=0.02)
     assert cell.error.drift == pytest.approx(1.25, abs=0.02)
     assert cell.error.mean_steady is not None
@@ -270,10 +290,10 @@ def test_the_statement_is_right() -> None:
 
 def test_typical_time() -> None:
     quiet, held = [Sample(1.0, False), Sample(1.1, False), Sample(1.2, False)], [Sample(5.0, True)] * 9
-    assert typical_ms([*quiet, *held], one_thread=False) == pytest.approx(1.1)
-    assert typical_ms([Sample(float(i), True) for i in range(1, 6)], one_thread=True) == pytest.approx(3.0)
-    assert typical_ms([Sample(float(i), True) for i in range(1, 6)], one_thread=False) == pytest.approx(2.0)
-    assert typical_ms([Sample(3.0, False)], one_thread=True) == 3.0
+    assert typical_ms([*quiet, *held]) == pytest.approx(1.1)
+    assert typical_ms([*quiet[:1], *held[:1]]) == 1.0
+    assert typical_ms([Sample(float(i), True) for i in range(1, 6)]) == 2.0
+    assert typical_ms([Sample(3.0, False)]) == 3.0
 
 
 def test_a_pass_is_timed() -> None:

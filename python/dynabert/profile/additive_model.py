@@ -17,7 +17,10 @@ import numpy.typing as npt
 Numbers = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.integer[Any]]
 
-SMOOTHNESS = 0.3  # of a bend in f or g against the residuals: of 0.03 to 3, all within a tenth of the error
+# How much a bend of f or g weighs against the residuals. Steady times deserve their bends, restless ones must not make
+# any up; so the times themselves decide, by parts of them that a fit to the others predicts best.
+SMOOTHNESS = (0.1, 0.3, 1.0, 3.0)
+PARTS = 5
 LARGEST_HONEST_RESIDUAL = 0.03  # relative; a sample that is further off counts less, since it was likely disturbed
 ROBUST_ROUNDS = 6
 
@@ -86,47 +89,74 @@ def fit_costs(
         step: neurons in a panel.
     """
     at_heads, at_neurons = head_nodes(max_heads), neuron_nodes(max_neurons, step)
-    kept = np.asarray(heads) > 0
-    columns = [np.ones((len(ms), 1)), kept.sum(axis=1, keepdims=True).astype(np.float64)]
-    penalties = []
-    first = 2
-    size = first + len(at_heads) - 1 + len(at_neurons) - 1
-    # A bend weighs what it adds to a layer, against a layer's share of a middling network.
-    layer_share = float(np.median(ms)) / max(1.0, float(np.median(kept.sum(axis=1))))
-    for nodes, counts in ((at_heads, np.asarray(heads)), (at_neurons, whole_panels(neurons, step))):
-        widths = np.diff(nodes).astype(np.float64)
-        ramps = np.clip((counts[..., None] - np.array(nodes[:-1])) / widths, 0.0, 1.0) if len(widths) else None
-        if ramps is not None:
-            columns.append((ramps * kept[..., None]).sum(axis=1))
-            bend = np.zeros((max(0, len(widths) - 1), size))
-            mean_width = float(widths.sum()) / len(widths)
-            for index in range(len(bend)):
-                bend[index, first + index] = -mean_width / widths[index]
-                bend[index, first + index + 1] = mean_width / widths[index + 1]
-            penalties.append(bend * (SMOOTHNESS / layer_share))
-            first += len(widths)
-    design = np.concatenate(columns, axis=1) / ms[:, None]
-    bends = np.concatenate([*penalties, np.zeros((0, size))])
-    weights = np.ones(len(ms))
-    found = np.zeros(size)
-    for _ in range(ROBUST_ROUNDS):
-        rows = np.concatenate([design * weights[:, None], bends])
-        found = nonnegative_least_squares(rows, np.concatenate([weights, np.zeros(len(bends))]))
-        off = np.abs(design @ found - 1.0)
-        # Huber's weights: squares up to a residual that is still believed, absolute values beyond it.
-        limit = max(LARGEST_HONEST_RESIDUAL, 1.5 * float(np.median(off)))
-        weights = np.sqrt(np.minimum(1.0, limit / np.maximum(off, 1e-12)))
-    head_steps = found[2 : 1 + len(at_heads)]
-    neuron_steps = found[1 + len(at_heads) :]
+    design, bends = _design(heads, whole_panels(neurons, step), ms, at_heads, at_neurons)
+    found = _robust(design, bends * _best_smoothness(design, bends))
     return LayerCosts(
         fixed_ms=float(found[0]),
         layer_ms=float(found[1]),
         head_nodes=at_heads,
-        head_ms=(0.0, *np.cumsum(head_steps).tolist()),
+        head_ms=(0.0, *np.cumsum(found[2 : 1 + len(at_heads)]).tolist()),
         neuron_nodes=at_neurons,
-        neuron_ms=(0.0, *np.cumsum(neuron_steps).tolist()),
+        neuron_ms=(0.0, *np.cumsum(found[1 + len(at_heads) :]).tolist()),
         neuron_step=step,
     )
+
+
+def _design(
+    heads: Counts, neurons: Counts, ms: Numbers, at_heads: tuple[int, ...], at_neurons: tuple[int, ...]
+) -> tuple[Numbers, Numbers]:
+    """The rows that are to become 1, one for each time, and those that are to become 0, one for each possible bend.
+
+    Columns: the fixed part, a kept layer, each step of ``f``, each step of ``g``.
+    """
+    kept = np.asarray(heads) > 0
+    layers = kept.sum(axis=1)
+    columns = [np.ones((len(ms), 1)), layers[:, None].astype(np.float64)]
+    size = 2 + len(at_heads) - 1 + len(at_neurons) - 1
+    # A bend weighs what it adds to a layer, against a layer's share of a middling network.
+    layer_share = float(np.median(ms)) / max(1.0, float(np.median(layers)))
+    bends = []
+    first = 2
+    for nodes, counts in ((at_heads, np.asarray(heads)), (at_neurons, neurons)):
+        widths = np.diff(nodes).astype(np.float64)
+        ramps = np.clip((counts[..., None] - np.array(nodes[:-1])) / widths, 0.0, 1.0)
+        columns.append((ramps * kept[..., None]).sum(axis=1))
+        for index in range(len(widths) - 1):
+            bend = np.zeros(size)
+            bend[first + index] = -widths.mean() / widths[index] / layer_share
+            bend[first + index + 1] = widths.mean() / widths[index + 1] / layer_share
+            bends.append(bend)
+        first += len(widths)
+    return np.concatenate(columns, axis=1) / ms[:, None], np.array(bends).reshape(-1, size)
+
+
+def _best_smoothness(design: Numbers, bends: Numbers) -> float:
+    """The one whose fits to four fifths of the times predict the last fifth best, over all five."""
+    errors = []
+    for smoothness in SMOOTHNESS:
+        off = []
+        for part in range(PARTS):
+            left_out = np.arange(len(design)) % PARTS == part
+            found = _robust(design[~left_out], bends * smoothness)
+            off.append(np.abs(design[left_out] @ found - 1.0))
+        errors.append(float(np.concatenate(off).mean()))
+    return SMOOTHNESS[int(np.argmin(errors))]
+
+
+def _robust(design: Numbers, bends: Numbers) -> Numbers:
+    """Least squares where a row that is far off counts less: Huber's weights, squares up to a residual that is still
+    believed and absolute values beyond it."""
+    weights = np.ones(len(design))
+    found = np.zeros(design.shape[1])
+    for _ in range(ROBUST_ROUNDS):
+        rows = np.concatenate([design * weights[:, None], bends])
+        found = nonnegative_least_squares(rows, np.concatenate([weights, np.zeros(len(bends))]))
+        off = np.abs(design @ found - 1.0)
+        limit = max(LARGEST_HONEST_RESIDUAL, 1.5 * float(np.median(off)))
+        weights = np.sqrt(np.minimum(1.0, limit / np.maximum(off, 1e-12)))
+        if (weights == 1.0).all():
+            break
+    return found
 
 
 def nonnegative_least_squares(rows: Numbers, wanted: Numbers) -> Numbers:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 WAITED = 0.02  # share of a pass; a pass of one thread that waited longer was held up
-FEWEST_QUIET = 3  # passes; with fewer undisturbed ones the low quartile of all is taken
+FEWEST_QUIET = 3  # passes, or half of them; with fewer undisturbed ones the low quartile of all is taken
 LOW_QUANTILE = 25
 
 
@@ -44,16 +44,13 @@ def timed(call: Callable[[], object], device: torch.device) -> Sample:
     return Sample(1e3 * wall, _involuntary_switches() > switches)
 
 
-def typical_ms(samples: Sequence[Sample], *, one_thread: bool) -> float:
-    """What a pass takes on a quiet machine: the median of the undisturbed samples where there are a few.
-
-    Without them: the median of processor times for one thread, the low quartile of the clock's for several.
-    """
+def typical_ms(samples: Sequence[Sample]) -> float:
+    """What a pass takes on a quiet machine: the median of the undisturbed samples where there are three of them, or
+    half. Else the low quartile of all, which for one thread are processor times."""
     quiet = [sample.ms for sample in samples if not sample.disturbed]
-    if len(quiet) >= min(FEWEST_QUIET, len(samples)):
+    if len(quiet) >= FEWEST_QUIET or 2 * len(quiet) >= len(samples):
         return float(np.median(quiet))
-    times = [sample.ms for sample in samples]
-    return float(np.percentile(times, 50 if one_thread else LOW_QUANTILE))
+    return float(np.percentile([sample.ms for sample in samples], LOW_QUANTILE))
 
 
 def _involuntary_switches() -> int:
