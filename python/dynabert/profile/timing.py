@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 WAITED = 0.02  # share of a pass; a pass of one thread that waited longer was held up
-FEWEST_QUIET = 3  # passes, or half of them; with fewer undisturbed ones the low quartile of all is taken
+FEWEST_QUIET = 3  # undisturbed passes, or half of all; with fewer the others count too
 LOW_QUANTILE = 25
+TRIES, SHORT_MS = 4, 8.0  # a pass as long as the system lets a process run would be held up again
 
 
 class Sample(NamedTuple):
@@ -26,7 +27,11 @@ class Sample(NamedTuple):
 
 
 def timed(call: Callable[[], object], device: torch.device) -> Sample:
-    """Run ``call`` once and wait for the device."""
+    """Run ``call`` once and wait for the device.
+
+    A short pass that was held up is run again at once, a few times at most: it then finds the processor free for a
+    while and its caches warm.
+    """
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
         start = time.perf_counter()
@@ -34,6 +39,15 @@ def timed(call: Callable[[], object], device: torch.device) -> Sample:
         torch.accelerator.synchronize(device)
         return Sample(1e3 * (time.perf_counter() - start), False)
     alone = torch.get_num_threads() == 1
+    sample = _timed_on_cpu(call, alone)
+    for _ in range(TRIES - 1):
+        if not sample.disturbed or sample.ms > SHORT_MS:
+            break
+        sample = _timed_on_cpu(call, alone)
+    return sample
+
+
+def _timed_on_cpu(call: Callable[[], object], alone: bool) -> Sample:
     switches = _involuntary_switches()
     start, own = time.perf_counter(), time.thread_time()
     call()
@@ -45,12 +59,17 @@ def timed(call: Callable[[], object], device: torch.device) -> Sample:
 
 
 def typical_ms(samples: Sequence[Sample]) -> float:
-    """What a pass takes on a quiet machine: the median of the undisturbed samples where there are three of them, or
-    half. Else the low quartile of all, which for one thread are processor times."""
+    """What a pass takes on a quiet machine: the median where nothing was disturbed.
+
+    Else the low quartile, since a pass that follows other work finds its caches cold: of the undisturbed samples where
+    there are three of them, or half; else of all, which for one thread are processor times.
+    """
+    times = [sample.ms for sample in samples]
     quiet = [sample.ms for sample in samples if not sample.disturbed]
-    if len(quiet) >= FEWEST_QUIET or 2 * len(quiet) >= len(samples):
-        return float(np.median(quiet))
-    return float(np.percentile([sample.ms for sample in samples], LOW_QUANTILE))
+    if len(quiet) == len(times):
+        return float(np.median(times))
+    enough = len(quiet) >= FEWEST_QUIET or 2 * len(quiet) >= len(times)
+    return float(np.percentile(quiet if enough else times, LOW_QUANTILE))
 
 
 def _involuntary_switches() -> int:
