@@ -1,9 +1,10 @@
 """What a sub-network costs, as a sum: something once, and something for every layer it keeps.
 
-    ms = fixed + sum over kept layers of (layer + f(heads) + g(neurons))
+    ms = fixed + sum over kept layers of (layer + f(heads) + g(neurons) + wave * waves(neurons))
 
 ``f`` and ``g`` start at 0, never fall, and are straight between their nodes. Neurons count in whole panels, since a
-kernel computes a panel as one. All layers of an encoder have the same sizes, so they share one ``f`` and one ``g``.
+kernel computes a panel as one; and in whole waves, a panel for each thread, since the last wave takes as long with one
+panel as with all. All layers of an encoder have the same sizes, so they share one ``f`` and one ``g``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Counts = npt.NDArray[np.integer[Any]]
 
 # How much a bend of f or g weighs against the residuals. Steady times deserve their bends, restless ones must not make
 # any up; so the times themselves decide, by parts of them that a fit to the others predicts best.
-SMOOTHNESS = (0.1, 0.3, 1.0, 3.0)
+SMOOTHNESS = (0.03, 0.1, 0.3, 1.0, 3.0)
 PARTS = 5
 LARGEST_HONEST_RESIDUAL = 0.03  # relative; a sample that is further off counts less, since it was likely disturbed
 ROBUST_ROUNDS = 6
@@ -31,7 +32,7 @@ class LayerCosts:
 
     ``fixed_ms``: embeddings, pooler, classifier and the call. ``layer_ms``: a kept layer with the fewest heads and
     neurons. ``head_ms`` and ``neuron_ms``: what is added at each node, rising from 0. ``neuron_step``: neurons in a
-    panel.
+    panel. ``wave_ms``: for each wave of ``wave_step`` neurons begun; 0 for one thread, whose waves are its panels.
     """
 
     fixed_ms: float
@@ -41,6 +42,8 @@ class LayerCosts:
     neuron_nodes: tuple[int, ...]
     neuron_ms: tuple[float, ...]
     neuron_step: int
+    wave_step: int = 1
+    wave_ms: float = 0.0
 
     def predict(self, heads: Counts, neurons: Counts) -> Numbers:
         """(N,) milliseconds of N sub-networks; ``heads``, ``neurons``: (N, L), 0 where a layer is skipped."""
@@ -49,6 +52,7 @@ class LayerCosts:
             self.layer_ms
             + np.interp(heads, self.head_nodes, self.head_ms)
             + np.interp(whole_panels(neurons, self.neuron_step), self.neuron_nodes, self.neuron_ms)
+            + self.wave_ms * (whole_panels(neurons, self.wave_step) // self.wave_step)
         )
         total: Numbers = self.fixed_ms + np.where(kept, per_layer, 0.0).sum(axis=1)
         return total
@@ -75,7 +79,7 @@ def neuron_nodes(neurons: int, step: int) -> tuple[int, ...]:
 
 
 def fit_costs(
-    heads: Counts, neurons: Counts, ms: Numbers, *, max_heads: int, max_neurons: int, step: int
+    heads: Counts, neurons: Counts, ms: Numbers, *, max_heads: int, max_neurons: int, step: int, threads: int = 1
 ) -> LayerCosts:
     """The sum that comes closest to measured times, each error relative to its time.
 
@@ -87,9 +91,12 @@ def fit_costs(
         ms: (N,) their times, above 0.
         max_heads, max_neurons: of the widest layer.
         step: neurons in a panel.
+        threads: panels in a wave.
     """
     at_heads, at_neurons = head_nodes(max_heads), neuron_nodes(max_neurons, step)
-    design, bends = _design(heads, whole_panels(neurons, step), ms, at_heads, at_neurons)
+    wave = step * threads
+    waves = whole_panels(neurons, wave) // wave if threads > 1 else np.zeros_like(neurons)
+    design, bends = _design(heads, whole_panels(neurons, step), waves, ms, at_heads, at_neurons)
     found = _robust(design, bends * _best_smoothness(design, bends))
     return LayerCosts(
         fixed_ms=float(found[0]),
@@ -97,22 +104,29 @@ def fit_costs(
         head_nodes=at_heads,
         head_ms=(0.0, *np.cumsum(found[2 : 1 + len(at_heads)]).tolist()),
         neuron_nodes=at_neurons,
-        neuron_ms=(0.0, *np.cumsum(found[1 + len(at_heads) :]).tolist()),
+        neuron_ms=(0.0, *np.cumsum(found[1 + len(at_heads) : -1]).tolist()),
         neuron_step=step,
+        wave_step=wave,
+        wave_ms=float(found[-1]),
     )
 
 
 def _design(
-    heads: Counts, neurons: Counts, ms: Numbers, at_heads: tuple[int, ...], at_neurons: tuple[int, ...]
+    heads: Counts,
+    neurons: Counts,
+    waves: Counts,
+    ms: Numbers,
+    at_heads: tuple[int, ...],
+    at_neurons: tuple[int, ...],
 ) -> tuple[Numbers, Numbers]:
     """The rows that are to become 1, one for each time, and those that are to become 0, one for each possible bend.
 
-    Columns: the fixed part, a kept layer, each step of ``f``, each step of ``g``.
+    Columns: the fixed part, a kept layer, each step of ``f``, each step of ``g``, a wave.
     """
     kept = np.asarray(heads) > 0
     layers = kept.sum(axis=1)
     columns = [np.ones((len(ms), 1)), layers[:, None].astype(np.float64)]
-    size = 2 + len(at_heads) - 1 + len(at_neurons) - 1
+    size = 2 + len(at_heads) - 1 + len(at_neurons) - 1 + 1
     # A bend weighs what it adds to a layer, against a layer's share of a middling network.
     layer_share = float(np.median(ms)) / max(1.0, float(np.median(layers)))
     bends = []
@@ -127,6 +141,7 @@ def _design(
             bend[first + index + 1] = widths.mean() / widths[index + 1] / layer_share
             bends.append(bend)
         first += len(widths)
+    columns.append(waves.sum(axis=1, keepdims=True).astype(np.float64))
     return np.concatenate(columns, axis=1) / ms[:, None], np.array(bends).reshape(-1, size)
 
 

@@ -25,7 +25,7 @@ from dynabert.profile.device_facts import DeviceFacts
 from dynabert.profile.device_profile import DeviceProfile, ErrorStatement, ProfiledCell
 from dynabert.profile.encoder_shape import EncoderShape
 from dynabert.profile.sampling import anchor, fitting_networks, random_networks, whole_network
-from dynabert.profile.timing import Sample, timed, typical_ms
+from dynabert.profile.timing import Sample, timed, typical_times
 from dynabert_kernels import Plan, SubnetShape
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def profile_device(
                         seq_length=length,
                         step=step,
                         unit_seconds=units[place],
+                        threads=facts.threads if model.device.type == "cpu" else 1,
                         chance=chance,
                     )
                     cells.append(cell)
@@ -172,13 +173,14 @@ def profile_cell(
     seq_length: int,
     step: int,
     unit_seconds: float,
+    threads: int,
     chance: random.Random,
     now: Callable[[], float] = time.perf_counter,
 ) -> ProfiledCell:
     """Measure, fit and check one dtype, batch size and sequence length.
 
-    ``sample`` times one pass of a sub-network; ``unit_seconds`` is about what a random one takes; ``now`` is the clock
-    that the budget is held against.
+    ``sample`` times one pass of a sub-network; ``step``: neurons in a panel; ``unit_seconds``: about what a random one
+    takes; ``threads``: those that share a pass's panels; ``now``: the clock that the budget is held against.
     """
     passes = budget.seconds / unit_seconds
     # The check gets what it needs before the fit gets more than it needs.
@@ -189,7 +191,7 @@ def profile_cell(
     still = anchor(encoder)
     until = begun + budget.seconds * min(1.0, fit_passes / max(1.0, passes))
     samples = run_rounds(sample, list(dict.fromkeys([still, *networks])), until, chance, now=now, least=FIT_ROUNDS)
-    typical = {shape: typical_ms(taken) for shape, taken in samples.items()}
+    typical = typical_times(samples)
     costs = fit_costs(
         np.array([shape.heads for shape in typical]),
         np.array([shape.neurons for shape in typical]),
@@ -197,6 +199,7 @@ def profile_cell(
         max_heads=encoder.max_heads,
         max_neurons=encoder.max_neurons,
         step=step,
+        threads=threads,
     )
     checked = min(budget.check, max(FEWEST_CHECKED, int((passes - fit_passes) / CHECK_ROUNDS)))
     fresh, uniform = random_networks(encoder, checked, chance, set(samples))
@@ -205,7 +208,7 @@ def profile_cell(
         until = begun + budget.seconds
         again = run_rounds(sample, [still, *fresh], until, chance, now=now, least=CHECK_ROUNDS)
     everything = [one for found in (samples, again) for taken in found.values() for one in taken]
-    measured = {shape: typical_ms(taken) for shape, taken in again.items()}
+    measured = typical_times(again)
     predicted = costs.predict(
         np.array([shape.heads for shape in fresh]).reshape(-1, encoder.num_layers),
         np.array([shape.neurons for shape in fresh]).reshape(-1, encoder.num_layers),
@@ -242,8 +245,8 @@ def check_between(
     networks, uniform = random_networks(profile.encoder, BETWEEN_CHECKED, chance, set())
     samples = run_rounds(sample, networks, time.perf_counter() + seconds, chance, least=CHECK_ROUNDS)
     predicted = [profile.latency_ms(shape, batch_size, seq_length, dtype) for shape in networks]
-    measured = [typical_ms(samples[shape]) for shape in networks]
-    return state_error(predicted, measured, uniform, drift=None)
+    measured = typical_times(samples)
+    return state_error(predicted, [measured[shape] for shape in networks], uniform, drift=None)
 
 
 def run_rounds(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
+Name = TypeVar("Name")
+
 WAITED = 0.02  # share of a pass; a pass of one thread that waited longer was held up
 FEWEST_QUIET = 3  # undisturbed passes, or half of all; with fewer the others count too
 LOW_QUANTILE = 25
+QUIET_MACHINE = 0.05  # share of passes that may be held up on one
 TRIES, SHORT_MS = 4, 8.0  # a pass as long as the system lets a process run would be held up again
 
 
@@ -58,18 +61,22 @@ def _timed_on_cpu(call: Callable[[], object], alone: bool) -> Sample:
     return Sample(1e3 * wall, _involuntary_switches() > switches)
 
 
-def typical_ms(samples: Sequence[Sample]) -> float:
-    """What a pass takes on a quiet machine: the median where nothing was disturbed.
+def typical_times(samples: Mapping[Name, Sequence[Sample]]) -> dict[Name, float]:
+    """What a pass of each would take on a quiet machine: the median where (nearly) nothing was disturbed.
 
-    Else the low quartile, since a pass that follows other work finds its caches cold: of the undisturbed samples where
-    there are three of them, or half; else of all, which for one thread are processor times.
+    Else the low quartile, since caches are cold after other work: of the undisturbed samples where there are three of
+    them, or half; else of all, which for one thread are processor times. One rule for all, so that they compare.
     """
-    times = [sample.ms for sample in samples]
+    every = [sample for taken in samples.values() for sample in taken]
+    quiet_machine = sum(sample.disturbed for sample in every) <= QUIET_MACHINE * len(every)
+    return {name: _typical(taken, 50 if quiet_machine else LOW_QUANTILE) for name, taken in samples.items()}
+
+
+def _typical(samples: Sequence[Sample], quantile: int) -> float:
     quiet = [sample.ms for sample in samples if not sample.disturbed]
-    if len(quiet) == len(times):
-        return float(np.median(times))
-    enough = len(quiet) >= FEWEST_QUIET or 2 * len(quiet) >= len(times)
-    return float(np.percentile(quiet if enough else times, LOW_QUANTILE))
+    if len(quiet) < FEWEST_QUIET and 2 * len(quiet) < len(samples):
+        quiet = [sample.ms for sample in samples]
+    return float(np.percentile(quiet, quantile))
 
 
 def _involuntary_switches() -> int:
