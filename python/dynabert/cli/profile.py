@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="threads of a pass on the CPU; default: torch's own")
     parser.add_argument("--max_minutes", metavar="M", type=float, default=5.0, help="for everything")
     parser.add_argument(
-        "--check", metavar="N", type=int, default=16, help="random sub-networks re-measured at every point"
+        "--check", metavar="N", type=int, default=50, help="random sub-networks re-measured at every point"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="decides tokens, sub-networks and order")
     parser.add_argument("--json", action="store_true", help="print the profile instead of tables")

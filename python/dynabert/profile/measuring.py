@@ -20,12 +20,12 @@ import torch
 from tqdm.auto import tqdm
 
 import dynabert_kernels as dk
-from dynabert.profile.additive_model import LayerCosts, fit_costs
+from dynabert.profile.additive_model import fit_costs
 from dynabert.profile.device_facts import DeviceFacts
 from dynabert.profile.device_profile import DeviceProfile, ErrorStatement, ProfiledCell
 from dynabert.profile.encoder_shape import EncoderShape
 from dynabert.profile.sampling import anchor, fitting_networks, random_networks, whole_network
-from dynabert.profile.timing import Sample, timed, typical_ms
+from dynabert.profile.timing import Sample, timed, typical_times
 from dynabert_kernels import Plan, SubnetShape
 
 if TYPE_CHECKING:
@@ -35,11 +35,13 @@ BATCH_SIZES, SEQ_LENGTHS = (1, 8), (32, 128)
 INT8_PANEL = 32  # outputs in a panel of int8 weights, on every machine
 DEVICE_PANEL = 16  # GPU kernels take neurons in multiples of this
 AVERAGE_SHARE = 0.4  # of the whole network's time that a random sub-network takes
-DTYPE_SHARE = {"float32": 1.0, "bfloat16": 0.75, "float16": 0.75, "int8": 0.6}  # of the time: a faster dtype needs less
-FIT_SHARE = 0.6  # of a cell's time; the rest re-measures
-FEWEST_FITTED, MOST_FITTED = 20, 48
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 40
+DTYPE_SHARE = {"float32": 1.0, "bfloat16": 0.7, "float16": 0.7, "int8": 0.5}  # of the time: a faster dtype needs less
+FIT_SHARE = 0.6  # of a cell's passes, unless the sub-networks to be re-measured need more than the rest
+FEWEST_FITTED, MOST_FITTED = 24, 48
+FIT_ROUNDS, CHECK_ROUNDS = 3, 2  # at least
+ENOUGH_ROUNDS = 20  # undisturbed ones; their median moves little with more
 FEWEST_CHECKED = 6
+EQUAL_SHARE = 0.25  # of the time of a dtype, for all its points alike
 BETWEEN_CHECKED = 8
 BUSY = 0.2  # share of passes held up; above it the profile says that the machine was busy
 
@@ -61,7 +63,7 @@ def profile_device(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seq_lengths: Sequence[int] = SEQ_LENGTHS,
     max_minutes: float = 5.0,
-    check: int = 16,
+    check: int = 50,
     seed: int = 0,
     progress: bool | None = False,
 ) -> DeviceProfile:
@@ -75,8 +77,7 @@ def profile_device(
             device and in the form in which it serves: weights packed where they would be. Called once for each dtype;
             the one before is let go first.
         dtypes, batch_sizes, seq_lengths: what is measured, every combination.
-        max_minutes: for everything. What cannot be skipped (three rounds of the fewest sub-networks) is measured even
-            if it takes longer.
+        max_minutes: for everything. The fewest passes that a fit and a check need are done even if they take longer.
         check: random sub-networks that are re-measured at every combination; fewer where the time does not allow it.
         seed: decides tokens, sub-networks and order.
         progress: True shows a bar, False none, None one where stderr is a terminal.
@@ -121,17 +122,11 @@ def profile_device(
             asked = [*points, middle] if has_between else points
             timers = [ModelTimer(model, batch, length, chance) for batch, length in asked]
             whole = whole_network(encoder)
-            units = [AVERAGE_SHARE * max(1e-6, _unit_seconds(timer, whole)) for timer in timers]
-            # Of all ways to share the time out, this one makes the sum of the variances least.
-            roots = [
-                math.sqrt(unit) * (0.3 if point not in points else 1.0)
-                for unit, point in zip(units, asked, strict=True)
-            ]
-            fitted: dict[tuple[int, int], LayerCosts] = {}
+            units = [AVERAGE_SHARE * _seconds_of_a_pass(timer, whole) for timer in timers]
             for place, (batch, length) in enumerate(asked):
                 bar.set_description(f"profile {dtype} {batch} x {length}")
                 left_here = own - (time.perf_counter() - started - (seconds - left))
-                given = max(0.0, left_here) * roots[place] / sum(roots[place:])
+                given = share_of_time(left_here, units[place:], FEWEST_FITTED * FIT_ROUNDS + check * CHECK_ROUNDS)
                 if (batch, length) in points:
                     cell = profile_cell(
                         timers[place],
@@ -142,16 +137,13 @@ def profile_device(
                         seq_length=length,
                         step=step,
                         unit_seconds=units[place],
-                        one_thread=facts.threads == 1,
+                        threads=facts.threads if model.device.type == "cpu" else 1,
                         chance=chance,
                     )
                     cells.append(cell)
-                    fitted[batch, length] = cell.costs
                 elif check:
                     found = DeviceProfile(facts, encoder, tuple(c for c in cells if c.dtype == dtype), "", seed, 0.0)
-                    error = check_between(
-                        timers[place], found, batch, length, dtype, given, one_thread=facts.threads == 1, chance=chance
-                    )
+                    error = check_between(timers[place], found, batch, length, dtype, given, chance=chance)
                     between.append((dtype, batch, length, error))
                 bar.n = min(bar.total, round(time.perf_counter() - started))
                 bar.refresh()
@@ -181,22 +173,25 @@ def profile_cell(
     seq_length: int,
     step: int,
     unit_seconds: float,
-    one_thread: bool,
+    threads: int,
     chance: random.Random,
     now: Callable[[], float] = time.perf_counter,
 ) -> ProfiledCell:
     """Measure, fit and check one dtype, batch size and sequence length.
 
-    ``sample`` times one pass of a sub-network; ``unit_seconds`` is about what a random one takes; ``now`` is the clock
-    that the budget is held against.
+    ``sample`` times one pass of a sub-network; ``step``: neurons in a panel; ``unit_seconds``: about what a random one
+    takes; ``threads``: those that share a pass's panels; ``now``: the clock that the budget is held against.
     """
     passes = budget.seconds / unit_seconds
-    shape_count = min(MOST_FITTED, max(FEWEST_FITTED, int(FIT_SHARE * passes / (2 * FEWEST_ROUNDS))))
-    until = now() + FIT_SHARE * budget.seconds
-    networks = fitting_networks(encoder, shape_count, step, chance)
+    # The check gets what it needs before the fit gets more than it needs.
+    fit_passes = max(FEWEST_FITTED * FIT_ROUNDS, min(FIT_SHARE * passes, passes - CHECK_ROUNDS * budget.check))
+    begun = now()
+    fit_count = min(MOST_FITTED, max(FEWEST_FITTED, int(fit_passes / (2 * FIT_ROUNDS))))
+    networks = fitting_networks(encoder, fit_count, step, chance)
     still = anchor(encoder)
-    samples = run_rounds(sample, list(dict.fromkeys([still, *networks])), until, chance, now)
-    typical = {shape: typical_ms(taken, one_thread=one_thread) for shape, taken in samples.items()}
+    until = begun + budget.seconds * min(1.0, fit_passes / max(1.0, passes))
+    samples = run_rounds(sample, list(dict.fromkeys([still, *networks])), until, chance, now=now, least=FIT_ROUNDS)
+    typical = typical_times(samples)
     costs = fit_costs(
         np.array([shape.heads for shape in typical]),
         np.array([shape.neurons for shape in typical]),
@@ -204,14 +199,16 @@ def profile_cell(
         max_heads=encoder.max_heads,
         max_neurons=encoder.max_neurons,
         step=step,
+        threads=threads,
     )
-    checked = min(budget.check, max(FEWEST_CHECKED, int((1.0 - FIT_SHARE) * passes / FEWEST_ROUNDS)))
+    checked = min(budget.check, max(FEWEST_CHECKED, int((passes - fit_passes) / CHECK_ROUNDS)))
     fresh, uniform = random_networks(encoder, checked, chance, set(samples))
-    again = (
-        run_rounds(sample, [still, *fresh], until + (1.0 - FIT_SHARE) * budget.seconds, chance, now) if fresh else {}
-    )
+    again: dict[SubnetShape, list[Sample]] = {}
+    if fresh:
+        until = begun + budget.seconds
+        again = run_rounds(sample, [still, *fresh], until, chance, now=now, least=CHECK_ROUNDS)
     everything = [one for found in (samples, again) for taken in found.values() for one in taken]
-    measured = {shape: typical_ms(taken, one_thread=one_thread) for shape, taken in again.items()}
+    measured = typical_times(again)
     predicted = costs.predict(
         np.array([shape.heads for shape in fresh]).reshape(-1, encoder.num_layers),
         np.array([shape.neurons for shape in fresh]).reshape(-1, encoder.num_layers),
@@ -242,15 +239,14 @@ def check_between(
     dtype: str,
     seconds: float,
     *,
-    one_thread: bool,
     chance: random.Random,
 ) -> ErrorStatement:
     """How far interpolated times are from measured ones, at a point between those that were fitted."""
     networks, uniform = random_networks(profile.encoder, BETWEEN_CHECKED, chance, set())
-    samples = run_rounds(sample, networks, time.perf_counter() + seconds, chance)
+    samples = run_rounds(sample, networks, time.perf_counter() + seconds, chance, least=CHECK_ROUNDS)
     predicted = [profile.latency_ms(shape, batch_size, seq_length, dtype) for shape in networks]
-    measured = [typical_ms(samples[shape], one_thread=one_thread) for shape in networks]
-    return state_error(predicted, measured, uniform, drift=None)
+    measured = typical_times(samples)
+    return state_error(predicted, [measured[shape] for shape in networks], uniform, drift=None)
 
 
 def run_rounds(
@@ -258,15 +254,19 @@ def run_rounds(
     networks: Sequence[SubnetShape],
     until: float,
     chance: random.Random,
+    *,
+    least: int,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[SubnetShape, list[Sample]]:
-    """Time every sub-network once a round until the time is up; at least three rounds, at most forty."""
+    """Time every sub-network once a round: at least ``least`` rounds, then until the time is up or there are enough
+    undisturbed samples. A busy machine so gets more rounds."""
     taken: dict[SubnetShape, list[Sample]] = {shape: [] for shape in networks}
-    for turn in range(MOST_ROUNDS):
-        if turn >= FEWEST_ROUNDS and now() > until:
-            break
+    turn, quiet = 0, 0
+    while turn < least or (now() < until and quiet < ENOUGH_ROUNDS * len(networks)):
         for shape in chance.sample(list(networks), len(networks)):
             taken[shape].append(sample(shape))
+            quiet += not taken[shape][-1].disturbed
+        turn += 1
     return taken
 
 
@@ -316,9 +316,29 @@ def neuron_step(dtype: str, device: torch.device) -> int:
     return INT8_PANEL if dtype == "int8" else max(1, dk.packed_panel(getattr(torch, dtype)))
 
 
-def _unit_seconds(timer: Timer, whole: SubnetShape) -> float:
-    """Seconds of a pass of the whole network, warmed up: the better of two."""
-    return min(timer(whole).ms for _ in range(3)) / 1e3
+def share_of_time(seconds: float, units: Sequence[float], fewest: int) -> float:
+    """Seconds for the first of several points, whose passes take ``units`` seconds, when ``seconds`` are left for all.
+
+    A part is shared equally, so that points of short passes, which are the restless ones, get many. Of the rest each
+    gets its ``fewest`` passes, as far as the time goes; what is left is shared by the root of a pass's time, which
+    makes the sum of the variances least.
+    """
+    seconds = max(0.0, seconds)
+    equal = EQUAL_SHARE * seconds / len(units)
+    seconds *= 1.0 - EQUAL_SHARE
+    needed = fewest * sum(units)
+    if seconds <= needed:
+        return equal + seconds * units[0] / sum(units)
+    return equal + fewest * units[0] + (seconds - needed) * math.sqrt(units[0]) / sum(map(math.sqrt, units))
+
+
+def _seconds_of_a_pass(timer: Timer, whole: SubnetShape) -> float:
+    """Of the whole network, warmed up, by the clock: what other work holds up costs of the budget too."""
+    timer(whole)
+    start = time.perf_counter()
+    timer(whole)
+    timer(whole)
+    return max(1e-6, (time.perf_counter() - start) / 2)
 
 
 def _middle(values: Sequence[int]) -> int:
@@ -331,7 +351,11 @@ def _notes(cells: Sequence[ProfiledCell], check: int, facts: DeviceFacts) -> lis
     notes = []
     held_up = sum(cell.disturbed for cell in cells) / len(cells)
     if held_up > BUSY:
-        how = "their processor time was taken" if facts.threads == 1 else "the low quartile of such times was taken"
+        how = (
+            "for those the processor's time was taken"
+            if facts.threads == 1
+            else "the low quartile of their times was taken"
+        )
         notes.append(
             f"the machine was busy: {100 * held_up:.0f} % of the passes were held up by other work; {how}; profile "
             "again when it is quiet"

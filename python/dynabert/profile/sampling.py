@@ -26,7 +26,8 @@ def fitting_networks(encoder: EncoderShape, count: int, step: int, chance: rando
     """``count`` different sub-networks that show each part of the sum by itself.
 
     The corners first (whole, narrow, shallow, only heads, only neurons), then networks whose layers lie on the nodes
-    of ``f`` and ``g``, each node about equally often, some uniform and most with a width of their own in each layer.
+    of ``f`` and ``g``, each node about equally often, or have any number of panels; some uniform, most with a width of
+    their own in each layer.
     """
     layers = encoder.num_layers
     half = anchor(encoder)
@@ -46,6 +47,9 @@ def fitting_networks(encoder: EncoderShape, count: int, step: int, chance: rando
     heads, neurons = head_nodes(encoder.max_heads), neuron_nodes(encoder.max_neurons, step)
     head_deck: list[int] = []
     neuron_deck: list[int] = []
+    neurons_whole = neurons[-1]
+    # Panels between the nodes too: how full the last wave is does not show at the nodes alone.
+    neurons = (*neurons, *(chance.randint(1, neurons_whole // step) * step for _ in neurons))
 
     def drawn(deck: list[int], nodes: tuple[int, ...]) -> int:
         if not deck:
@@ -59,8 +63,10 @@ def fitting_networks(encoder: EncoderShape, count: int, step: int, chance: rando
         if tries % 4 == 0:
             chosen = [(drawn(head_deck, heads), drawn(neuron_deck, neurons))] * layers
         else:
-            # Ceilings of its own for each network: else their sums would all lie near the middle.
-            heads_most, neurons_most = chance.choice(heads), chance.choice(neurons)
+            # Every second one has ceilings of its own: else all their sums would lie near the middle.
+            heads_most, neurons_most = encoder.max_heads, neurons_whole
+            if tries % 2:
+                heads_most, neurons_most = chance.choice(heads), chance.choice(neurons)
             chosen = [
                 (min(drawn(head_deck, heads), heads_most), min(drawn(neuron_deck, neurons), neurons_most))
                 for _ in range(layers)
