@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dynabert.profile.measuring import ModelTimer
-from dynabert.profile.timing import Sample, typical_ms
+from dynabert.profile.timing import Sample, typical_times
 from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def remeasure(
     chance = random.Random(seed)
     training = model.training
     model.eval()
-    taken: list[list[Sample]] = [[] for _ in shapes]
+    taken: dict[int, list[Sample]] = {index: [] for index in range(len(shapes))}
     try:
         with torch.inference_mode():
             timer = ModelTimer(model, batch_size, seq_length, chance)
@@ -53,5 +53,4 @@ def remeasure(
                     taken[index].append(timer(shapes[index]))
     finally:
         model.train(training)
-    one_thread = torch.get_num_threads() == 1
-    return [typical_ms(samples, one_thread=one_thread) for samples in taken]
+    return list(typical_times(taken).values())
