@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="dynabert",
-        description="One BERT checkpoint at any width and depth: train, predict, evaluate, rewire, profile, pick, export.",
+        description="One BERT checkpoint at any width and depth: train, evaluate, rewire, profile, pick, export, run.",
         epilog="A sub-network is written w0.5-d0.75: half the heads and neurons, three quarters of the layers.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
