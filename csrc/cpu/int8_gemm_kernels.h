@@ -317,6 +317,14 @@ void gemm(const Int8Gemm& g, int64_t begin, int64_t end) {
 
 using Bytes = uint8_t __attribute__((vector_size(kVectorBytes / 4)));
 
+DYNABERT_INLINE Bytes to_bytes(UInt numbers) {
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+  return (Bytes)_mm512_cvtepi32_epi8((__m512i)numbers);
+#else
+  return __builtin_convertvector(numbers, Bytes);
+#endif
+}
+
 // length numbers, times `inverse`, rounded to the nearest whole one, ties to even.
 template <class T>
 DYNABERT_INLINE void to_bytes(const T* x, int64_t length, Float inverse, uint8_t* a) {
@@ -327,7 +335,7 @@ DYNABERT_INLINE void to_bytes(const T* x, int64_t length, Float inverse, uint8_t
     const int64_t here = whole ? kStep : length - j;
     const Float v = whole ? load(x + j) : load_part(x + j, static_cast<int>(here));
     const UInt bits = bit_cast<UInt>(rounded(v * inverse) + rounder) ^ kInt8Zero;
-    const Bytes bytes = __builtin_convertvector(bits, Bytes);
+    const Bytes bytes = to_bytes(bits);
     if (whole) {
       __builtin_memcpy(a + j, &bytes, sizeof bytes);
     } else {
@@ -336,26 +344,61 @@ DYNABERT_INLINE void to_bytes(const T* x, int64_t length, Float inverse, uint8_t
   }
 }
 
+// Magnitudes are compared as whole numbers, so that a NaN is the largest of all. `Bits`: a register of numbers as they
+// lie in memory; `wide`: the larger one of what falls into each lane of 32 bits.
+template <class T>
+struct Magnitudes {
+  using Bits = Int;
+  static constexpr int32_t kMask = 0x7fffffff;
+  static DYNABERT_INLINE Int wide(Bits most) { return most; }
+};
+template <>
+struct Magnitudes<BFloat16> {
+  using Bits = uint16_t __attribute__((vector_size(kVectorBytes)));
+  static constexpr uint16_t kMask = 0x7fff;
+  static DYNABERT_INLINE Int wide(Bits most) {
+    const Int both = bit_cast<Int>(most), first = both << 16, second = both & ~0xffff;
+    return first > second ? first : second;
+  }
+};
+
+// The largest magnitude of k numbers.
+template <class T>
+DYNABERT_INLINE float largest_magnitude(const T* x, int64_t k) {
+  using Bits = typename Magnitudes<T>::Bits;
+  constexpr int64_t kStep = static_cast<int64_t>(sizeof(Bits) / sizeof(T));
+  Bits most[4] = {};
+  int64_t j = 0;
+  for (; j + 4 * kStep <= k; j += 4 * kStep) {
+    for (int u = 0; u < 4; ++u) {
+      Bits bits;
+      __builtin_memcpy(&bits, x + j + u * kStep, sizeof bits);
+      bits = bits & Magnitudes<T>::kMask;
+      most[u] = bits > most[u] ? bits : most[u];
+    }
+  }
+  for (; j < k; j += kStep) {
+    Bits bits = {};
+    __builtin_memcpy(&bits, x + j, sizeof(T) * static_cast<size_t>(k - j < kStep ? k - j : kStep));
+    bits = bits & Magnitudes<T>::kMask;
+    most[0] = bits > most[0] ? bits : most[0];
+  }
+  for (int u = 1; u < 4; ++u) most[0] = most[u] > most[0] ? most[u] : most[0];
+  const int32_t found = largest(Magnitudes<T>::wide(most[0]));
+  float number;
+  __builtin_memcpy(&number, &found, sizeof number);
+  return number;
+}
+
 template <class T>
 void quantise_rows(const Int8Rows& rows, int64_t begin, int64_t end) {
-  constexpr int64_t kStep = kLanes<float>;
   const int64_t k = rows.k, inputs = rows.cut.inputs, bytes = rows.cut.units * kInt8Unit;
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(rows.x) + row * rows.x_stride;
     uint8_t* a = rows.a + row * rows.a_stride;
-    // As whole numbers, so that a NaN is the largest magnitude of all.
-    Int most = {};
-    for (int64_t j = 0; j < k; j += kStep) {
-      const Float v = k - j >= kStep ? load(x + j) : load_part(x + j, static_cast<int>(k - j));
-      const Int magnitude = bit_cast<Int>(v) & 0x7fffffff;
-      most = magnitude > most ? magnitude : most;
-    }
-    int32_t bits = 0;
-    for (int i = 0; i < kStep; ++i) bits = most[i] > bits ? most[i] : bits;
-    float largest_magnitude;
-    __builtin_memcpy(&largest_magnitude, &bits, sizeof bits);
-    rows.scale[row] = largest_magnitude / 127.0f;
-    const Float inverse = broadcast(largest_magnitude > 0.0f ? 127.0f / largest_magnitude : 0.0f);
+    const float most = largest_magnitude(x, k);
+    rows.scale[row] = most / 127.0f;
+    const Float inverse = broadcast(most > 0.0f ? 127.0f / most : 0.0f);
     if (inputs == bytes) {
       to_bytes(x, k, inverse, a);
       const int64_t stored = rows.cut.bytes(k);

@@ -11,7 +11,8 @@ namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
 
 // One row of h = residual + factor * (x + x_bias), register by register. Pointers that are null take no part.
-template <class T>
+// kPlain: inference, where no factors are applied and nobody wants h.
+template <class T, bool kPlain>
 struct InputRow {
   using S = Wide<T>;
   const T *x, *x_bias, *residual;
@@ -22,42 +23,55 @@ struct InputRow {
   DYNABERT_INLINE Vector<S> at(int64_t c) const {
     Vector<S> v = load(x + c);
     if (x_bias) v = v + load(x_bias + c);
-    if (factors) v = v * load(factors + c);
+    if (!kPlain && factors) v = v * load(factors + c);
     if (residual) v = v + load(residual + c);
     store(h + c, v);
-    if (hidden) store(hidden + c, v);
+    if (!kPlain && hidden) store(hidden + c, v);
     return v;
   }
   DYNABERT_INLINE Vector<S> part(int64_t c, int n) const {
     Vector<S> v = load_part(x + c, n);
     if (x_bias) v = v + load_part(x_bias + c, n);
-    if (factors) v = v * load_part(factors + c, n);
+    if (!kPlain && factors) v = v * load_part(factors + c, n);
     if (residual) v = v + load_part(residual + c, n);
     v = keep_part(v, n);
     store(h + c, v);
-    if (hidden) store_part(hidden + c, v, n);
+    if (!kPlain && hidden) store_part(hidden + c, v, n);
     return v;
   }
 };
 
+// A vector of the call in the wide type, readable to the end of its last register: widened once where the rows repay
+// it.
 template <class T>
-void layer_norm_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
+DYNABERT_INLINE const Wide<T>* widened(const T* v, int64_t columns, Wide<T>* into) {
+  constexpr int64_t kStep = kLanes<Wide<T>>;
+  int64_t c = 0;
+  for (; c + kStep <= columns; c += kStep) store(into + c, load(v + c));
+  if (c < columns) store(into + c, load_part(v + c, static_cast<int>(columns - c)));
+  return into;
+}
+
+// kTogether rows side by side: what one row waits for, the other's work fills, and both share the loads of the weights.
+template <class T, bool kPlain, int kTogether>
+DYNABERT_INLINE void norm_rows(const LayerNormForward& a, int64_t row, const Wide<T>* weight, const Wide<T>* bias,
+                               Wide<T>* factors, Wide<T>* scratch) {
   using S = Wide<T>;
   constexpr int64_t kStep = kLanes<S>;
   const int64_t columns = a.columns, whole = columns / kStep * kStep, by_four = columns / (4 * kStep) * (4 * kStep);
   const int rest = static_cast<int>(columns - whole);
-  const T* weight = static_cast<const T*>(a.weight);
-  const T* bias = static_cast<const T*>(a.bias);
-  S* h = scratch_of<S>(kScratchA, static_cast<size_t>(columns + kStep));
-  S* factors = a.dropout.threshold != 0 ? scratch_of<S>(kScratchB, static_cast<size_t>(columns + kStep)) : nullptr;
-  InputRow<T> in = {nullptr, static_cast<const T*>(a.x_bias), nullptr, factors, nullptr, h};
-  for (int64_t row = begin; row < end; ++row) {
-    in.x = static_cast<const T*>(a.x) + row * a.x_stride;
-    in.residual = a.residual ? static_cast<const T*>(a.residual) + row * a.residual_stride : nullptr;
-    in.hidden = a.hidden ? static_cast<T*>(a.hidden) + row * a.hidden_stride : nullptr;
-    T* y = static_cast<T*>(a.y) + row * a.y_stride;
-    if (factors) {
-      dropout_factors(factors, 0, columns, a.dropout, static_cast<uint32_t>(a.first_row_in_group + row), 0);
+  const int64_t padded = (columns + kStep - 1) / kStep * kStep;
+  S mean[kTogether], rstd[kTogether];
+  for (int i = 0; i < kTogether; ++i) {
+    InputRow<T, kPlain> in = {};
+    in.x = static_cast<const T*>(a.x) + (row + i) * a.x_stride;
+    in.x_bias = static_cast<const T*>(a.x_bias);
+    in.residual = a.residual ? static_cast<const T*>(a.residual) + (row + i) * a.residual_stride : nullptr;
+    in.factors = factors;
+    in.hidden = a.hidden ? static_cast<T*>(a.hidden) + (row + i) * a.hidden_stride : nullptr;
+    in.h = scratch + i * padded;
+    if (!kPlain && factors) {
+      dropout_factors(factors, 0, columns, a.dropout, static_cast<uint32_t>(a.first_row_in_group + row + i), 0);
     }
     RowSum<S> sums;
     for (int64_t c = 0; c < by_four; c += 4 * kStep) {
@@ -65,22 +79,45 @@ void layer_norm_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
     }
     for (int64_t c = by_four; c < whole; c += kStep) sums.part[0] += in.at(c);
     if (rest) sums.part[1] += in.part(whole, rest);
-    const S mean = sums.total() / static_cast<S>(columns);
-    const Vector<S> centre = broadcast(mean);
-    const S rstd = reciprocal_spread(h, columns, mean, a.eps);
-    const Vector<S> spread = broadcast(rstd);
-    for (int64_t c = 0; c < whole; c += kStep) {
-      store(y + c, fma((load(h + c) - centre) * spread, load(weight + c), load(bias + c)));
-    }
-    if (rest) {
-      const Vector<S> normal = (load(h + whole) - centre) * spread;
-      store_part(y + whole, fma(normal, load_part(weight + whole, rest), load_part(bias + whole, rest)), rest);
-    }
-    if (a.mean) {
-      static_cast<S*>(a.mean)[row] = mean;
-      static_cast<S*>(a.rstd)[row] = rstd;
+    mean[i] = sums.total() / static_cast<S>(columns);
+  }
+  for (int i = 0; i < kTogether; ++i) rstd[i] = reciprocal_spread(scratch + i * padded, columns, mean[i], a.eps);
+  T* y = static_cast<T*>(a.y) + row * a.y_stride;
+  for (int64_t c = 0; c < whole; c += kStep) {
+    const Vector<S> w = load(weight + c), b = load(bias + c);
+    for (int i = 0; i < kTogether; ++i) {
+      const Vector<S> normal = (load(scratch + i * padded + c) - broadcast(mean[i])) * broadcast(rstd[i]);
+      store(y + i * a.y_stride + c, fma(normal, w, b));
     }
   }
+  for (int i = 0; i < kTogether; ++i) {
+    if (rest) {
+      const Vector<S> normal = (load(scratch + i * padded + whole) - broadcast(mean[i])) * broadcast(rstd[i]);
+      store_part(y + i * a.y_stride + whole, fma(normal, load(weight + whole), load(bias + whole)), rest);
+    }
+    if (a.mean) {
+      static_cast<S*>(a.mean)[row + i] = mean[i];
+      static_cast<S*>(a.rstd)[row + i] = rstd[i];
+    }
+  }
+}
+
+template <class T, bool kPlain>
+void layer_norm_rows(const LayerNormForward& a, int64_t begin, int64_t end) {
+  using S = Wide<T>;
+  constexpr int64_t kStep = kLanes<S>;
+  constexpr int kTogether = kPlain ? 2 : 1;  // one row of factors is in memory
+  const int64_t padded = (a.columns + kStep - 1) / kStep * kStep;
+  S* scratch = scratch_of<S>(kScratchA, static_cast<size_t>((2 + kTogether) * padded));
+  const S* weight = widened(static_cast<const T*>(a.weight), a.columns, scratch + kTogether * padded);
+  const S* bias = widened(static_cast<const T*>(a.bias), a.columns, scratch + (kTogether + 1) * padded);
+  S* factors =
+      !kPlain && a.dropout.threshold != 0 ? scratch_of<S>(kScratchB, static_cast<size_t>(a.columns + kStep)) : nullptr;
+  int64_t row = begin;
+  for (; row + kTogether <= end; row += kTogether) {
+    norm_rows<T, kPlain, kTogether>(a, row, weight, bias, factors, scratch);
+  }
+  for (; row < end; ++row) norm_rows<T, kPlain, 1>(a, row, weight, bias, factors, scratch);
 }
 
 // One register of the row: dx needs two sums over the row first, so everything is computed twice rather than stored.
@@ -183,16 +220,25 @@ void sum_partials(const void* partials, int64_t chunks, int64_t sums, int64_t co
   }
 }
 
+template <class T>
+void layer_norm_of(const LayerNormForward& a, int64_t begin, int64_t end) {
+  if (a.dropout.threshold == 0 && !a.hidden) return layer_norm_rows<T, true>(a, begin, end);
+  layer_norm_rows<T, false>(a, begin, end);
+}
+
 void layer_norm_forward(const LayerNormForward& a, int64_t begin, int64_t end) {
   switch (a.dtype) {
     case DType::kFloat32:
-      return layer_norm_rows<float>(a, begin, end);
+      return layer_norm_of<float>(a, begin, end);
     case DType::kBFloat16:
-      return layer_norm_rows<BFloat16>(a, begin, end);
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+      if (use_bfloat16_dot()) return layer_norm_of<NativeBFloat16>(a, begin, end);
+#endif
+      return layer_norm_of<BFloat16>(a, begin, end);
     case DType::kFloat16:
-      return layer_norm_rows<Half>(a, begin, end);
+      return layer_norm_of<Half>(a, begin, end);
     case DType::kFloat64:
-      return layer_norm_rows<double>(a, begin, end);
+      return layer_norm_of<double>(a, begin, end);
   }
 }
 void layer_norm_backward(const LayerNormBackward& a, int64_t begin, int64_t end) {

@@ -87,8 +87,16 @@ FAULTS = [
         "the mean is rounded to eight bits",
         "accumulates in bfloat16",
         "cpu/layer_norm_kernels.h",
-        "const S mean = sums.total() / static_cast<S>(columns);",
-        "const S mean = static_cast<S>(__builtin_rint(sums.total() / static_cast<S>(columns) * 64)) / 64;",
+        "mean[i] = sums.total() / static_cast<S>(columns);",
+        "mean[i] = static_cast<S>(__builtin_rint(sums.total() / static_cast<S>(columns) * 64)) / 64;",
+        "add_layer_norm",
+    ),
+    _fault(
+        "the second of two rows has the first one's mean",
+        "neighbouring rows mixed up",
+        "cpu/layer_norm_kernels.h",
+        "const Vector<S> normal = (load(scratch + i * padded + c) - broadcast(mean[i])) * broadcast(rstd[i]);",
+        "const Vector<S> normal = (load(scratch + i * padded + c) - broadcast(mean[0])) * broadcast(rstd[i]);",
         "add_layer_norm",
     ),
     _fault(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from dynabert.configuration.subnet import DEPTH_RULES, Subnet, subnet_shape
+from dynabert.configuration.subnet import DEPTH_RULES, Subnet, SubnetConfig, subnet_shape
 from dynabert_kernels import SubnetShape
 
 ARCHITECTURES = ("bert", "roberta", "mpnet")
@@ -188,6 +189,10 @@ class ElasticBertConfig(PreTrainedConfig):
                     f"{self.num_attention_heads} heads; allowed: at least as many"
                 )
 
+    # transformers looks each name up in a map of other names, which is empty here, and among the settings of single
+    # layers, which here are attributes of their own. A forward pass reads some 40 attributes; each would cost 1 us.
+    __getattribute__ = object.__getattribute__
+
     # What the architecture means -------------------------------------------------------------------------------------
 
     @property
@@ -219,6 +224,8 @@ class ElasticBertConfig(PreTrainedConfig):
 
     def shape(self, subnet: Subnet = None) -> SubnetShape:
         """Heads and neurons of every layer (0: skipped) that ``subnet`` means here. Errors: ``subnet_shape``."""
+        if isinstance(subnet, (str, SubnetConfig)):
+            return _known_shape(subnet, tuple(self.layer_heads), tuple(self.layer_neurons), self.depth_rule)
         return subnet_shape(subnet, self.layer_heads, self.layer_neurons, self.depth_rule)
 
     # Plain configurations --------------------------------------------------------------------------------------------
@@ -304,6 +311,10 @@ class ElasticBertConfig(PreTrainedConfig):
             return self.to_plain().to_diff_dict()
         values = {key: value for key, value in self.to_diff_dict().items() if key not in ELASTIC_KEYS}
         return {**values, "elastic": self.elastic_block()}
+
+
+# Servers name the same few sub-networks again and again.
+_known_shape = lru_cache(maxsize=1024)(subnet_shape)
 
 
 def _check_divides(hidden_size: int, heads: int) -> None:

@@ -119,11 +119,13 @@ class ElasticLayer(nn.Module):
     head_order: Tensor
     neuron_order: Tensor
     packed: bool  # whether the four matrices were packed for inference, and the plain ones are gone
+    packed_weights: dk.PackedLayerWeights | None  # all of them then; its tensors are the layer's buffers and parameters
     int8: dk.Int8LayerWeights | None  # the same in int8; its tensors are the layer's buffers and parameters
 
     def __init__(self, config: ElasticBertConfig, index: int) -> None:
         super().__init__()
         self.packed = False
+        self.packed_weights = None
         self.int8 = None
         self.config = config
         self.index = index
@@ -161,7 +163,7 @@ class ElasticLayer(nn.Module):
         for name in _MATRICES:
             delattr(self, name)
             self.register_buffer(name, getattr(packed, name), persistent=False)
-        self.packed = True
+        self.packed, self.packed_weights = True, packed
         self.register_state_dict_pre_hook(_refuse_packed)
 
     def quantise_weights(self, dtype: torch.dtype) -> None:
@@ -204,13 +206,15 @@ class ElasticLayer(nn.Module):
 
     def weights(self) -> dk.LayerWeights | dk.PackedLayerWeights:
         """All of them, as `dynabert_kernels.elastic_encoder` takes them."""
+        if self.packed_weights is not None:
+            return self.packed_weights
         first: Any = self._modules["attention_norm"]
         second: Any = self._modules["ffn_norm"]
         weights = [_own(self, name) for name in ("qkv_weight", "qkv_bias", "attention_weight", "attention_bias")]
         weights += (_own(first, "weight"), _own(first, "bias"))
         weights += [_own(self, name) for name in ("ffn_in_weight", "ffn_in_bias", "ffn_out_weight", "ffn_out_bias")]
         weights += (_own(second, "weight"), _own(second, "bias"))
-        return dk.PackedLayerWeights(*weights) if self.packed else dk.LayerWeights(*weights)
+        return dk.LayerWeights(*weights)
 
     def forward(
         self,

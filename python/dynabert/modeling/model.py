@@ -6,6 +6,7 @@ The sub-network is an argument of the call. No module remembers one, so two thre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import gt
 from typing import Any, cast
 
 import torch
@@ -135,12 +136,14 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
         config = self.config
         if plan.num_layers != config.num_hidden_layers:
             raise ValueError(f"the plan has {plan.num_layers} layers, the model {config.num_hidden_layers}")
-        for layer in range(plan.num_layers):
-            heads, neurons = plan.max_heads[layer], plan.max_neurons[layer]
-            if heads > config.layer_heads[layer] or neurons > config.layer_neurons[layer]:
+        for what, asked, there in (
+            ("heads", plan.max_heads, config.layer_heads),
+            ("neurons", plan.max_neurons, config.layer_neurons),
+        ):
+            if any(map(gt, asked, there)):
+                layer = next(layer for layer, count in enumerate(asked) if count > there[layer])
                 raise ValueError(
-                    f"the plan asks for {heads} heads and {neurons} neurons in layer {layer}; the layer has "
-                    f"{config.layer_heads[layer]} and {config.layer_neurons[layer]}"
+                    f"the plan asks for {asked[layer]} {what} in layer {layer}; the layer has {there[layer]}"
                 )
         if plan.num_rows != batch.input_ids.shape[0] or plan.max_seqlen < batch.max_seqlen:
             raise ValueError(

@@ -96,7 +96,7 @@ struct BFloat16Pairs {  // two neighbours as they are; a last one without a neig
     return v;
   }
   static DYNABERT_INLINE Float pair(UShort first, UShort second) {
-    return bit_cast<Float>(__builtin_convertvector(first, UInt) | (__builtin_convertvector(second, UInt) << 16));
+    return bit_cast<Float>(widen(first) | (widen(second) << 16));
   }
   static DYNABERT_INLINE Float down(const BFloat16* row, const BFloat16* next) {
     return pair(load_bits(row), next ? load_bits(next) : UShort{});

@@ -147,6 +147,15 @@ DYNABERT_INLINE float largest(Float v) {
   return found;
 #endif
 }
+DYNABERT_INLINE int32_t largest(Int v) {
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+  return _mm512_reduce_max_epi32((__m512i)v);
+#else
+  int32_t found = v[0];
+  for (int i = 1; i < kLanes<float>; ++i) found = v[i] > found ? v[i] : found;
+  return found;
+#endif
+}
 DYNABERT_INLINE double largest(Double v) {
   double found = v[0];
   for (int i = 1; i < kLanes<double>; ++i) found = v[i] > found ? v[i] : found;
@@ -168,13 +177,32 @@ DYNABERT_INLINE Double load(const double* p) {
 DYNABERT_INLINE void store(float* p, Float v) { __builtin_memcpy(p, &v, sizeof v); }
 DYNABERT_INLINE void store(double* p, Double v) { __builtin_memcpy(p, &v, sizeof v); }
 
-DYNABERT_INLINE Float from_bfloat16(UShort bits) { return bit_cast<Float>(__builtin_convertvector(bits, UInt) << 16); }
+// Short numbers to long ones and back. As intrinsics where there are any: of the generic conversion gcc makes two
+// halves and joins them.
+DYNABERT_INLINE UInt widen(UShort bits) {
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+  return (UInt)_mm512_cvtepu16_epi32((__m256i)bits);
+#elif DYNABERT_ISA == DYNABERT_ISA_AVX2
+  return (UInt)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+  return __builtin_convertvector(bits, UInt);
+#endif
+}
+DYNABERT_INLINE UShort narrow(UInt bits) {
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+  return (UShort)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, UShort);
+#endif
+}
+
+DYNABERT_INLINE Float from_bfloat16(UShort bits) { return bit_cast<Float>(widen(bits) << 16); }
 // Round to nearest, ties to even; a NaN stays a NaN.
 DYNABERT_INLINE UShort to_bfloat16(Float v) {
   const UInt bits = bit_cast<UInt>(v);
   const UInt rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const UInt quiet = (bits >> 16) | 0x40u;
-  return __builtin_convertvector(v != v ? quiet : rounded, UShort);
+  return narrow(v != v ? quiet : rounded);
 }
 
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
