@@ -258,7 +258,7 @@ def test_a_busy_machine_gets_more_rounds() -> None:
 
 def test_time_is_shared_out() -> None:
     assert share_of_time(10.0, [1.0, 3.0], 5) == pytest.approx(1.25 + 7.5 / 4)  # too little: equally many passes
-    assert share_of_time(80.0, [1.0, 4.0], 5) == pytest.approx(10.0 + 5.0 + 35.0 / 3)
+    assert share_of_time(80.0, [1.0, 4.0], 5) == pytest.approx(5.0 + 55.0 / 2)
     assert share_of_time(7.0, [2.0], 100) == share_of_time(7.0, [2.0], 1) == 7.0  # the last one gets all
     assert share_of_time(-1.0, [1.0], 5) == 0.0
 

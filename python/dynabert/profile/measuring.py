@@ -41,7 +41,7 @@ FEWEST_CHECKED = 6
 FEWEST_ROUNDS = 3
 ENOUGH_ROUNDS = 20  # undisturbed ones; their median moves little with more
 LATER_CHECKED, LATER_ROUNDS = 8, 4
-EQUAL_SHARE = 0.25  # of the time of a dtype, for all its points alike
+EQUAL_SHARE = 0.25  # of the time of a dtype, at least, for all its points alike
 BETWEEN_CHECKED = 8
 BUSY = 0.2  # share of passes held up; above it the profile says that the machine was busy
 
@@ -330,17 +330,12 @@ def neuron_step(dtype: str, device: torch.device) -> int:
 def share_of_time(seconds: float, units: Sequence[float], fewest: int) -> float:
     """Seconds for the first of several points, whose passes take ``units`` seconds, when ``seconds`` are left for all.
 
-    A part is shared equally, so that points of short passes, which are the restless ones, get many. Of the rest each
-    gets its ``fewest`` passes, as far as the time goes; what is left is shared by the root of a pass's time, which
-    makes the sum of the variances least.
+    Each gets its ``fewest`` passes, as far as three quarters of the time go; the rest is shared equally. So points of
+    short passes, which are the restless ones, get many; what they do not use goes to those that follow.
     """
     seconds = max(0.0, seconds)
-    equal = EQUAL_SHARE * seconds / len(units)
-    seconds *= 1.0 - EQUAL_SHARE
-    needed = fewest * sum(units)
-    if seconds <= needed:
-        return equal + seconds * units[0] / sum(units)
-    return equal + fewest * units[0] + (seconds - needed) * math.sqrt(units[0]) / sum(map(math.sqrt, units))
+    needed = min(fewest * sum(units), (1.0 - EQUAL_SHARE) * seconds)
+    return needed * units[0] / sum(units) + (seconds - needed) / len(units)
 
 
 def _seconds_of_a_pass(timer: Timer, whole: SubnetShape) -> float:
