@@ -31,9 +31,9 @@ _ATTEMPTS = 20  # children tried for each that is wanted, before the space count
 class SearchSettings:
     """How long and how wide to search.
 
-    ``evaluations``: networks judged, at most. ``minutes``: after which no further round begins; None for no bound (a bound
-    in time makes the result depend on the machine). ``population``: the best that have children. ``round_size``:
-    networks judged at a time. ``seed``: decides everything else.
+    ``evaluations``: networks judged, at most. ``minutes``: after which no further round begins; None for no bound (a
+    bound in time makes the result depend on the machine). ``population``: the best that have children.
+    ``round_size``: networks judged at a time. ``seed``: decides everything else.
 
     Raises ``ValueError`` for a number below 1, or no time.
     """
