@@ -176,7 +176,8 @@ def test_table_says_the_choice_and_what_comes_next(run: Run, folder: str, review
     assert "(chosen)" in stdout
     name = stdout.partition("chosen: ")[2].split()[0]
     assert f"--subnet {name} 'A text.'" in stdout
-    assert f"dynabert export --model_name_or_path {folder} --subnet {name}" in stdout
+    kind = "hf" if name.startswith("w1-") else "hf-remote"
+    assert f"dynabert export --model_name_or_path {folder} --subnet {name} --format {kind} --output_dir" in stdout
     assert "the checkpoint is not rewired" in stderr
     assert "dynabert rewire" in stderr
     assert "objective: the best score within the limits, on cost and on quality" in stderr

@@ -509,6 +509,11 @@ def report(args: argparse.Namespace, results: dict[str, Any], files: Sequence[Pa
     if results["chosen"] is None:
         return
     model = shlex.quote(args.model_name_or_path)
+    given = f"--model_name_or_path {model} --subnet {results['chosen']}"
+    # A plain class holds layers of one size with all their heads; what has fewer needs our own class.
+    [chosen] = [row for row in rows if row["subnet"] == results["chosen"]]
+    most = max(max(row["heads"]) for row in rows)
+    plain = set(chosen["heads"]) <= {0, most} and len(set(chosen["neurons"]) - {0}) == 1
     print(f"chosen: {results['chosen']}")
-    print(f"run it:     dynabert predict --model_name_or_path {model} --subnet {results['chosen']} 'A text.'")
-    print(f"take it out: dynabert export --model_name_or_path {model} --subnet {results['chosen']} --output_dir FOLDER")
+    print(f"run it:      dynabert predict {given} 'A text.'")
+    print(f"take it out: dynabert export {given} --format {'hf' if plain else 'hf-remote'} --output_dir FOLDER")
