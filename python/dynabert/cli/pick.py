@@ -207,7 +207,7 @@ def _run(args: argparse.Namespace) -> None:
         results["search"] = found.record | compared(args, model, encoded, candidates, logits, found, tokens, verify)
     failure = None if order else f"{no_solution(candidates, limits)}{_remedies(args, limits)}"
     chosen = order[0] if order else None
-    if chosen is not None and (verify or args.verify):
+    if chosen is not None and verify:
         chosen, results["verified"] = verified(args, model, order, limits, tokens)
         if chosen is None:
             tried = min(results["verified"], key=lambda row: row["measured_ms"])
