@@ -21,15 +21,26 @@ KERNEL_ROOMS = {
 }
 MODEL_ROOMS = {
     "configuration": set(),
-    "modeling": {"configuration"},
+    "cost": {"configuration"},
+    "model_card": {"configuration", "cost"},
+    "modeling": {"configuration", "model_card"},
     "importance": {"modeling", "configuration"},
     "rewiring": {"modeling", "configuration", "importance"},
-    "cost": {"modeling", "configuration"},
     "data": set(),
     "engine": {"modeling", "configuration", "data"},
     "evaluation": {"modeling", "configuration", "data"},
     "finetuning": {"modeling", "configuration", "data"},
-    "distill": {"evaluation", "finetuning", "rewiring", "importance", "cost", "modeling", "configuration", "data"},
+    "distill": {
+        "evaluation",
+        "finetuning",
+        "rewiring",
+        "importance",
+        "cost",
+        "model_card",
+        "modeling",
+        "configuration",
+        "data",
+    },
     "profile": {"engine", "modeling", "configuration", "data"},
 }
 
