@@ -41,7 +41,8 @@ MODEL_ROOMS = {
         "configuration",
         "data",
     },
-    "profile": {"engine", "modeling", "configuration", "data"},
+    "profile": {"engine", "evaluation", "cost", "modeling", "configuration", "data"},
+    "export": {"modeling", "configuration", "cost"},
 }
 
 
