@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ COST_TOKENS = 128
 TAGS = ("dynabert", "elastic", "dynabert-kernels")
 _WHOLE = "w1-d1"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_SETS = ("nyu-mll/glue",)  # sets whose name is no path
+HUB_SETS = ("nyu-mll/glue",)  # sets whose name is no path
 _SETTINGS = (
     ("num_train_epochs", "epochs of each stage"),
     ("max_steps", "steps of each stage, in place of epochs"),
@@ -69,7 +69,7 @@ class CardScores:
         if not isinstance(content, Mapping):
             raise ValueError(f"model card: scores must be a JSON object; got {type(content).__name__}; {_ALLOWED}")
         if "parts" in content:
-            return cls._from_parts(content["parts"], part)
+            return cls._from_parts(content["parts"], part, content.get("data"))
         rows = content.get("rows", content.get("subnets"))
         try:
             found = {subnet_text(row["subnet"]): float(row["score"]) for row in rows}
@@ -85,16 +85,15 @@ class CardScores:
         )
 
     @classmethod
-    def _from_parts(cls, parts: Sequence[Mapping[str, Any]], part: str | None) -> CardScores:
+    def _from_parts(cls, parts: Sequence[Mapping[str, Any]], part: str | None, data: str | None) -> CardScores:
         scored = {own["part"]: own["rows"] for own in parts if own["rows"]}
         if not scored:
             raise ValueError("model card: no part of the run was scored; give --validation_file to dynabert train")
         rows = scored[part] if part in scored else list(scored.values())[-1]
-        teacher = scored.get("teacher")
-        found = cls.read({"rows": rows})
-        if teacher is None or part == "teacher":
+        found = replace(cls.read({"rows": rows}), data=data)
+        if "teacher" not in scored or part == "teacher":
             return found
-        return cls(found.rows, found.metric, found.examples, found.majority, float(teacher[0]["score"]), found.data)
+        return replace(found, teacher=float(scored["teacher"][0]["score"]))
 
 
 _ALLOWED = (
@@ -143,8 +142,8 @@ class CardLatency:
 class CardTraining:
     """How a checkpoint was trained.
 
-    ``settings``: what ``dynabert train`` wrote into `settings.json`. ``seconds``: of the whole run, by part.
-    ``versions``: packages by name. ``best_checkpoint``: whether each stage kept its best checkpoint on the scored set.
+    ``settings``: what ``dynabert train`` wrote into `settings.json`. ``seconds``: by part. ``versions``: packages by
+    name, and the commit where it is known.
     """
 
     settings: Mapping[str, Any]
@@ -213,9 +212,18 @@ def is_hub_id(name: str | None) -> bool:
     return name is not None and _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
+def fits(config: ElasticBertConfig, subnet: str) -> bool:
+    """Whether the network has this sub-network."""
+    try:
+        config.shape(subnet)
+    except ValueError:
+        return False
+    return True
+
+
 def public_name(source: str) -> str:
     """A file's name without its path, a set's on the hub as it is: a card says nothing of its author's disk."""
-    if source.startswith(_HUB_SETS):
+    if source.startswith(HUB_SETS):
         return source
     return re.split(r"[/\\]", source.rstrip("/\\"))[-1]
 
@@ -295,14 +303,7 @@ def _rows(
             known = [str(SubnetConfig(**own)) for own in named]
     if known:
         return list(dict.fromkeys(subnet_text(own) for own in known))
-    found = []
-    for subnet in subnet_grid():
-        try:
-            config.shape(subnet)
-        except ValueError:
-            continue  # a width that is not whole heads here
-        found.append(str(subnet))
-    return found
+    return [str(subnet) for subnet in subnet_grid() if fits(config, str(subnet))]
 
 
 def _table(
@@ -394,7 +395,7 @@ def _loading(config: ElasticBertConfig, name: str) -> str:
             f"model = {opening}, trust_remote_code=True)\n```\n\n"
             "After `import dynabert.modeling` the same works without `trust_remote_code`."
         )
-    example = "w0.5-d0.5" if _fits(config, "w0.5-d0.5") else "d0.5"
+    example = "w0.5-d0.5" if fits(config, "w0.5-d0.5") else "d0.5"
     elastic = (
         "With `dynabert-kernels`, at any sub-network:\n\n```python\n"
         "from dynabert import ElasticBertForSequenceClassification\n"
@@ -406,14 +407,6 @@ def _loading(config: ElasticBertConfig, name: str) -> str:
         f'classify(["some text", "another"], subnet="{example}")\n```'
     )
     return "\n\n".join((plain, auto, elastic))
-
-
-def _fits(config: ElasticBertConfig, subnet: str) -> bool:
-    try:
-        config.shape(subnet)
-    except ValueError:
-        return False
-    return True
 
 
 def _recipe(training: CardTraining | None) -> str:
