@@ -30,7 +30,8 @@ MODEL_ROOMS = {
     "evaluation": {"modeling", "configuration", "data"},
     "finetuning": {"modeling", "configuration", "data"},
     "distill": {"evaluation", "finetuning", "rewiring", "importance", "cost", "modeling", "configuration", "data"},
-    "profile": {"engine", "modeling", "configuration", "data"},
+    "profile": {"engine", "evaluation", "cost", "modeling", "configuration", "data"},
+    "export": {"modeling", "configuration", "cost"},
 }
 
 

@@ -21,6 +21,8 @@ MODEL_NAMES = [
     "DistillationTrainer",
     "distillation_losses",
     "InferenceEngine",
+    "export_subnet",
+    "ExportReport",
 ]
 KERNEL_NAMES = [
     "SubnetShape",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dynabert.configuration import ElasticBertConfig, SubnetConfig
     from dynabert.distill import DistillationArguments, DistillationTrainer, distillation_losses
     from dynabert.engine import InferenceEngine
+    from dynabert.export import ExportReport, export_subnet
     from dynabert.importance import Importance, compute_importance
     from dynabert.modeling import ElasticBertForSequenceClassification, ElasticBertModel
     from dynabert.rewiring import rewire, undo_rewiring
@@ -24,11 +25,13 @@ _HOME = {
     "ElasticBertConfig": "dynabert.modeling",  # with the models, so that the Auto classes know both
     "ElasticBertForSequenceClassification": "dynabert.modeling",
     "ElasticBertModel": "dynabert.modeling",
+    "ExportReport": "dynabert.export",
     "Importance": "dynabert.importance",
     "InferenceEngine": "dynabert.engine",
     "SubnetConfig": "dynabert.configuration",
     "compute_importance": "dynabert.importance",
     "distillation_losses": "dynabert.distill",
+    "export_subnet": "dynabert.export",
     "rewire": "dynabert.rewiring",
     "undo_rewiring": "dynabert.rewiring",
 }
@@ -39,11 +42,13 @@ __all__ = [
     "ElasticBertConfig",
     "ElasticBertForSequenceClassification",
     "ElasticBertModel",
+    "ExportReport",
     "Importance",
     "InferenceEngine",
     "SubnetConfig",
     "compute_importance",
     "distillation_losses",
+    "export_subnet",
     "rewire",
     "undo_rewiring",
 ]

@@ -195,14 +195,81 @@ def score_logits(
     majority = majority_score(targets, chosen)
     rows = []
     for name, values in logits.items():
-        predictions: npt.NDArray[np.generic]
-        if problem == MULTI_LABEL:
-            predictions = label_probabilities(values) >= threshold
-        else:
-            predictions = values[:, 0] if problem == REGRESSION else values.argmax(axis=1)
+        predictions = _decisions(problem, values, threshold)
         scores = {other: compute_metric(other, predictions, targets) for other in names}
         rows.append(EvaluationRow(name, scores[chosen], chosen, scores, len(encoded), majority))
     return rows
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """The score of one sub-network minus another's on the same texts, and its 95 % interval from a paired bootstrap.
+
+    Attributes:
+        difference: the first one's score minus the second one's.
+        low, high: 2.5th and 97.5th percentile over ``resamples`` draws of the texts, with replacement.
+        resamples, seed: of the bootstrap.
+    """
+
+    difference: float
+    low: float
+    high: float
+    resamples: int
+    seed: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0.0 or self.high < 0.0
+
+
+def paired_difference(
+    model: ElasticBertForSequenceClassification,
+    encoded: Encoded,
+    first: npt.NDArray[np.floating],
+    second: npt.NDArray[np.floating],
+    *,
+    metric: str | None = None,
+    threshold: float = 0.5,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> ScoreDifference:
+    """How much better the ``first`` logits score than the ``second``, both (N, labels) and of the same texts.
+
+    Each resample draws N texts once and scores both on them, so what makes a text hard for both cancels.
+
+    Raises:
+        ValueError: logits that are not of these texts; fewer than 1 resample; what `score_logits` raises.
+    """
+    problem = model_problem(model.config)
+    targets = np.asarray(_targets(model, encoded))
+    _, chosen = _metric(problem, metric)
+    _check_threshold(threshold)
+    if resamples < 1:
+        raise ValueError(f"paired_difference: resamples is {resamples}; allowed: 1 or more")
+    if first.shape != second.shape or len(first) != len(encoded):
+        raise ValueError(
+            f"paired_difference: logits have shapes {first.shape} and {second.shape} for {len(encoded)} texts; "
+            "allowed: one row of each for every text"
+        )
+    ours, theirs = (_decisions(problem, logits, threshold) for logits in (first, second))
+    chance = np.random.default_rng(seed)
+    found = np.empty(resamples)
+    for index in range(resamples):
+        rows = chance.integers(0, len(encoded), len(encoded))
+        found[index] = compute_metric(chosen, ours[rows], targets[rows]) - compute_metric(
+            chosen, theirs[rows], targets[rows]
+        )
+    low, high = np.percentile(found, [2.5, 97.5]).tolist()
+    whole = compute_metric(chosen, ours, targets) - compute_metric(chosen, theirs, targets)
+    return ScoreDifference(whole, low, high, resamples, seed)
+
+
+def _decisions(problem: str, logits: npt.NDArray[np.floating], threshold: float) -> npt.NDArray[np.generic]:
+    """What the metrics take: class indices, numbers, or (N, labels) of True and False."""
+    if problem == MULTI_LABEL:
+        return label_probabilities(logits) >= threshold
+    return logits[:, 0] if problem == REGRESSION else logits.argmax(axis=1)
 
 
 @dataclass(frozen=True)

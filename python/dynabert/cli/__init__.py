@@ -12,10 +12,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from dynabert.cli import demo, env, evaluate, predict, rewire, train
+from dynabert.cli import demo, env, evaluate, export, pick, predict, profile, rewire, train
 from dynabert.cli.options import UsageError
 
-COMMANDS = (train, predict, evaluate, rewire, demo, env)
+COMMANDS = (train, predict, evaluate, rewire, profile, pick, export, demo, env)
 
 # What a user's data, files or machine can bring about. Anything else is a fault of ours and keeps its traceback.
 _REFUSALS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="dynabert",
-        description="One BERT checkpoint at any width and depth: train, predict, evaluate, rewire.",
+        description="One BERT checkpoint at any width and depth: train, evaluate, rewire, profile, pick, export, run.",
         epilog="A sub-network is written w0.5-d0.75: half the heads and neurons, three quarters of the layers.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -61,8 +61,8 @@ def add_column_options(parser: argparse.ArgumentParser, *, label: bool) -> None:
         parser.add_argument("--label_column", metavar="NAME", help="name of the label's column")
 
 
-def add_data_options(parser: argparse.ArgumentParser, *, split: str) -> None:
-    """Where labelled text comes from."""
+def add_data_options(parser: argparse.ArgumentParser, *, split: str, file_names: tuple[str, ...] = ("--file",)) -> None:
+    """Where labelled text comes from. ``file_names``: names of the option for one's own file."""
     group = parser.add_argument_group("data: a named task, or a file of your own")
     group.add_argument(
         "--task_name", metavar="TASK", help="sst2, cola, mrpc, rte, stsb, qnli, qqp, wnli, mnli or drugreview"
@@ -72,7 +72,10 @@ def add_data_options(parser: argparse.ArgumentParser, *, split: str) -> None:
     )
     group.add_argument("--split", metavar="SPLIT", default=split, help="split of the task")
     group.add_argument(
-        "--file", metavar="FILE", help="your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet"
+        *file_names,
+        dest="file",
+        metavar="FILE",
+        help="your own labelled .tsv, .csv, .jsonl (each also .gz) or .parquet",
     )
     group.add_argument(
         "--label_separator",

@@ -36,6 +36,8 @@ ELASTIC_KEYS = (
     "depth_rule",
     "rewired",
 )
+# An exported network's heads in MPNet's shared bias table: the checkpoint's business, not an argument.
+CHECKPOINT_KEYS = ("head_orders",)
 
 
 class ElasticBertConfig(PreTrainedConfig):
@@ -332,10 +334,10 @@ def _read_block(elastic: Mapping[str, Any] | None) -> dict[str, Any]:
             f"ElasticBertConfig: the elastic block has format {elastic.get('format')!r}; this version reads "
             f"{ELASTIC_FORMAT}; use the version that wrote it"
         )
-    unknown = sorted(set(elastic) - set(ELASTIC_KEYS) - {"format"})
+    unknown = sorted(set(elastic) - {*ELASTIC_KEYS, *CHECKPOINT_KEYS, "format"})
     if unknown:
         raise ValueError(f"ElasticBertConfig: unknown entries in the elastic block: {', '.join(unknown)}")
-    return {key: value for key, value in elastic.items() if key != "format"}
+    return {key: value for key, value in elastic.items() if key in ELASTIC_KEYS}
 
 
 def _arguments(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -181,12 +181,15 @@ def _read_orders(
     orders = identity_orders(config)
     path = files.find(source, files.ELASTIC_FILE, hub)
     if path is None:
+        configured = _configured_head_orders(source, config, hub) if config.rewired else None
+        if configured is not None:
+            orders |= configured
+        elif config.rewired and config.has_relative_bias:
+            raise ValueError(
+                f"from_pretrained: {source} was rewired but {files.ELASTIC_FILE} is not there; its heads cannot be "
+                "matched with the relative position bias; fetch the whole checkpoint"
+            )
         if config.rewired:
-            if config.has_relative_bias:
-                raise ValueError(
-                    f"from_pretrained: {source} was rewired but {files.ELASTIC_FILE} is not there; its heads cannot be "
-                    "matched with the relative position bias; fetch the whole checkpoint"
-                )
             logger.warning(
                 "%s was rewired but %s is not there: the network computes the same, but where its heads and neurons "
                 "once stood is not known.",
@@ -224,6 +227,27 @@ def _read_orders(
     return orders, None
 
 
+def _configured_head_orders(source: str, config: ElasticBertConfig, hub: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The ``head_orders`` of an exported MPNet's ``config.json``, which stay where transformers saves it again."""
+    path = files.find(source, "config.json", hub)
+    if path is None or not config.has_relative_bias:
+        return None
+    block = json.loads(path.read_text(encoding="utf-8")).get("elastic") or {}
+    stored = block.get("head_orders")
+    if stored is None:
+        return None
+    allowed = range(config.relative_attention_heads)
+    lengths = [len(order) for order in stored]
+    if lengths != list(config.layer_heads) or any(
+        len(set(order)) != len(order) or not set(order) <= set(allowed) for order in stored
+    ):
+        raise ValueError(
+            f"from_pretrained: {path}: head_orders must name, for each of {len(config.layer_heads)} layers, so many "
+            f"different places of {len(allowed)} as the layer has heads"
+        )
+    return {f"layers.{layer}.head_order": torch.tensor(order) for layer, order in enumerate(stored)}
+
+
 def state_from_plain(state: Mapping[str, Any], config: ElasticBertConfig, parts: Parts) -> dict[str, Any]:
     """Our state dict from a plain one, orders left out; any other is returned as it is.
 
@@ -255,7 +279,6 @@ def save(
     ``state``: our whole state dict. Writes into an existing folder; what an earlier save left there is replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    prefix = encoder_prefix(parts)
     content = config.saved_form()
     content["dtype"] = str(dtype).removeprefix("torch.")
     plain = config.plain_obstacle() is None
@@ -270,6 +293,21 @@ def save(
         content["auto_map"] = AUTO_MAP
         (folder / AUTO_FILE).write_text(AUTO_CODE, encoding="utf-8")
     files.write_weights(folder, to_plain(state, config, parts), max_shard_size)
+    save_orders(folder, config, parts, state, scores)
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def save_orders(
+    folder: Path,
+    config: ElasticBertConfig,
+    parts: Parts,
+    state: Mapping[str, Tensor],
+    scores: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Writes ``elastic.safetensors``: where heads and neurons once stood, and their scores. No file, and none left of
+    an earlier save, where nothing was moved and nothing scored."""
+    prefix = encoder_prefix(parts)
     names = [f"layers.{layer}.{name}" for layer in range(config.num_hidden_layers) for name in _ORDERS]
     orders = {name: state[prefix + name].cpu() for name in names}
     aside = folder / files.ELASTIC_FILE
@@ -281,5 +319,3 @@ def save(
         save_file(tensors, aside)
     else:
         aside.unlink(missing_ok=True)
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")

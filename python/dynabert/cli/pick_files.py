@@ -1,0 +1,141 @@
+"""What ``dynabert pick`` reads beside model and data: scores and trained sub-networks; and the files it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynabert.cli.output import say
+
+if TYPE_CHECKING:
+    from dynabert.configuration import ElasticBertConfig, SubnetConfig
+
+COMPLETE = "complete.json"  # what each part of `dynabert train` leaves beside its network
+CHOSEN = "subnet.txt"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores by a sub-network's text form, and what they are of. ``majority``: the best constant answer's score."""
+
+    source: str
+    metric: str
+    scores: dict[str, float]
+    majority: float | None
+    examples: int | None
+
+
+def read_scores(path: str) -> Scores:
+    """Scores from a file that ``dynabert eval --json`` or ``dynabert train`` (results.json, complete.json) has written.
+
+    Raises:
+        ValueError: a file of another kind, or one that holds no score.
+    """
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--scores {path} is no JSON file: {error}") from error
+    kinds = "what dynabert eval --json printed, or the results.json or complete.json of dynabert train"
+    if not isinstance(given, dict):
+        raise ValueError(f"--scores {path} holds {type(given).__name__}; allowed: {kinds}")
+    parts = [part for part in given.get("parts", ()) if part.get("rows")]
+    rows: Any = parts[-1]["rows"] if parts else given.get("rows") or given.get("subnets")
+    try:
+        scores = {str(row["subnet"]): float(row["score"]) for row in rows}
+        first = rows[0]
+        metric = str(given.get("metric") or first["metric"])
+        majority = given.get("majority_score", first.get("majority"))
+        examples = given.get("examples", first.get("examples"))
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"--scores {path} holds no scores of sub-networks; allowed: {kinds}") from error
+    return Scores(
+        str(given.get("data") or path),
+        metric,
+        scores,
+        None if majority is None else float(majority),
+        None if examples is None else int(examples),
+    )
+
+
+def trained_subnets(folder: str) -> list[str]:
+    """The sub-networks that the checkpoint's own record names; empty where it has none."""
+    path = Path(folder) / COMPLETE
+    if not path.is_file():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        return [str(row["subnet"]) for row in rows]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def candidate_subnets(asked: str | None, folder: str, config: ElasticBertConfig) -> list[SubnetConfig]:
+    """The sub-networks to choose among: those named; else those of the checkpoint's record, else the paper's grid.
+
+    Of the grid those are left out that this network cannot run, or that are another one by a second name; both are
+    said.
+
+    Raises:
+        ValueError: a named sub-network that cannot be read or does not fit; none that fits.
+    """
+    from dynabert.configuration.grid import parse_subnets, subnet_grid
+
+    if asked is not None and asked.strip() != "all":
+        return parse_subnets(asked, config)
+    recorded = trained_subnets(folder) if asked is None else []
+    # A teacher's record names the whole network alone: that is no grid.
+    listed = parse_subnets(",".join(recorded)) if len(recorded) > 1 else subnet_grid()
+    found: dict[Any, SubnetConfig] = {}
+    left_out = []
+    for subnet in listed:
+        try:
+            shape = config.shape(subnet)
+        except ValueError as error:
+            left_out.append(f"{subnet} ({error})")
+            continue
+        if shape in found:
+            left_out.append(f"{subnet} (the same layers as {found[shape]})")
+        else:
+            found[shape] = subnet
+    if left_out:
+        say(f"left out: {'; '.join(left_out)}")
+    if not found:
+        raise ValueError("no sub-network of the grid fits this network; name some with --subnets")
+    return list(found.values())
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> list[Path]:
+    """``pick.json``, ``candidates.csv``, the pictures and the chosen one's ``subnet.txt``; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "pick.json", folder / "candidates.csv"]
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    written[0].write_text(text + "\n", encoding="utf-8")
+    with written[1].open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        rows = results["candidates"]
+        table.writerow(rows[0])
+        for row in rows:
+            table.writerow([_cell(value) for value in row.values()])
+    chosen = folder / CHOSEN
+    chosen.unlink(missing_ok=True)  # an earlier run's choice must not stand beside this run's table
+    if results["chosen"] is not None:
+        chosen.write_text(results["chosen"] + "\n", encoding="utf-8")
+        written.append(chosen)
+    try:
+        from dynabert.cli.pick_plot import plot_choice, plot_layers
+    except ImportError as error:
+        say(f"no pictures: {error}; pip install matplotlib")
+        return written
+    pictures = [folder / "score_cost.png", folder / "layers.png"]
+    plot_choice(results, pictures[0])
+    plot_layers(results, pictures[1])
+    return written + pictures
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, list) else value

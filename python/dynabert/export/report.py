@@ -1,0 +1,121 @@
+"""What an export leaves beside the weights: where it comes from, what it holds, how closely it was matched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("hf", "hf-remote", "onnx", "elastic")
+REPORT_FILE = "export_report.json"
+ONNX_FILE = "model.onnx"
+
+_OPENING = {
+    "hf": (
+        "from transformers import AutoModelForSequenceClassification",
+        'model = AutoModelForSequenceClassification.from_pretrained("{folder}")',
+    ),
+    "hf-remote": (
+        "from transformers import AutoModelForSequenceClassification",
+        'model = AutoModelForSequenceClassification.from_pretrained("{folder}", trust_remote_code=True)',
+    ),
+    "onnx": (
+        "import onnxruntime",
+        'session = onnxruntime.InferenceSession("{folder}/model.onnx", providers=["CPUExecutionProvider"])',
+    ),
+    "elastic": (
+        "from dynabert import ElasticBertForSequenceClassification",
+        'model = ElasticBertForSequenceClassification.from_pretrained("{folder}")',
+    ),
+}
+
+
+def snippet(form: str, folder: Path, tokenizer: bool) -> str:
+    """Python that opens an export of a format and, with its tokenizer, answers two texts."""
+    first, opening = _OPENING[form]
+    if not tokenizer:
+        lines = [first, "", opening]
+    else:
+        tensors = "np" if form == "onnx" else "pt"
+        last = 'session.run(["logits"], dict(batch))[0]' if form == "onnx" else "model(**batch).logits"
+        lines = [
+            first,
+            "from transformers import AutoTokenizer",
+            "",
+            'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+            opening,
+            f'batch = tokenizer(["a text", "another, longer text"], padding=True, return_tensors="{tensors}")',
+            f"logits = {last}",
+        ]
+    return "\n".join(lines).replace("{folder}", folder.as_posix()) + "\n"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network's size. ``heads``, ``neurons``: of each of its layers; ``parameters`` with embeddings and head;
+    ``gflop``: 10^9 operations for one sequence of ``cost_tokens`` tokens."""
+
+    heads: tuple[int, ...]
+    neurons: tuple[int, ...]
+    parameters: int
+    gflop: float
+    cost_tokens: int
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How closely the export, loaded back, matched the source running the sub-network.
+
+    ``max_difference``: largest absolute difference of two logits, in float32 arithmetic on both sides, with the
+    source's weights rounded to the stored dtype; ``bound``: what was allowed.
+    ``stored_max_difference``, ``stored_bound``: for weights stored in half precision and opened as they are stored,
+    against the source in float32; None for float32.
+    ``opened_with``: the tool and class that opened it. ``texts``, ``lengths``: the inputs, real texts and random ids of
+    so many tokens, padded to the longest.
+    """
+
+    max_difference: float
+    bound: float
+    stored_max_difference: float | None
+    stored_bound: float | None
+    largest_logit: float
+    opened_with: str
+    texts: int
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What :func:`dynabert.export.export_subnet` did; ``export_report.json`` holds the same.
+
+    ``subnet``: text form; ``subnet_heads``, ``subnet_neurons``: of each layer of the source, 0 where it is skipped.
+    ``size``: of the sub-network; ``padded``: of the network as it is stored where ``--pad`` made it larger, which is
+    the one whose speed and memory count; else None. ``files``: size in bytes. ``load``: Python that opens it.
+    """
+
+    format: str
+    output_dir: str
+    source: str
+    architecture: str
+    subnet: str
+    subnet_heads: tuple[int, ...]
+    subnet_neurons: tuple[int, ...]
+    size: Size
+    padded: Size | None
+    dtype: str
+    tokenizer: bool
+    parity: Parity
+    versions: dict[str, str]
+    files: dict[str, int]
+    load: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return found
+
+    def write(self, folder: Path) -> None:
+        """Writes ``export_report.json``."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (folder / REPORT_FILE).write_text(text, encoding="utf-8")

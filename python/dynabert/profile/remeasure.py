@@ -1,0 +1,56 @@
+"""Timing a few sub-networks again, in the way a profile times them, to see whether a limit holds on the device."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from dynabert.profile.measuring import ModelTimer
+from dynabert.profile.timing import Sample, typical_times
+from dynabert_kernels import SubnetShape
+
+if TYPE_CHECKING:
+    from dynabert.modeling import ElasticBertForSequenceClassification
+
+
+def remeasure(
+    model: ElasticBertForSequenceClassification,
+    shapes: Sequence[SubnetShape],
+    batch_size: int,
+    seq_length: int,
+    *,
+    rounds: int = 20,
+    warmup: int = 2,
+    seed: int = 0,
+) -> list[float]:
+    """Milliseconds of one pass of each shape, in the given order, comparable among each other.
+
+    Each round times every shape once in a new order; passes that other work held up are set aside, as in a profile.
+
+    Raises:
+        ValueError: a number below 1; ``seq_length`` beyond the model's positions.
+    """
+    for name, value in (("batch_size", batch_size), ("rounds", rounds), ("number of shapes", len(shapes))):
+        if value < 1:
+            raise ValueError(f"remeasure: {name} is {value}; allowed: 1 or more")
+    if not 1 <= seq_length <= model.config.max_sequence_length:
+        raise ValueError(f"remeasure: seq_length is {seq_length}; allowed: 1 to {model.config.max_sequence_length}")
+    chance = random.Random(seed)
+    training = model.training
+    model.eval()
+    taken: dict[int, list[Sample]] = {index: [] for index in range(len(shapes))}
+    try:
+        with torch.inference_mode():
+            timer = ModelTimer(model, batch_size, seq_length, chance)
+            for _ in range(warmup):
+                for shape in shapes:
+                    timer(shape)
+            for _ in range(rounds):
+                for index in chance.sample(range(len(shapes)), len(shapes)):
+                    taken[index].append(timer(shapes[index]))
+    finally:
+        model.train(training)
+    return list(typical_times(taken).values())

@@ -1,0 +1,88 @@
+"""One timed pass, and how to tell that other work of the machine held it up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+Name = TypeVar("Name")
+
+WAITED = 0.02  # share of a pass; a pass of one thread that waited longer was held up
+FEWEST_QUIET = 3  # undisturbed passes, or half of all; with fewer the others count too
+LOW_QUANTILE = 25
+QUIET_MACHINE = 0.05  # share of passes that may be held up on one
+TRIES, SHORT_MS = 4, 8.0  # a pass as long as the system lets a process run would be held up again
+
+
+class Sample(NamedTuple):
+    """Milliseconds of a pass, and whether other work held it up.
+
+    A disturbed pass of one thread has the thread's own processor time, which waiting is not part of; of several
+    threads it has the time by the clock.
+    """
+
+    ms: float
+    disturbed: bool
+
+
+def timed(call: Callable[[], object], device: torch.device) -> Sample:
+    """Run ``call`` once and wait for the device.
+
+    A short pass that was held up is run again at once, a few times at most: it then finds the processor free for a
+    while and its caches warm.
+    """
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+        start = time.perf_counter()
+        call()
+        torch.accelerator.synchronize(device)
+        return Sample(1e3 * (time.perf_counter() - start), False)
+    alone = torch.get_num_threads() == 1
+    sample = _timed_on_cpu(call, alone)
+    for _ in range(TRIES - 1):
+        if not sample.disturbed or sample.ms > SHORT_MS:
+            break
+        sample = _timed_on_cpu(call, alone)
+    return sample
+
+
+def _timed_on_cpu(call: Callable[[], object], alone: bool) -> Sample:
+    switches = _involuntary_switches()
+    start, own = time.perf_counter(), time.thread_time()
+    call()
+    own, wall = time.thread_time() - own, time.perf_counter() - start
+    if alone:
+        disturbed = wall - own > WAITED * wall
+        return Sample(1e3 * (own if disturbed else wall), disturbed)
+    return Sample(1e3 * wall, _involuntary_switches() > switches)
+
+
+def typical_times(samples: Mapping[Name, Sequence[Sample]]) -> dict[Name, float]:
+    """What a pass of each would take on a quiet machine: the median where (nearly) nothing was disturbed.
+
+    Else the low quartile, since caches are cold after other work: of the undisturbed samples where there are three of
+    them, or half; else of all, which for one thread are processor times. One rule for all, so that they compare.
+    """
+    every = [sample for taken in samples.values() for sample in taken]
+    quiet_machine = sum(sample.disturbed for sample in every) <= QUIET_MACHINE * len(every)
+    return {name: _typical(taken, 50 if quiet_machine else LOW_QUANTILE) for name, taken in samples.items()}
+
+
+def _typical(samples: Sequence[Sample], quantile: int) -> float:
+    quiet = [sample.ms for sample in samples if not sample.disturbed]
+    if len(quiet) < FEWEST_QUIET and 2 * len(quiet) < len(samples):
+        quiet = [sample.ms for sample in samples]
+    return float(np.percentile(quiet, quantile))
+
+
+def _involuntary_switches() -> int:
+    """How often the system took the processor from one of this process's threads; 0 where that cannot be asked."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
