@@ -1,13 +1,13 @@
 """The whole way in one script: a plain checkpoint and a .csv file to an exported, verified, faster model.
 
-    python examples/from_csv_to_export.py --output_dir out/way            # all-MiniLM-L6-v2, 600 drug reviews: an hour?
+    python examples/from_csv_to_export.py --output_dir out/way            # all-MiniLM-L6-v2, 600 drug reviews: long
     python examples/from_csv_to_export.py --model_name_or_path MODEL --train_file a.csv --validation_file b.csv
     python examples/from_csv_to_export.py --tiny                          # a tiny random network, half a minute
 
-Shows the commands, in order, and the time of each: `dynabert train`, `dynabert profile` of this device, `dynabert pick` of
-the cheapest sub-network that keeps a share of the score, `dynabert export`, which opens what it wrote and compares it.
-Last, the plain fine-tuned network and the exported one are opened by transformers alone, in a process that does not know
-this package, and timed in turns. A run that was cut goes on with the step it was in (`dynabert train` with the stage).
+Shows the commands, in order, and the time of each: `dynabert train`, `dynabert profile` of this device, `dynabert pick`
+of the cheapest sub-network that keeps a share of the score, `dynabert export`, which opens what it wrote and compares
+it. Last, the plain fine-tuned network and the exported one are opened by transformers alone, in a process that does not
+know this package, and timed in turns. A run that was cut goes on in the training stage that it was in.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from dynabert.cli import main as dynabert
 # What a user of transformers does, without this package. The two take turns, so that a busy moment falls on both.
 TIMING = """
 import json, sys, time, torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 plain, small, tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
 models = [AutoModelForSequenceClassification.from_pretrained(p, trust_remote_code=True).eval() for p in (plain, small)]
 assert "dynabert" not in sys.modules
-ids = torch.randint(5, len(AutoTokenizer.from_pretrained(small)), (1, tokens))
+ids = torch.randint(5, models[0].config.vocab_size, (1, tokens))
 times = [[], []]
 with torch.inference_mode():
     for turn in range(33):
