@@ -6,6 +6,11 @@ BIN := $(VENV)/bin
 REQUIREMENTS := $(VENV)/.requirements
 BUILT := $(VENV)/.built
 OLDER_TRITON := $(VENV)/triton-3.6.0
+DOCS_TOOLS := $(VENV)/.docs
+# The rooms that a user may build on; the packages' own pages hold their public names.
+API := dynabert dynabert.data dynabert.distill dynabert.distill.pipeline dynabert.engine dynabert.evaluation \
+	dynabert.finetuning dynabert.cost dynabert.profile dynabert.export dynabert_kernels dynabert_kernels.layout \
+	dynabert_kernels.reference dynabert_kernels.ops.providers dynabert_kernels.testing
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 PYTEST_ARGS ?=
 # Processes that run tests, one thread each: threads that wait for each other on a busy machine spin.
@@ -21,7 +26,7 @@ CODEGEN_ARGS ?=
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-long lint format bench codegen proof faults clean
+.PHONY: help install demo test test-long lint format bench codegen proof faults docs clean
 
 help:
 	@echo "make demo     a real BERT, fine-tuned, rewired, distilled into 12 sub-networks, at most 15 minutes; DEMO_ARGS='--task_name sst2' for another task"
@@ -31,6 +36,7 @@ help:
 	@echo "make faults   plants faults in every kernel and demands that a check turns red; FAULT_ARGS='--provider cpu' for some"
 	@echo "make bench    kernel microbenchmarks; BENCH_ARGS='--op elastic_ffn' for some"
 	@echo "make codegen  compiles every GPU kernel without a GPU, with two Tritons, and reads registers, spills and shared memory; CODEGEN_ARGS='--only attention' for some"
+	@echo "make docs     the API reference from the docstrings, as HTML in out/docs"
 	@echo "make lint     ruff, mypy, clang-format; make format mends what can be mended"
 
 $(REQUIREMENTS): requirements-dev.txt requirements-models.txt constraints.txt
@@ -88,6 +94,17 @@ $(OLDER_TRITON)/.installed: requirements-older-triton.txt | $(REQUIREMENTS)
 
 codegen: $(BUILT) $(OLDER_TRITON)/.installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m dynabert_kernels.testing.codegen --out out/codegen.json --triton $(OLDER_TRITON) $(CODEGEN_ARGS)
+
+$(DOCS_TOOLS): requirements-docs.txt | $(REQUIREMENTS)
+	@echo "Installing what the API reference is made with ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-docs.txt
+	@touch $@
+
+# Warnings there are about annotations that only a type checker resolves; the pages show them as they are written.
+docs: $(BUILT) $(DOCS_TOOLS)
+	@rm -rf out/docs
+	@$(BIN)/python -W ignore -m pdoc --docformat google --no-show-source --output-directory out/docs $(API)
+	@echo "the API reference: out/docs/index.html"
 
 clean:
 	rm -rf build out *.egg-info dynabert_kernels/_C*.so

@@ -85,14 +85,20 @@ def test_arrows(package: str, path: Path) -> None:
 
 def test_files_stay_small() -> None:
     for pattern, limit in (("*.py", 600), ("*.cpp", 800), ("*.cu", 800), ("*.cuh", 800), ("*.h", 800)):
-        for folder in ("dynabert_kernels", "python", "csrc", "tests", "benchmarks"):
+        for folder in ("dynabert_kernels", "python", "csrc", "tests", "benchmarks", "examples"):
             for path in (ROOT / folder).rglob(pattern):
                 lines = len(path.read_text(encoding="utf-8").splitlines())
                 assert lines <= limit, f"{path.relative_to(ROOT)} has {lines} lines; the limit is {limit}"
 
 
+def test_examples_use_what_users_have() -> None:
+    for path in (ROOT / "examples").glob("*.py"):
+        for name in imported(path):
+            assert name.partition(".")[0] not in ("tests", "benchmarks"), f"{path} imports {name}"
+
+
 def test_names_say_what_things_do() -> None:
-    for folder in ("dynabert_kernels", "python", "csrc", "tests", "benchmarks"):
+    for folder in ("dynabert_kernels", "python", "csrc", "tests", "benchmarks", "examples"):
         for path in (ROOT / folder).rglob("*"):
             assert path.stem not in ("utils", "helpers", "common", "misc"), path
 

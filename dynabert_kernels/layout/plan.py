@@ -40,7 +40,8 @@ class Plan:
 
     Invariant: ``table`` is int32 and holds the group borders (G+1 numbers, rising from 0), then for each layer the
     heads of every group (G numbers) and the neurons of every group (G numbers). ``max_heads[l]`` and
-    ``max_neurons[l]`` are their maxima, or bounds of them. ``num_rows`` is the number of rows the batch is padded to
+    ``max_neurons[l]`` are their maxima, or bounds of them; ``max_seqlen`` is the longest sequence, or a bound of it;
+    ``num_groups`` is G. ``num_rows`` is the number of rows the batch is padded to
     (at least the last border); rows past the last border belong to no group.
 
     Build one with :meth:`build` or :meth:`uniform`; they check everything, ops then trust the plan. Where lengths and

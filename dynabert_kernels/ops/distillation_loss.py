@@ -73,7 +73,8 @@ def distillation_loss(
 ) -> Tensor:
     """The loss of each sub-network's rows against the teacher's, for all sub-networks of a stacked batch at once.
 
-    With ``s`` a row of ``student`` and ``t`` its row of ``teacher``, summed over the rows of group ``g`` that count:
+    With ``s`` a row of ``student`` and ``t`` its row of ``teacher``, summed over the rows of group ``g`` that count, by
+    ``kind``:
 
     * ``"soft_cross_entropy"``, of logits: ``loss[g] = -sum_r sum_c softmax(t)_c * log_softmax(s)_c``, temperature 1. A
       class of teacher probability 0 adds nothing, whatever the student's logit; -inf is allowed in both.

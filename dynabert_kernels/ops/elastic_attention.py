@@ -166,7 +166,8 @@ def elastic_attention(
     ``x``: (T, C). ``qkv_weight``: (H, 3, D, C), head by head, so that k heads are one contiguous block; ``qkv_bias``:
     (H, 3, D). ``out_weight``: (C, H*D), nn.Linear's layout; ``out_bias``: (C,). ``ln_weight``, ``ln_bias``: (C,). All
     of one dtype: float32, bfloat16, float16 or float64. ``cu_seqlens``: (B+1,) int32. ``layer``: the plan of this
-    layer. ``max_seqlen``, ``scale``, ``position_bias`` and dropout as in :func:`varlen_attention`; the hidden
+    layer. ``eps``: LayerNorm's. ``max_seqlen``, ``scale``, ``position_bias`` and dropout (``attention_dropout`` and
+    ``hidden_dropout``, with ``dropout_state``) as in :func:`varlen_attention`; the hidden
     dropout uses stream ``dropout_stream + 1``, so it is at most 1048574.
 
     Returns (T, C) in x's dtype. Differentiable in x, every weight and the position bias; a weight's gradient has its

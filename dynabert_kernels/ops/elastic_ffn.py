@@ -119,8 +119,8 @@ def elastic_ffn(
 
     ``x``: (T, C). ``in_weight``: (F, C), ``in_bias``: (F,), ``out_weight``: (C, F), ``out_bias``, ``ln_weight``,
     ``ln_bias``: (C,): nn.Linear's layout, all of one dtype, float32, bfloat16, float16 or float64. ``layer``: the plan
-    of this layer. ``activation``: ``"gelu"`` (exact), ``"gelu_tanh"``, ``"relu"`` or ``"none"``. Dropout as in
-    :func:`varlen_attention`.
+    of this layer. ``activation``: ``"gelu"`` (exact), ``"gelu_tanh"``, ``"relu"`` or ``"none"``. ``eps``:
+    LayerNorm's. ``hidden_dropout``, with ``dropout_state`` and ``dropout_stream``, as in :func:`varlen_attention`.
 
     Returns (T, C) in x's dtype. Differentiable in x and every weight; a weight's gradient has its full shape and is
     zero in the inactive part. No weight is copied. Accumulates in float32 (float64 for float64). Deterministic. Does

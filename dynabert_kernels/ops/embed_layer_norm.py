@@ -108,7 +108,8 @@ def embed_layer_norm(
     ``input_ids``, ``position_ids``: (T,) int64. ``token_type_ids``: (T,) int64, or None for type 0 throughout.
     ``word``: (V, C), ``position``: (P, C), ``token_type``: (Y, C) or None (no such table), ``weight``, ``bias``: (C,);
     all of one dtype. ``padding_idx``: a row of ``word`` that gets no gradient; -1 for none. ``rows``: (G+1,) int32
-    group borders, used to place dropout only. Dropout as in :func:`varlen_attention`.
+    group borders, used to place dropout only. ``eps``: LayerNorm's. ``dropout_p``, with ``dropout_state`` and
+    ``dropout_stream``, as in :func:`varlen_attention`.
 
     Returns (T, C). Sums and statistics in float32 (float64 for float64), rounded once at the store. Deterministic,
     except with the reference provider on a GPU: a table's gradient sums the tokens of each id in their order. Does not

@@ -78,7 +78,8 @@ def plan_on_device(
 ) -> tuple[Plan, Tensor]:
     """A :class:`Plan` and its ``cu_seqlens`` from numbers on the device; the host knows only bounds of them.
 
-    Tensors as in :func:`plan_table`. ``bounds``: at least the heads and neurons of every group, layer by layer (the
+    ``seqlens``, ``group_sizes``, ``heads``, ``neurons``: tensors as in :func:`plan_table`.
+    ``bounds``: at least the heads and neurons of every group, layer by layer (the
     widest sub-network that may come). ``max_seqlen``: at least the longest sequence. ``num_rows``: rows of the packed
     batch, at least the tokens of all sequences; rows past the last border belong to no group.
 

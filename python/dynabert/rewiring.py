@@ -56,7 +56,8 @@ def rewire(model: Model, importance: Importance, copy: bool = False) -> Model:
 def undo_rewiring(model: Model, copy: bool = False) -> Model:
     """Puts every layer's heads and neurons back into the order of their original places, and forgets the scores.
 
-    Of a network that was cut out of a rewired one, what is left stands in that order. ``copy`` as in :func:`rewire`.
+    Of a network that was cut out of a rewired one, what is left stands in that order. ``model`` and ``copy``, and what
+    is refused, as in :func:`rewire`.
     """
     _check_model("undo_rewiring", model)
     if copy:

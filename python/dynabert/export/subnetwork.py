@@ -50,6 +50,7 @@ def export_subnet(
 
     ``model``: any elastic classifier; it is not changed. ``tokenizer``: saved beside the weights; None for none.
     ``subnet``: a ``SubnetConfig``, its text form, a ``SubnetShape``, or None for the whole network.
+    ``output_dir``: the folder to make; it must not hold anything, unless ``overwrite``.
     ``format``:
 
     * ``"hf"``: transformers' own BERT, RoBERTa or MPNet, with nothing of ours. Holds what keeps all heads and equally
