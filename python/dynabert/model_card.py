@@ -358,7 +358,7 @@ def _legend(scores: CardScores | None, latency: CardLatency | None, corrected: b
         if corrected and scores.majority is not None:
             lines.append(
                 f"Corrected retention: after the best constant answer's score, {100 * scores.majority:.1f}, is taken "
-                "from both."
+                f"from both; undefined where `{_WHOLE}` is no better than that answer."
             )
         if scores.teacher is not None:
             lines.append(f"The fine-tuned network that taught it scores {100 * scores.teacher:.1f}.")
@@ -441,6 +441,8 @@ def _recipe(training: CardTraining | None) -> str:
     for key, what in _SETTINGS:
         if key in arguments and not (key == "max_steps" and arguments[key] in (-1, None)):
             lines.append(f"{what}: {_plain(arguments[key])}")
+    if "processes" in settings:
+        lines.append(f"processes: {settings['processes']}")
     for key, what in (("train", "training text"), ("unlabelled", "text to distil on"), ("validation", "scored text")):
         if (own := (settings.get("data") or {}).get(key)) is not None:
             lines.append(
@@ -467,7 +469,7 @@ def _limits(
         lines.append("Sub-networks that were not trained run too, and their scores are not known.")
         if scores is not None and training.best_checkpoint:
             lines.append(
-                "Each stage kept its best checkpoint by scores on the scored text, so these scores are a little too "
+                "Each stage kept its best checkpoint by scores on the scored text, so these scores may be a little too "
                 "good."
             )
     if scores is None:
