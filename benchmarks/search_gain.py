@@ -72,7 +72,6 @@ def verdict(low: float, high: float) -> str:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The row; see the module."""
-    torch.set_num_threads(options.threads)
     profile = DeviceProfile.load(options.profile, check_device=not options.any_device)
     model = load_model(options.model).pack_weights()
     profile.check_model(model.config)
@@ -208,9 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="write the row to this file")
     options = parser.parse_args(arguments)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    found = run(options)
-    row = found | environment(torch.device("cpu"), given, module="benchmarks.search_gain")
-    text = json.dumps(row, indent=1)
+    torch.set_num_threads(options.threads)
+    facts = environment(torch.device("cpu"), given, module="benchmarks.search_gain")  # of the tree that is run now
+    text = json.dumps(run(options) | facts, indent=1)
     print(text)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -52,10 +52,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def test_help(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("train", "predict", "eval", "rewire", "profile", "pick", "export", "demo", "env"):
+    for command in ("train", "predict", "eval", "rewire", "profile", "pick", "export", "card", "demo", "env"):
         assert command in out
         assert run(command, "--help")[0] == 0
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 10
 
 
 def test_help_is_quick_and_light() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from dynabert import ElasticBertForSequenceClassification, SubnetConfig
 from dynabert.cli import main
@@ -199,8 +200,46 @@ def test_the_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "12 examples; majority 50.0" in shown.out
     network = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "out" / "depth")
     assert set(network.config.id2label.values()) == {"yes", "no"}
+    check_card(tmp_path)
     for picture in ("scores.png", "learning.png"):
         assert (tmp_path / "out" / picture).stat().st_size > 5000
+
+
+def check_card(folder: Path) -> None:
+    """The card beside the trained network has the run's own numbers, and nothing of this disk."""
+    path = folder / "out" / "depth" / "README.md"
+    text = path.read_text()
+    run = json.loads((folder / "out" / "results.json").read_text())
+    assert set(run["versions"]) >= {"dynabert-kernels", "torch", "transformers"}
+    parts = {part["part"]: part["rows"] for part in run["parts"]}
+    found = {row["subnet"]: row["score"] for row in parts["depth"]}
+    values = {one.metric_name: one.metric_value for one in ModelCard(text).data.eval_results}
+    assert values == {f"accuracy of {name}": round(score, 6) for name, score in found.items()}
+    whole = found["w1-d1"]
+    for name, score in found.items():
+        (line,) = (own for own in text.splitlines() if own.startswith(f"| `{name}`"))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        retention, corrected = (
+            f"{100 * (score - low) / (whole - low):.1f} %" if whole > low else "undefined" for low in (0.0, 0.5)
+        )
+        assert cells[3:] == [f"{100 * score:.1f}", retention, corrected, "not measured"]
+    teacher = parts["teacher"][0]["score"]
+    for line in (
+        "on 12 examples of train.tsv",
+        f"that taught it scores {100 * teacher:.1f}",
+        "a local folder named `model`",
+        "learning rate: 2e-05",
+        "epochs of each stage: 1",
+        "weight of the hidden states' loss, width and depth stage: 0.1, 1.0",
+        "seed: 42",
+        f"torch {run['versions']['torch']}",
+        "Labels: `no`, `yes`",
+    ):
+        assert line in text, line
+    assert not [name for path in (folder, ROOT) for name in (str(path),) if name in text]
+    path.write_text("mine")
+    assert main(["train", str(folder / "run.json")]) == 0
+    assert path.read_text() == "mine"
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from dynabert.configuration.grid import parse_subnets, subnet_grid, subnet_text
 from dynabert.data import Encoded, Examples, tokenise
-from dynabert.evaluation import compute_logits, evaluate, fidelity
+from dynabert.evaluation import compute_logits, evaluate, fidelity, paired_difference
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 
@@ -169,3 +169,38 @@ def test_fidelity_by_hand() -> None:
     assert fidelity(np.array([[1.0], [3.0]]), np.array([[2.0], [3.0]]), regression=True).divergence == 0.5
     with pytest.raises(ValueError, match="logits have shapes"):
         fidelity(whole, whole[:1])
+
+
+def test_paired_difference_against_the_formula() -> None:
+    """Two that are right on different texts: the interval of a mean of n differences, by its variance."""
+    model, texts = tiny_model(), encoded(200)
+    labels = np.asarray(texts.labels)
+    first, second = (np.full((200, 3), -1.0) for _ in range(2))
+    first[np.arange(200), np.where(np.arange(200) % 5 == 0, (labels + 1) % 3, labels)] = 1.0  # wrong on every fifth
+    second[np.arange(200), np.where(np.arange(200) % 4 == 0, (labels + 1) % 3, labels)] = 1.0  # and on every fourth
+    found = paired_difference(model, texts, first, second, resamples=4000)
+    assert found.difference == pytest.approx(0.05)
+    differences = (first.argmax(1) == labels).astype(float) - (second.argmax(1) == labels)
+    half = 1.96 * differences.std() / np.sqrt(200)
+    assert found.low == pytest.approx(0.05 - half, abs=0.012)
+    assert found.high == pytest.approx(0.05 + half, abs=0.012)
+    assert not found.clear
+    assert paired_difference(model, texts, first, second, resamples=4000) == found
+    same = paired_difference(model, texts, first, first, resamples=10)
+    assert (same.difference, same.low, same.high) == (0.0, 0.0, 0.0)
+    wrong = np.full((200, 3), -1.0)
+    wrong[np.arange(200), (labels + 1) % 3] = 1.0
+    assert paired_difference(model, texts, first, wrong, resamples=100).clear
+    swapped = paired_difference(model, texts, second, first, resamples=4000)
+    assert (swapped.difference, swapped.low) == (-found.difference, pytest.approx(-found.high))
+
+
+def test_paired_difference_of_a_regression_and_refusals() -> None:
+    number, numbers = tiny_model(num_labels=1, problem_type="regression"), encoded(20, 1)
+    truth = np.asarray(numbers.labels, dtype=float)[:, None]
+    found = paired_difference(number, numbers, truth, -truth, metric="pearson", resamples=20)
+    assert found.difference == pytest.approx(2.0)
+    with pytest.raises(ValueError, match=r"logits have shapes \(20, 1\) and \(19, 1\) for 20 texts"):
+        paired_difference(number, numbers, truth, truth[1:])
+    with pytest.raises(ValueError, match="resamples is 0"):
+        paired_difference(number, numbers, truth, truth, resamples=0)

@@ -12,8 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dynabert import ElasticBertForSequenceClassification
-from dynabert.export import FORMATS, ExportReport, export_subnet, modeling_elastic_bert, onnx_graph, parity
+from dynabert.export import (
+    FORMATS,
+    ExportReport,
+    export_subnet,
+    modeling_elastic_bert,
+    onnx_graph,
+    parity,
+    plain,
+    remote,
+)
 from dynabert.modeling.encoder import relative_position_buckets
+from dynabert.modeling.names import to_plain
 from tests.dynabert.exported import KINDS, elsewhere, opened_here, rewired
 from tests.dynabert.tiny_networks import TINY, close, padded_batch
 from tests.dynabert.tiny_texts import tiny_model, tiny_tokenizer
@@ -198,6 +208,20 @@ def test_the_snippet_runs(cells: dict[str, Cell], form: str) -> None:
     assert tuple(space["logits"].shape) == (2, 3)
 
 
+def test_a_path_with_a_quote(tmp_path: Path) -> None:
+    for form in ("elastic", "onnx"):
+        report = export_subnet(tiny_model(), tiny_tokenizer(), "d0.5", tmp_path / f'a "good" {form}', format=form)
+        exec(report.load, {})
+
+
+def test_onnx_beyond_one_files_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in a file of their own, which ONNX Runtime finds beside the graph."""
+    monkeypatch.setattr(onnx_graph, "PROTOBUF_LIMIT", 0)
+    report = export_subnet(rewired("mpnet"), None, "w0.5", tmp_path / "out", format="onnx")
+    assert report.files["model.onnx.data"] > 1024
+    assert report.parity.max_difference <= 1e-4
+
+
 def test_hf_holds_nothing_of_ours(cells: dict[str, Cell]) -> None:
     for name in ("bert, depth", "roberta, neurons", "mpnet, full"):
         cell = cells[name]
@@ -213,6 +237,12 @@ def test_hf_holds_nothing_of_ours(cells: dict[str, Cell]) -> None:
             "tokenizer.json",
             "tokenizer_config.json",
         }
+
+
+def test_configurations_do_not_say_where_the_source_lay(cells: dict[str, Cell]) -> None:
+    cell = cells["mpnet, all unequal"]
+    for form in ("hf-remote", "onnx", "elastic"):
+        assert "_name_or_path" not in json.loads((cell.path(form) / "config.json").read_text())
 
 
 def test_mpnets_heads_are_put_back_to_their_places(cells: dict[str, Cell]) -> None:
@@ -316,6 +346,28 @@ def test_the_inputs_of_the_comparison(architecture: str) -> None:
 )
 def test_difference(found: Tensor, wanted: float) -> None:
     assert parity.difference([found], [torch.tensor([1.0, 2.0])]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("form", "home", "name", "value"),
+    [
+        ("onnx", onnx_graph, "head_orders", lambda small: None),  # heads at another head's bias
+        ("onnx", onnx_graph, "MASKED", 0.0),  # padding is read
+        ("hf-remote", remote, "head_orders", lambda small: None),
+        ("hf", plain, "to_plain", lambda state, *given: {k: v.abs() for k, v in to_plain(state, *given).items()}),
+    ],
+)
+def test_a_planted_fault_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, home: Any, name: str, value: Any
+) -> None:
+    """What the comparison is for: an export that opens, and answers otherwise, does not appear."""
+    monkeypatch.setattr(parity, "opened_remote", opened_here)
+    monkeypatch.setattr(home, name, value)
+    with pytest.raises(
+        RuntimeError, match=r"answers otherwise than the source: logits differ by .*nothing was exported"
+    ):
+        export_subnet(rewired("mpnet"), None, "d0.5", tmp_path / "out", format=form)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

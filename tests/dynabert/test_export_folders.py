@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from dynabert import ElasticBertForSequenceClassification
 from dynabert.export import export_subnet, folders, parity
 from dynabert.modeling import files
-from tests.dynabert.tiny_texts import tiny_folder, tiny_model
+from tests.dynabert.tiny_texts import tiny_folder, tiny_model, tiny_tokenizer
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -44,7 +45,8 @@ def test_a_failed_export_leaves_what_was_there(
         )
     elif how == "disk":
         error = OSError
-        monkeypatch.setattr(files, "save_file", fail(OSError(28, "No space left on device")))
+        full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        monkeypatch.setattr(files, "save_file", fail(full))  # what safetensors raises on a full disk
     elif how == "interrupted":
         error = KeyboardInterrupt
         monkeypatch.setattr(parity, "compare", fail(KeyboardInterrupt()))
@@ -61,14 +63,31 @@ def test_a_failed_export_leaves_what_was_there(
             return rename(self, to)
 
         monkeypatch.setattr(Path, "rename", refuse)
-    match = r"a broken tool answers otherwise than the source: logits differ by 0.0002\d*; allowed: 0.0001; nothing was"
-    with pytest.raises(error, match=match if how == "differs" else None):
+    messages = {"disk": rf"cannot write {target}: .*No space left on device \(os error 28\); nothing was exported"}
+    messages["differs"] = (
+        r"a broken tool answers otherwise than the source: logits differ by 0.0002\d*; allowed: 0.0001; nothing was"
+    )
+    with pytest.raises(error, match=messages.get(how)):
         export_subnet(tiny_model(), None, "d0.5", target, overwrite=True)
     assert contents(tmp_path) == before
     assert list(tmp_path.iterdir()) == ([tmp_path / "new"] if there else [])  # no folder left of the way there
     if there:
         assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
         ElasticBertForSequenceClassification.from_pretrained(target)
+
+
+def test_a_full_disk_under_each_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tokenizers raises a plain Exception; a fault of ours stays what it is."""
+    tokenizer = tiny_tokenizer()
+    for error, wanted in (
+        (Exception("No space left on device (os error 28)"), OSError),
+        (OSError(28, "No space left on device"), OSError),
+        (KeyError("ours"), KeyError),
+    ):
+        monkeypatch.setattr(tokenizer, "save_pretrained", fail(error))
+        with pytest.raises(wanted):
+            export_subnet(tiny_model(), tokenizer, None, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:

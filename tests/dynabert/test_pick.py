@@ -176,9 +176,11 @@ def test_table_says_the_choice_and_what_comes_next(run: Run, folder: str, review
     assert "(chosen)" in stdout
     name = stdout.partition("chosen: ")[2].split()[0]
     assert f"--subnet {name} 'A text.'" in stdout
-    assert f"dynabert export --model_name_or_path {folder} --subnet {name}" in stdout
+    kind = "hf" if name.startswith("w1-") else "hf-remote"
+    assert f"dynabert export --model_name_or_path {folder} --subnet {name} --format {kind} --output_dir" in stdout
     assert "the checkpoint is not rewired" in stderr
     assert "dynabert rewire" in stderr
+    assert "no record of being distilled into them; dynabert train does it" in stderr
     assert "objective: the best score within the limits, on cost and on quality" in stderr
 
 
@@ -381,3 +383,26 @@ def test_a_grid_that_does_not_fit_is_cut_and_said(run: Run, reviews: str, tmp_pa
     }
     assert "left out: w0.75-d1" in stderr
     assert "w1-d0.75 (the same layers as w1-d1)" in stderr
+
+
+def test_with_the_profile_that_dynabert_profile_writes(run: Run, folder: str, reviews: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    made = ["profile", "--model_name_or_path", folder, "--output_file", str(path), "--batch_sizes", "1"]
+    made += ["--seq_lengths", "16", "--dtypes", "float32", "--threads", "1", "--max_minutes", "0.01", "--check", "2"]
+    assert main(made) == 0
+    run("--help")  # what the profile printed is read and dropped
+    given = [*options(folder, reviews), "--profile", str(path), "--threads", "1", "--max_latency_ms", "1000", "--json"]
+    code, stdout, stderr = run(*given, "--seq_length", "16")
+    assert code == 0, stderr
+    found = json.loads(stdout)
+    assert len(found["candidates"]) == 12
+    assert found["verified"][0]["kept"] is True
+    code, _, stderr = run(*given, "--seq_length", "32")
+    assert code == 1
+    assert "seq_length is 32" in stderr
+    other = json.loads(path.read_text(encoding="utf-8"))
+    other["facts"]["cpu"] = "another"
+    path.write_text(json.dumps(other), encoding="utf-8")
+    code, _, stderr = run(*given, "--seq_length", "16")
+    assert code == 1
+    assert "is of another device: the CPU is" in stderr

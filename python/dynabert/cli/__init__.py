@@ -12,10 +12,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from dynabert.cli import demo, env, evaluate, export, pick, predict, profile, rewire, train
+from dynabert.cli import card, demo, env, evaluate, export, pick, predict, profile, rewire, train
 from dynabert.cli.options import UsageError
 
-COMMANDS = (train, predict, evaluate, rewire, profile, pick, export, demo, env)
+COMMANDS = (train, predict, evaluate, rewire, profile, pick, export, card, demo, env)
 
 # What a user's data, files or machine can bring about. Anything else is a fault of ours and keeps its traceback.
 _REFUSALS = (ValueError, TypeError, OSError, ImportError, RuntimeError)

@@ -207,7 +207,7 @@ def _run(args: argparse.Namespace) -> None:
         results["search"] = found.record | compared(args, model, encoded, candidates, logits, found, tokens, verify)
     failure = None if order else f"{no_solution(candidates, limits)}{_remedies(args, limits)}"
     chosen = order[0] if order else None
-    if chosen is not None and (verify or args.verify):
+    if chosen is not None and verify:
         chosen, results["verified"] = verified(args, model, order, limits, tokens)
         if chosen is None:
             tried = min(results["verified"], key=lambda row: row["measured_ms"])
@@ -509,6 +509,11 @@ def report(args: argparse.Namespace, results: dict[str, Any], files: Sequence[Pa
     if results["chosen"] is None:
         return
     model = shlex.quote(args.model_name_or_path)
+    given = f"--model_name_or_path {model} --subnet {results['chosen']}"
+    # A plain class holds layers of one size with all their heads; what has fewer needs our own class.
+    [chosen] = [row for row in rows if row["subnet"] == results["chosen"]]
+    most = max(max(row["heads"]) for row in rows)
+    plain = set(chosen["heads"]) <= {0, most} and len(set(chosen["neurons"]) - {0}) == 1
     print(f"chosen: {results['chosen']}")
-    print(f"run it:     dynabert predict --model_name_or_path {model} --subnet {results['chosen']} 'A text.'")
-    print(f"take it out: dynabert export --model_name_or_path {model} --subnet {results['chosen']} --output_dir FOLDER")
+    print(f"run it:      dynabert predict {given} 'A text.'")
+    print(f"take it out: dynabert export {given} --format {'hf' if plain else 'hf-remote'} --output_dir FOLDER")

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 
 # Colours that stay apart in grey and for colour-blind readers (Okabe and Ito).
-_FRONT, _CHOSEN, _OTHER, _LIMIT = "#0072B2", "#D55E00", "0.6", "#CC79A7"
+_FRONT, _CHOSEN, _OTHER, _LIMIT, _LAYERED = "#0072B2", "#D55E00", "0.6", "#CC79A7", "#E69F00"
 _RETAINED = (0.99, 0.98, 0.95)
 _MOST_NAMED = 14  # points; more names than that lie over each other
-_LONGEST_NAME = 14  # characters; a network of different layers is named by its numbers, which are long
 _HALO = [Stroke(linewidth=2.5, foreground="white"), Normal()]
 
 
@@ -30,14 +29,20 @@ def plot_choice(results: dict[str, Any], path: str | Path) -> None:
     axes = figure.subplots()
     _retained_lines(axes, results)
     _limit_lines(axes, results, timed)
-    axes.scatter(
-        [row[key] for row in rows],
-        [100 * row["score"] for row in rows],
-        color=_OTHER,
-        s=28,
-        zorder=3,
-        label="candidate",
-    )
+    for label, marker, colour, some in (
+        ("candidate", "o", _OTHER, [row for row in rows if not _layered(row)]),
+        ("different layers", "D", _LAYERED, [row for row in rows if _layered(row)]),
+    ):
+        if some:
+            axes.scatter(
+                [row[key] for row in some],
+                [100 * row["score"] for row in some],
+                color=colour,
+                marker=marker,
+                s=28,
+                zorder=5 if marker == "D" else 3,  # over the front, whose own markers are larger
+                label=label,
+            )
     front = sorted((row for row in rows if row["front"]), key=lambda row: row[key])
     axes.plot(
         [row[key] for row in front],
@@ -58,7 +63,7 @@ def plot_choice(results: dict[str, Any], path: str | Path) -> None:
             s=260,
             color=_CHOSEN,
             edgecolor="white",
-            zorder=5,
+            zorder=6,
             label="chosen",
         )
     _name_points(axes, rows, key, results["chosen"])
@@ -79,7 +84,7 @@ def plot_choice(results: dict[str, Any], path: str | Path) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.legend(fontsize=8, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path)
 
 
@@ -153,10 +158,10 @@ def _limit_lines(axes: Axes, results: dict[str, Any], timed: bool) -> None:
 
 def _name_points(axes: Axes, rows: list[dict[str, Any]], key: str, chosen: str | None) -> None:
     for row in rows:
-        if len(rows) > _MOST_NAMED and not row["front"] and row["subnet"] != chosen:
+        if _layered(row) or (len(rows) > _MOST_NAMED and not row["front"] and row["subnet"] != chosen):
             continue
         axes.annotate(
-            _short(row["subnet"]),
+            row["subnet"],
             (row[key], 100 * row["score"]),
             xytext=(0, 7 if row["front"] else -12),
             textcoords="offset points",
@@ -164,12 +169,17 @@ def _name_points(axes: Axes, rows: list[dict[str, Any]], key: str, chosen: str |
             fontsize=7,
             color="0.25",
             path_effects=_HALO,
-            zorder=6,
+            zorder=7,
         )
 
 
+def _layered(row: dict[str, Any]) -> bool:
+    """Whether it is named layer by layer: too long a name for a picture."""
+    return bool(row["subnet"].startswith("h"))
+
+
 def _short(subnet: str) -> str:
-    return subnet if len(subnet) <= _LONGEST_NAME else "per layer"
+    return "different layers" if subnet.startswith("h") else subnet
 
 
 def _times(value: float | None, other: float | None) -> float | None:

@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="threads of a pass on the CPU; default: torch's own")
     parser.add_argument("--max_minutes", metavar="M", type=float, default=5.0, help="for everything")
     parser.add_argument(
-        "--check", metavar="N", type=int, default=50, help="random sub-networks re-measured at every point"
+        "--check", metavar="N", type=int, default=50, help="random sub-networks for the error at every point"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="decides tokens, sub-networks and order")
     parser.add_argument("--json", action="store_true", help="print the profile instead of tables")
@@ -192,9 +192,9 @@ def show(profile: DeviceProfile) -> None:
         for dtype, batch, length, error in profile.between
     ]
     print_table(
-        ["point", "re-measured", "mean %", "worst %", "steady: mean %", "worst %", "drift", "held up %"],
+        ["point", "random ones", "mean %", "worst %", "later: mean %", "worst %", "drift", "held up %"],
         rows,
-        title="error: predicted against measured again, sub-networks that the fit has not seen",
+        title="error: predicted against measured, random sub-networks that the fit has not seen",
     )
     for note in profile.notes:
         say(note)
@@ -203,12 +203,12 @@ def show(profile: DeviceProfile) -> None:
 def _error_columns(error: Any) -> list[str]:
     if not error.networks:
         return ["0", "", "", "", "", ""]
-    steady = error.drift is not None
+    later = error.drift is not None
     return [
         f"{error.networks}",
         percent(error.mean),
         percent(error.worst),
-        percent(error.mean_steady) if steady else "",
-        percent(error.worst_steady) if steady else "",
-        f"{error.drift:.2f}" if steady else "",
+        percent(error.mean_later) if later else "",
+        percent(error.worst_later) if later else "",
+        f"{error.drift:.2f}" if later else "",
     ]

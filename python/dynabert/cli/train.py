@@ -334,7 +334,7 @@ def show(results: Sequence[StageResult], out: Path) -> None:
             title=f"{last.metric}, times 100; {last.examples} examples; majority {percent(last.majority)}",
         )
     seconds = ", ".join(f"{r.name} {r.seconds:.0f} s" for r in results)
-    say(f"{seconds}; the elastic network: {results[-1].folder}; all rows: {out / 'results.json'}")
+    say(f"{seconds}; the elastic network and its model card: {results[-1].folder}; all rows: {out / 'results.json'}")
 
 
 def draw(results: Sequence[StageResult], config: ElasticBertConfig, out: Path) -> None:

@@ -27,6 +27,7 @@ from dynabert.configuration.grid import subnet_text
 from dynabert.cost import subnet_cost
 from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
+from dynabert.distill.card import versions, write_card
 from dynabert.distill.checkpoints import last_checkpoint, room_warning, write_error
 from dynabert.distill.progress import StageProgress, told
 from dynabert.distill.stages import Recipe, Stage
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 COMPLETE = "complete.json"
 SETTINGS = "settings.json"
+RESULTS = "results.json"
 # What may differ when a run goes on: where and how it is shown, and how much memory it may take. A launch of another
 # size has the same gradients, but draws other dropout masks.
 _FREE = {
@@ -138,8 +140,8 @@ def train_elastic(
         say: takes a line for people.
 
     Returns:
-        The parts in order: teacher, rewired, then each stage. The last one's folder holds the elastic network; beside
-        it, `results.json` has all rows.
+        The parts in order: teacher, rewired, then each stage. The last one's folder holds the elastic network and its
+        model card (a README.md that is there stays); beside it, `results.json` has all rows.
 
     Raises:
         ValueError: settings other than those that the folder was begun with, naming the differences; a loss that is
@@ -151,6 +153,7 @@ def train_elastic(
     with args.main_process_first(local=False, desc="settings"):
         check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring, model)
     model.config.depth_rule = recipe.depth_rule
+    base_model = model.config.name_or_path or None
     warning = room_warning(out, model, args.save_total_limit, 2 + len(recipe.stages))
     if warning is not None:
         say(f"warning: {warning}")
@@ -197,7 +200,10 @@ def train_elastic(
         data = train if stage.labels or unlabelled is None else unlabelled
         results.append(run_stage(stage, student, guide, args, data, validation, tokenizer, metric, folder, say))
         previous = folder
-    _write_results(out, results, args, time.perf_counter() - started)
+    if args.should_save:
+        _write_results(out, results, args, time.perf_counter() - started)
+        settings = _read_json(out / SETTINGS, "give another --output_dir")
+        write_card(results[-1].folder, settings, _read_json(out / RESULTS, "delete it"), base_model)
     return results
 
 
@@ -301,9 +307,9 @@ def _result(name: str, folder: Path) -> StageResult:
 
 
 def _write_results(out: Path, results: Sequence[StageResult], args: DistillationArguments, seconds: float) -> None:
-    if args.should_save:
-        parts = [{"part": r.name, "seconds": r.seconds, "rows": [row.to_dict() for row in r.rows]} for r in results]
-        _write_json(out / "results.json", {"seed": args.seed, "seconds": round(seconds, 1), "parts": parts})
+    parts = [{"part": r.name, "seconds": r.seconds, "rows": [row.to_dict() for row in r.rows]} for r in results]
+    content = {"seed": args.seed, "seconds": round(seconds, 1), "versions": versions(), "parts": parts}
+    _write_json(out / RESULTS, content)
 
 
 def settings_of(

@@ -69,6 +69,18 @@ def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """What the disk refuses becomes one ``OSError`` that names the target. safetensors and tokenizers, written in
+    another language, raise exceptions of their own, known by their text alone."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and "(os error " not in str(error):
+            raise
+        raise OSError(f"export: cannot write {target}: {error}; nothing was exported") from error
+
+
 def _swap(work: Path, target: Path, overwrite: bool) -> None:
     """Renames ``work`` to ``target``; what was there goes only after that."""
     if not target.exists():

@@ -27,7 +27,8 @@ def head_orders(small: ElasticBertForSequenceClassification) -> list[list[int]] 
 
 def elastic_values(small: ElasticBertForSequenceClassification) -> dict[str, object]:
     """The whole configuration, defaults and all (another class has others), with the block that the code reads."""
-    values = {key: value for key, value in small.config.to_dict().items() if key not in ELASTIC_KEYS}
+    left_out = (*ELASTIC_KEYS, "_name_or_path")  # where the source lay is the report's to say
+    values = {key: value for key, value in small.config.to_dict().items() if key not in left_out}
     block = small.config.elastic_block()
     orders = head_orders(small)
     values["elastic"] = block if orders is None else {**block, "head_orders": orders}

@@ -13,11 +13,11 @@ ONNX_FILE = "model.onnx"
 
 _OPENING = {
     "hf": (
-        "from transformers import AutoModelForSequenceClassification",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
         'model = AutoModelForSequenceClassification.from_pretrained("{folder}")',
     ),
     "hf-remote": (
-        "from transformers import AutoModelForSequenceClassification",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
         'model = AutoModelForSequenceClassification.from_pretrained("{folder}", trust_remote_code=True)',
     ),
     "onnx": (
@@ -35,20 +35,24 @@ def snippet(form: str, folder: Path, tokenizer: bool) -> str:
     """Python that opens an export of a format and, with its tokenizer, answers two texts."""
     first, opening = _OPENING[form]
     if not tokenizer:
-        lines = [first, "", opening]
+        lines = [first.removesuffix(", AutoTokenizer"), "", opening]
     else:
         tensors = "np" if form == "onnx" else "pt"
         last = 'session.run(["logits"], dict(batch))[0]' if form == "onnx" else "model(**batch).logits"
         lines = [
             first,
-            "from transformers import AutoTokenizer",
+            *(["from transformers import AutoTokenizer"] if "AutoTokenizer" not in first else []),
             "",
             'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
             opening,
             f'batch = tokenizer(["a text", "another, longer text"], padding=True, return_tensors="{tensors}")',
             f"logits = {last}",
         ]
-    return "\n".join(lines).replace("{folder}", folder.as_posix()) + "\n"
+    text = "\n".join(lines) + "\n"
+    for place in (f"{{folder}}/{ONNX_FILE}", "{folder}"):  # a path may hold a quote
+        path = place.replace("{folder}", folder.as_posix())
+        text = text.replace(f'"{place}"', json.dumps(path, ensure_ascii=False))
+    return text
 
 
 @dataclass(frozen=True)

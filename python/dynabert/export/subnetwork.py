@@ -16,7 +16,7 @@ from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.configuration.grid import subnet_text
 from dynabert.cost import subnet_cost
 from dynabert.export import onnx_graph, parity, plain, remote
-from dynabert.export.folders import checked_target, staged
+from dynabert.export.folders import checked_target, staged, writing
 from dynabert.export.report import FORMATS, ExportReport, Size, snippet
 from dynabert.modeling import ElasticBertForSequenceClassification, files
 from dynabert_kernels import SubnetShape
@@ -100,18 +100,22 @@ def export_subnet(
     nn.Module.to(small, torch.device("cpu"), stored)
     padded: ElasticBertConfig | None = None
     with staged(target, overwrite) as work:
-        if tokenizer is not None:
-            tokenizer.save_pretrained(work)
-        if format == "hf":
-            sizes = _write_plain(small, work, stored)
-            changed = (sizes.layer_heads, sizes.layer_neurons) != (small.config.layer_heads, small.config.layer_neurons)
-            padded = sizes if changed else None
-        elif format == "hf-remote":
-            remote.write(small, work)
-        elif format == "onnx":
-            onnx_graph.write(small, work)
-        else:
-            small.save_pretrained(work)
+        with writing(target):
+            if tokenizer is not None:
+                tokenizer.save_pretrained(work)
+            if format == "hf":
+                sizes = _write_plain(small, work, stored)
+                changed = (sizes.layer_heads, sizes.layer_neurons) != (
+                    small.config.layer_heads,
+                    small.config.layer_neurons,
+                )
+                padded = sizes if changed else None
+            elif format == "hf-remote":
+                remote.write(small, work)
+            elif format == "onnx":
+                onnx_graph.write(small, work)
+            else:
+                small.save_pretrained(work)
         held = parity.compare(format, work, model, tokenizer, shape, stored)
         report = ExportReport(
             format=format,
@@ -130,7 +134,8 @@ def export_subnet(
             files={path.name: path.stat().st_size for path in sorted(work.iterdir())},
             load=snippet(format, target, tokenizer is not None),
         )
-        report.write(work)
+        with writing(target):
+            report.write(work)
     return report
 
 

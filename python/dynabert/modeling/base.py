@@ -18,16 +18,19 @@ from dynabert.configuration import Subnet
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.modeling import checkpoint
 from dynabert.modeling.encoder import ElasticLayer
+from dynabert.modeling.hub import push_folder
 from dynabert.modeling.inputs import is_listed, packed_positions, shapes_for
+from dynabert.modeling.loading_options import check_attention, take_options
 from dynabert.modeling.names import Parts, encoder_prefix
 from dynabert_kernels import PackedBatch, Plan, SubnetShape, group_by_shape
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+    from transformers import PreTrainedTokenizerBase
+
     from dynabert.modeling.model import ElasticBertModel
 
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# transformers' Auto classes pass these along; they decide nothing here.
-_AUTO_ARGUMENTS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code", "code_revision")
 
 
 class ElasticBertPreTrainedModel(PreTrainedModel):
@@ -271,6 +274,8 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         ``dtype``: the weights' type, a ``torch.dtype`` or its name; ``"auto"``: the configuration's, else the file's.
         By default float32, unlike in transformers, so that a network stored in half precision is not trained in it.
         ``device``: where the model goes; the CPU by default. ``use_safetensors``: True or False refuses the other kind.
+        transformers' ``torch_dtype`` and ``device_map`` are taken as other names of these two; a map of several devices
+        and an ``attn_implementation`` are refused.
         ``ignore_mismatched_sizes``: a classification head of another size is replaced by a fresh one.
         Other arguments change the configuration (``num_labels=3``, ``depth_rule="reference"``).
 
@@ -284,8 +289,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         source = os.fspath(pretrained_model_name_or_path)
         checkpoint.check_source(source)
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
-        for name in _AUTO_ARGUMENTS:
-            kwargs.pop(name, None)
+        dtype, device = take_options(kwargs, config, dtype, device)
         output_loading_info = kwargs.pop("output_loading_info", False)
         if config is None:
             try:
@@ -343,6 +347,10 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None,
         max_shard_size: int | str = "50GB",
+        *,
+        push_to_hub: bool = False,
+        safe_serialization: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Writes a folder that :meth:`from_pretrained` opens, under plain Hugging Face names.
 
@@ -350,8 +358,17 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         the folder and computes the same. A network with fewer heads, with layers of different sizes, or an MPNet with
         permuted heads is saved as ``elastic_bert``. Orders and importance scores lie in ``elastic.safetensors``.
         ``state_dict``: this model's state dict, where a trainer has gathered it; ``is_main_process``: False writes
-        nothing. To upload, use ``push_to_hub``.
+        nothing. What else lies in the folder, such as a README.md, stays as it is.
+        ``push_to_hub``: True uploads as well, to ``repo_id`` (by default the folder's name), with the other arguments
+        of :meth:`push_to_hub`. ``safe_serialization``: only True.
+
+        Raises ``ValueError`` for a file in the folder's place and for another kind of weight file, ``TypeError`` for an
+        unknown argument.
         """
+        if not safe_serialization:
+            raise ValueError("save_pretrained: safe_serialization is False; weights are written as safetensors only")
+        if kwargs and not push_to_hub:
+            raise TypeError(f"save_pretrained: unknown arguments: {', '.join(sorted(kwargs))}")
         if not is_main_process:
             return
         folder = Path(save_directory)
@@ -367,6 +384,54 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
             dtype=self.dtype,
             max_shard_size=max_shard_size,
         )
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), max_shard_size=max_shard_size, **kwargs)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        card: str | None = None,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: Sequence[str] | None = None,
+    ) -> CommitInfo:
+        """Uploads what :meth:`save_pretrained` writes, a model card, and the tokenizer if given, in one commit.
+
+        ``card``: the text of README.md (`dynabert.model_card.model_card`, or what lies beside a trained checkpoint).
+        None: the repository's own where it has one, to which only ``tags`` are added; else a fresh one of this network,
+        which holds no measured number. The other arguments as in transformers; ``revision`` is made where there is no
+        such branch. Nothing but the folder is uploaded, and nothing is left on disk.
+
+        Raises ``ValueError`` where there is no token, before anything is written or sent; what the hub answers is
+        huggingface_hub's own error.
+        """
+        return push_folder(
+            self,
+            repo_id,
+            tokenizer=tokenizer,
+            card=card,
+            tags=tags,
+            private=private,
+            token=token,
+            revision=revision,
+            max_shard_size=max_shard_size,
+            commit={
+                "commit_message": commit_message or f"Upload {type(self).__name__}",
+                "commit_description": commit_description,
+                "create_pr": create_pr,
+            },
+        )
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Takes None and ``"eager"``, which change nothing; another is refused (``ValueError``)."""
+        check_attention("set_attn_implementation", attn_implementation)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

@@ -34,12 +34,20 @@ _SHOWN = 6
 
 # Lets `AutoModel.from_pretrained(folder, trust_remote_code=True)` find the classes where nobody imported dynabert.
 AUTO_FILE = "elastic_bert.py"
-AUTO_CODE = '''"""Names for transformers' Auto classes; the code is the package dynabert-kernels."""
+_AUTO_TITLE = '"""Names for transformers\' Auto classes; the code is the package dynabert-kernels."""'
+# Inside `try`, or transformers would say `pip install dynabert`, which is not the name of the package.
+AUTO_CODE = f"""{_AUTO_TITLE}
 
-from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification, ElasticBertModel
+try:
+    from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification, ElasticBertModel
+except ImportError as error:
+    raise ImportError(
+        "this network is narrower than any class of transformers can hold; its code is the package dynabert-kernels, "
+        f"which cannot be imported here ({{error}}); install dynabert-kernels"
+    ) from error
 
 __all__ = ["ElasticBertConfig", "ElasticBertForSequenceClassification", "ElasticBertModel"]
-'''
+"""
 AUTO_MAP = {
     "AutoConfig": "elastic_bert.ElasticBertConfig",
     "AutoModel": "elastic_bert.ElasticBertModel",
@@ -286,7 +294,7 @@ def save(
         stem = _PLAIN_CLASS[config.architecture]
         content["architectures"] = [f"{stem}ForSequenceClassification" if parts.head else f"{stem}Model"]
         auto = folder / AUTO_FILE
-        if auto.is_file() and auto.read_text(encoding="utf-8") == AUTO_CODE:
+        if auto.is_file() and auto.read_text(encoding="utf-8").startswith(_AUTO_TITLE):
             auto.unlink()  # left by an earlier save of an elastic network
     else:
         content["architectures"] = [class_name]

@@ -24,21 +24,22 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ErrorStatement:
-    """How far predictions were from sub-networks that the fit had not seen, relative to their measured times.
+    """How far predictions were from random sub-networks that the fit had not seen, relative to their measured times.
 
-    ``networks``: how many random ones were measured, of which ``uniform`` have the same width in each layer; the
-    others differ layer by layer. ``mean`` and ``worst`` are raw. In ``mean_steady`` and ``worst_steady`` the machine's
-    speed is divided out: an anchor sub-network was timed in every round, and took ``drift`` times as long as when the
-    model was fitted. None: nothing was measured again.
+    ``networks``: how many, of which ``uniform`` have the same width in each layer; the others differ layer by layer.
+    ``mean`` and ``worst``: against their times in the same rounds as the fitted ones. ``mean_later`` and
+    ``worst_later``: of ``later_networks`` of them, timed again when the dtype was done; the machine then took ``drift``
+    times as long for an anchor sub-network. Nothing is divided out of any of them. None: not measured.
     """
 
     networks: int
     uniform: int
     mean: float | None
     worst: float | None
-    mean_steady: float | None
-    worst_steady: float | None
-    drift: float | None
+    later_networks: int = 0
+    mean_later: float | None = None
+    worst_later: float | None = None
+    drift: float | None = None
 
 
 @dataclass(frozen=True)

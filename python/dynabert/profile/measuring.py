@@ -1,8 +1,8 @@
-"""Profiling: time designed sub-networks, fit the sum, time random ones that it has not seen, and state the error.
+"""Profiling: time designed sub-networks and random ones, fit the sum to the designed, state its error on the random.
 
-Every round times each sub-network once, in a new random order, so that a slow moment of the machine falls on all of
-them alike. An anchor sub-network is part of every round: its times before and after the fit say how much the machine's
-own speed changed in between.
+Every round times each sub-network once, designed and random, in a new random order, so that a slow moment of the
+machine falls on all of them alike. The fit sees no random one. At the end of a dtype some of the random ones are timed
+again, with an anchor sub-network that says how much the machine's own speed has changed since.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 import dynabert_kernels as dk
-from dynabert.profile.additive_model import fit_costs
+from dynabert.profile.additive_model import Counts, fit_costs
 from dynabert.profile.device_facts import DeviceFacts
 from dynabert.profile.device_profile import DeviceProfile, ErrorStatement, ProfiledCell
 from dynabert.profile.encoder_shape import EncoderShape
@@ -36,12 +36,12 @@ INT8_PANEL = 32  # outputs in a panel of int8 weights, on every machine
 DEVICE_PANEL = 16  # GPU kernels take neurons in multiples of this
 AVERAGE_SHARE = 0.4  # of the whole network's time that a random sub-network takes
 DTYPE_SHARE = {"float32": 1.0, "bfloat16": 0.7, "float16": 0.7, "int8": 0.5}  # of the time: a faster dtype needs less
-FIT_SHARE = 0.6  # of a cell's passes, unless the sub-networks to be re-measured need more than the rest
 FEWEST_FITTED, MOST_FITTED = 24, 48
-FIT_ROUNDS, CHECK_ROUNDS = 3, 2  # at least
-ENOUGH_ROUNDS = 20  # undisturbed ones; their median moves little with more
 FEWEST_CHECKED = 6
-EQUAL_SHARE = 0.25  # of the time of a dtype, for all its points alike
+FEWEST_ROUNDS = 3
+ENOUGH_ROUNDS = 20  # undisturbed ones; their median moves little with more
+LATER_CHECKED, LATER_ROUNDS = 8, 4
+EQUAL_SHARE = 0.25  # of the time of a dtype, at least, for all its points alike
 BETWEEN_CHECKED = 8
 BUSY = 0.2  # share of passes held up; above it the profile says that the machine was busy
 
@@ -50,10 +50,18 @@ Timer = Callable[[SubnetShape], Sample]
 
 @dataclass(frozen=True)
 class CellBudget:
-    """How much of what a cell gets: seconds, and sub-networks that are re-measured."""
+    """How much of what a cell gets: seconds, and random sub-networks for its error."""
 
     seconds: float
     check: int
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """A cell, and the times in its rounds of the anchor (first) and of the random sub-networks."""
+
+    cell: ProfiledCell
+    checked_ms: dict[SubnetShape, float]
 
 
 def profile_device(
@@ -78,7 +86,8 @@ def profile_device(
             the one before is let go first.
         dtypes, batch_sizes, seq_lengths: what is measured, every combination.
         max_minutes: for everything. The fewest passes that a fit and a check need are done even if they take longer.
-        check: random sub-networks that are re-measured at every combination; fewer where the time does not allow it.
+        check: random sub-networks that are measured, and not fitted, at every combination; fewer where the time
+            does not allow it.
         seed: decides tokens, sub-networks and order.
         progress: True shows a bar, False none, None one where stderr is a terminal.
 
@@ -123,12 +132,15 @@ def profile_device(
             timers = [ModelTimer(model, batch, length, chance) for batch, length in asked]
             whole = whole_network(encoder)
             units = [AVERAGE_SHARE * _seconds_of_a_pass(timer, whole) for timer in timers]
+            fewest = (FEWEST_FITTED + check) * FEWEST_ROUNDS
+            later = (LATER_CHECKED + 1) * LATER_ROUNDS * sum(units) if check else 0.0
+            runs: list[CellRun] = []
             for place, (batch, length) in enumerate(asked):
                 bar.set_description(f"profile {dtype} {batch} x {length}")
-                left_here = own - (time.perf_counter() - started - (seconds - left))
-                given = share_of_time(left_here, units[place:], FEWEST_FITTED * FIT_ROUNDS + check * CHECK_ROUNDS)
+                left_here = own - later - (time.perf_counter() - started - (seconds - left))
+                given = share_of_time(left_here, units[place:], fewest)
                 if (batch, length) in points:
-                    cell = profile_cell(
+                    run = profile_cell(
                         timers[place],
                         encoder,
                         CellBudget(given, check),
@@ -140,13 +152,15 @@ def profile_device(
                         threads=facts.threads if model.device.type == "cpu" else 1,
                         chance=chance,
                     )
-                    cells.append(cell)
+                    runs.append(run)
                 elif check:
-                    found = DeviceProfile(facts, encoder, tuple(c for c in cells if c.dtype == dtype), "", seed, 0.0)
+                    found = DeviceProfile(facts, encoder, tuple(run.cell for run in runs), "", seed, 0.0)
                     error = check_between(timers[place], found, batch, length, dtype, given, chance=chance)
                     between.append((dtype, batch, length, error))
                 bar.n = min(bar.total, round(time.perf_counter() - started))
                 bar.refresh()
+            bar.set_description(f"profile {dtype}, again")
+            cells += [time_again(timer, run, chance) for timer, run in zip(timers, runs, strict=False)]
             del model, timers
     assert encoder is not None
     assert facts is not None
@@ -176,59 +190,62 @@ def profile_cell(
     threads: int,
     chance: random.Random,
     now: Callable[[], float] = time.perf_counter,
-) -> ProfiledCell:
+) -> CellRun:
     """Measure, fit and check one dtype, batch size and sequence length.
 
     ``sample`` times one pass of a sub-network; ``step``: neurons in a panel; ``unit_seconds``: about what a random one
     takes; ``threads``: those that share a pass's panels; ``now``: the clock that the budget is held against.
     """
     passes = budget.seconds / unit_seconds
-    # The check gets what it needs before the fit gets more than it needs.
-    fit_passes = max(FEWEST_FITTED * FIT_ROUNDS, min(FIT_SHARE * passes, passes - CHECK_ROUNDS * budget.check))
-    begun = now()
-    fit_count = min(MOST_FITTED, max(FEWEST_FITTED, int(fit_passes / (2 * FIT_ROUNDS))))
-    networks = fitting_networks(encoder, fit_count, step, chance)
+    checked = min(budget.check, max(FEWEST_CHECKED, int(passes / FEWEST_ROUNDS) - FEWEST_FITTED))
+    fitted = min(MOST_FITTED, max(FEWEST_FITTED, int(passes / (2 * FEWEST_ROUNDS)) - checked))
     still = anchor(encoder)
-    until = begun + budget.seconds * min(1.0, fit_passes / max(1.0, passes))
-    samples = run_rounds(sample, list(dict.fromkeys([still, *networks])), until, chance, now=now, least=FIT_ROUNDS)
+    designed = list(dict.fromkeys([still, *fitting_networks(encoder, fitted, step, chance)]))
+    fresh, uniform = random_networks(encoder, checked, chance, set(designed))
+    samples = run_rounds(sample, [*designed, *fresh], now() + budget.seconds, chance, least=FEWEST_ROUNDS, now=now)
     typical = typical_times(samples)
     costs = fit_costs(
-        np.array([shape.heads for shape in typical]),
-        np.array([shape.neurons for shape in typical]),
-        np.array(list(typical.values())),
+        *_counts(designed, encoder),
+        np.array([typical[shape] for shape in designed]),
         max_heads=encoder.max_heads,
         max_neurons=encoder.max_neurons,
         step=step,
         threads=threads,
     )
-    checked = min(budget.check, max(FEWEST_CHECKED, int((passes - fit_passes) / CHECK_ROUNDS)))
-    fresh, uniform = random_networks(encoder, checked, chance, set(samples))
-    again: dict[SubnetShape, list[Sample]] = {}
-    if fresh:
-        until = begun + budget.seconds
-        again = run_rounds(sample, [still, *fresh], until, chance, now=now, least=CHECK_ROUNDS)
-    everything = [one for found in (samples, again) for taken in found.values() for one in taken]
-    measured = typical_times(again)
-    predicted = costs.predict(
-        np.array([shape.heads for shape in fresh]).reshape(-1, encoder.num_layers),
-        np.array([shape.neurons for shape in fresh]).reshape(-1, encoder.num_layers),
-    )
-    error = state_error(
-        predicted.tolist(),
-        [measured[shape] for shape in fresh],
-        uniform,
-        drift=measured[still] / typical[still] if fresh else None,
-    )
-    return ProfiledCell(
+    predicted = costs.predict(*_counts(fresh, encoder)).tolist()
+    every = [one for taken in samples.values() for one in taken]
+    cell = ProfiledCell(
         dtype=dtype,
         batch_size=batch_size,
         seq_length=seq_length,
         costs=costs,
-        error=error,
-        fitted_networks=len(samples),
-        samples=sum(map(len, samples.values())),
-        disturbed=round(sum(one.disturbed for one in everything) / len(everything), 3),
+        error=state_error(predicted, [typical[shape] for shape in fresh], uniform),
+        fitted_networks=len(designed),
+        samples=sum(len(samples[shape]) for shape in designed),
+        disturbed=round(sum(one.disturbed for one in every) / len(every), 3),
     )
+    return CellRun(cell, {shape: typical[shape] for shape in (still, *fresh)})
+
+
+def time_again(sample: Timer, run: CellRun, chance: random.Random) -> ProfiledCell:
+    """The cell with what some of its random sub-networks, and the anchor, take now."""
+    still, *fresh = run.checked_ms
+    if not fresh:
+        return run.cell
+    networks = chance.sample(fresh, min(LATER_CHECKED, len(fresh)))
+    # As often as the time was reserved for, and no longer.
+    again = typical_times(run_rounds(sample, [still, *networks], -math.inf, chance, least=LATER_ROUNDS))
+    heads = np.array([shape.heads for shape in networks])
+    predicted = run.cell.costs.predict(heads, np.array([shape.neurons for shape in networks]))
+    off = [abs(found / again[shape] - 1.0) for found, shape in zip(predicted.tolist(), networks, strict=True)]
+    error = replace(
+        run.cell.error,
+        later_networks=len(off),
+        mean_later=sum(off) / len(off),
+        worst_later=max(off),
+        drift=again[still] / run.checked_ms[still],
+    )
+    return replace(run.cell, error=error)
 
 
 def check_between(
@@ -243,10 +260,10 @@ def check_between(
 ) -> ErrorStatement:
     """How far interpolated times are from measured ones, at a point between those that were fitted."""
     networks, uniform = random_networks(profile.encoder, BETWEEN_CHECKED, chance, set())
-    samples = run_rounds(sample, networks, time.perf_counter() + seconds, chance, least=CHECK_ROUNDS)
+    samples = run_rounds(sample, networks, time.perf_counter() + seconds, chance, least=FEWEST_ROUNDS)
     predicted = [profile.latency_ms(shape, batch_size, seq_length, dtype) for shape in networks]
     measured = typical_times(samples)
-    return state_error(predicted, [measured[shape] for shape in networks], uniform, drift=None)
+    return state_error(predicted, [measured[shape] for shape in networks], uniform)
 
 
 def run_rounds(
@@ -270,23 +287,17 @@ def run_rounds(
     return taken
 
 
-def state_error(
-    predicted: Sequence[float], measured: Sequence[float], uniform: int, *, drift: float | None
-) -> ErrorStatement:
-    """Mean and worst of ``|predicted / measured - 1|``, raw, and with the machine's ``drift`` divided out."""
-    if not measured:
-        return ErrorStatement(0, 0, None, None, None, None, None)
-    raw = [abs(p / m - 1.0) for p, m in zip(predicted, measured, strict=True)]
-    steady = None if drift is None else [abs(p * drift / m - 1.0) for p, m in zip(predicted, measured, strict=True)]
-    return ErrorStatement(
-        networks=len(raw),
-        uniform=uniform,
-        mean=sum(raw) / len(raw),
-        worst=max(raw),
-        mean_steady=None if steady is None else sum(steady) / len(steady),
-        worst_steady=None if steady is None else max(steady),
-        drift=drift,
-    )
+def state_error(predicted: Sequence[float], measured: Sequence[float], uniform: int) -> ErrorStatement:
+    """Mean and worst of ``|predicted / measured - 1|``."""
+    off = [abs(p / m - 1.0) for p, m in zip(predicted, measured, strict=True)]
+    if not off:
+        return ErrorStatement(0, 0, None, None)
+    return ErrorStatement(len(off), uniform, sum(off) / len(off), max(off))
+
+
+def _counts(networks: Sequence[SubnetShape], encoder: EncoderShape) -> tuple[Counts, Counts]:
+    heads = np.array([shape.heads for shape in networks], dtype=np.int64).reshape(-1, encoder.num_layers)
+    return heads, np.array([shape.neurons for shape in networks], dtype=np.int64).reshape(-1, encoder.num_layers)
 
 
 class ModelTimer:
@@ -319,17 +330,12 @@ def neuron_step(dtype: str, device: torch.device) -> int:
 def share_of_time(seconds: float, units: Sequence[float], fewest: int) -> float:
     """Seconds for the first of several points, whose passes take ``units`` seconds, when ``seconds`` are left for all.
 
-    A part is shared equally, so that points of short passes, which are the restless ones, get many. Of the rest each
-    gets its ``fewest`` passes, as far as the time goes; what is left is shared by the root of a pass's time, which
-    makes the sum of the variances least.
+    Each gets its ``fewest`` passes, as far as three quarters of the time go; the rest is shared equally. So points of
+    short passes, which are the restless ones, get many; what they do not use goes to those that follow.
     """
     seconds = max(0.0, seconds)
-    equal = EQUAL_SHARE * seconds / len(units)
-    seconds *= 1.0 - EQUAL_SHARE
-    needed = fewest * sum(units)
-    if seconds <= needed:
-        return equal + seconds * units[0] / sum(units)
-    return equal + fewest * units[0] + (seconds - needed) * math.sqrt(units[0]) / sum(map(math.sqrt, units))
+    needed = min(fewest * sum(units), (1.0 - EQUAL_SHARE) * seconds)
+    return needed * units[0] / sum(units) + (seconds - needed) / len(units)
 
 
 def _seconds_of_a_pass(timer: Timer, whole: SubnetShape) -> float:
@@ -364,7 +370,7 @@ def _notes(cells: Sequence[ProfiledCell], check: int, facts: DeviceFacts) -> lis
     if fewer:
         least = min(cell.error.networks for cell in fewer)
         notes.append(
-            f"fewer than {check} sub-networks were re-measured at {len(fewer)} of {len(cells)} points (at least "
+            f"fewer than {check} random sub-networks were measured at {len(fewer)} of {len(cells)} points (at least "
             f"{least}): --max_minutes did not allow more"
         )
     return notes

@@ -24,16 +24,16 @@ Judge = Callable[[Sequence[SubnetShape]], Sequence[float]]
 _CROSSED = 0.4  # share of children with two parents
 _TOURNAMENT = 3
 _WARMEST = 1.0  # temperature of a repair, drawn for each child from 0 on
-_ATTEMPTS = 40  # children tried for each that is wanted, before the space counts as exhausted
+_ATTEMPTS = 20  # children tried for each that is wanted, before the space counts as exhausted
 
 
 @dataclass(frozen=True)
 class SearchSettings:
     """How long and how wide to search.
 
-    ``evaluations``: networks judged, at most. ``minutes``: after which no new round begins; None for no bound (a bound
-    in time makes the result depend on the machine). ``population``: the best that have children. ``round_size``:
-    networks judged at a time. ``seed``: decides everything else.
+    ``evaluations``: networks judged, at most. ``minutes``: after which no further round begins; None for no bound (a
+    bound in time makes the result depend on the machine). ``population``: the best that have children.
+    ``round_size``: networks judged at a time. ``seed``: decides everything else.
 
     Raises ``ValueError`` for a number below 1, or no time.
     """
@@ -120,7 +120,7 @@ def search(
     ) as bar:
         try:
             while len(judged) < settings.evaluations:
-                if settings.minutes is not None and time.monotonic() - begin > 60.0 * settings.minutes:
+                if judged and settings.minutes is not None and time.monotonic() - begin > 60.0 * settings.minutes:
                     stopped = "minutes"
                     break
                 room = min(settings.round_size, settings.evaluations - len(judged))
@@ -180,6 +180,8 @@ def _children(
             for layer in range(space.num_layers):
                 if chance.random() < 0.5:
                     heads[layer], neurons[layer] = second.heads[layer], second.neurons[layer]
+        if not any(heads):  # every kept layer came from the parent that skips it
+            continue
         for _ in range(chance.choice((1, 1, 2, 3))):
             chance.choice(_MUTATIONS)(space, heads, neurons, chance)
         child = space.fitted(heads, neurons)
