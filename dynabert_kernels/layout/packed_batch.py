@@ -13,10 +13,10 @@ from torch import Tensor
 class PackedBatch:
     """``B`` sequences laid end to end without padding: ``T`` tokens and the borders between sequences.
 
-    ``input_ids``, ``position_ids``: (T,) int64. ``token_type_ids``: (T,) int64 or None (all 0).
-    ``cu_seqlens``: (B+1,) int32, rising from 0: sequence ``i`` owns tokens ``cu_seqlens[i]`` to ``cu_seqlens[i+1]-1``.
-    ``max_seqlen``: the longest sequence, known on the host; ``num_sequences`` is B. ``order``: (B,) int64, the caller's
-    index of each packed sequence, or None when they stand in the caller's order. With a row bucket, ``T`` may exceed
+    ``input_ids``, ``position_ids``: (T,) int64. ``token_type_ids``: (T,) int64 or None (all 0). ``cu_seqlens``: (B+1,)
+    int32, rising from 0: sequence ``i`` owns tokens ``cu_seqlens[i]`` to ``cu_seqlens[i+1]-1``. ``max_seqlen``: the
+    longest sequence, known on the host; ``num_sequences`` is B. ``order``: (B,) int64, the caller's index of each
+    packed sequence, or None when they stand in the caller's order. With a row bucket, ``T`` may exceed
     ``cu_seqlens[B]``; the rows past it are padding that no op reads.
     """
 
