@@ -58,6 +58,13 @@ def write_reviews(path: Path, split: str) -> Path:
     return path
 
 
+def scores(results: Path, subnet: str) -> dict[str, float]:
+    """The teacher's score, and the elastic network's whole and at the sub-network, as `dynabert train` left them."""
+    parts = json.loads(results.read_text(encoding="utf-8"))["parts"]
+    last = {row["subnet"]: row["score"] for row in parts[-1]["rows"]}
+    return {"teacher": parts[0]["rows"][0]["score"], "w1-d1": last["w1-d1"], subnet: last[subnet]}
+
+
 class Steps:
     """Runs commands in turn and remembers how long each took."""
 
@@ -147,6 +154,18 @@ def main() -> None:
         f"thread, in transformers: {plain_ms:.2f} ms the plain network, {small_ms:.2f} ms the export in {small} "
         f"({plain_ms / small_ms:.2f} times as fast)"
     )
+    row = {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": json.loads(Path(profile).read_text(encoding="utf-8"))["facts"],
+        "seconds": {name: round(seconds, 1) for name, seconds in steps.seconds.items()},
+        "subnet": subnet,
+        "largest_logit_difference": parity["max_difference"],
+        "tokens": length,
+        "plain_ms": round(plain_ms, 3),
+        "export_ms": round(small_ms, 3),
+        "scores": scores(out / "elastic" / "results.json", subnet),
+    }
+    (out / "row.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

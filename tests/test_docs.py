@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,19 @@ def test_options_in_the_text_exist() -> None:
         for span in spans(page):
             for option in re.findall(r"(?<![\w-])--[\w-]+", span):
                 assert option in known | other, f"{page.name}: no command has {option}"
+
+
+def test_pages_and_examples_are_packed() -> None:
+    packed = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    assert {"recursive-include docs *.md", "recursive-include examples *.py"} <= set(packed)
+
+
+def test_the_api_reference_names_rooms_that_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    line = re.search(r"^API := (.*)$", makefile, re.M)
+    assert line is not None
+    for module in line[1].split():
+        assert importlib.util.find_spec(module) is not None, module
 
 
 def test_every_page_is_in_the_index() -> None:

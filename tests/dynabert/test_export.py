@@ -22,6 +22,7 @@ from dynabert.export import (
     plain,
     remote,
 )
+from dynabert.export.report import snippet
 from dynabert.modeling.encoder import relative_position_buckets
 from dynabert.modeling.names import to_plain
 from tests.dynabert.exported import KINDS, elsewhere, opened_here, rewired
@@ -449,3 +450,10 @@ def test_onnx_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ImportError, match=r"needs onnx and onnxruntime, .* pip install 'dynabert-kernels\[onnx\]'"):
         export_subnet(tiny_model(), None, None, tmp_path / "out", format="onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_snippet_of_a_remote_export_asks_nothing() -> None:
+    """The tokenizer is looked up by the model's type: without trust transformers alone would ask at the terminal."""
+    text = snippet("hf-remote", Path("small"), True)
+    assert text.count("trust_remote_code=True") == text.count("from_pretrained(") == 2
+    assert "trust_remote_code" not in snippet("hf", Path("small"), True)

@@ -38,12 +38,14 @@ def snippet(form: str, folder: Path, tokenizer: bool) -> str:
         lines = [first.removesuffix(", AutoTokenizer"), "", opening]
     else:
         tensors = "np" if form == "onnx" else "pt"
+        # The tokenizer is found by the model's type, which transformers alone does not know: it would ask.
+        trusted = ", trust_remote_code=True" if form == "hf-remote" else ""
         last = 'session.run(["logits"], dict(batch))[0]' if form == "onnx" else "model(**batch).logits"
         lines = [
             first,
             *(["from transformers import AutoTokenizer"] if "AutoTokenizer" not in first else []),
             "",
-            'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{{folder}}"{trusted})',
             opening,
             f'batch = tokenizer(["a text", "another, longer text"], padding=True, return_tensors="{tensors}")',
             f"logits = {last}",
