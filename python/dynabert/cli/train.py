@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -299,7 +298,7 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
     tell(
         f"{len(data)} examples to train on, {'' if others is None else f'{len(others)} texts to distil on, '}"
         f"{0 if scored is None else len(scored)} to score; "
-        f"{os.environ.get('WORLD_SIZE', '1')} process(es)"
+        f"{args.world_size} process(es)"
     )
     results = train_elastic(
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -56,6 +57,17 @@ def _check_numbers(args: TrainingArguments) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}; allowed: 1 or more")
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed is {args.seed}; allowed: 0 to {2**32 - 1}")
+
+
+def _check_processes(args: TrainingArguments) -> None:
+    """Processes that do not know of each other would each train the whole, in one folder."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != str(args.world_size):
+        raise ValueError(
+            f"train: WORLD_SIZE is {started} and this process trains as one of {args.world_size} on {args.device}; "
+            "allowed: both the same; start it with torchrun or accelerate launch (with --use_cpu True where the "
+            "processes are to share the CPU), or unset WORLD_SIZE"
+        )
 
 
 @dataclass
@@ -124,9 +136,12 @@ class DistillationArguments(TrainingArguments):
     def __post_init__(self) -> None:
         _check_numbers(self)
         _refuse_unsupported(self)  # before transformers asks for what would go with them
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers takes bf16 without it for a wish for a GPU; here the CPU has it too
+        if not torch.accelerator.is_available():
+            # Said before transformers looks for its device (once, in the next line): without it several processes do
+            # not find each other on a CPU, and bf16 is taken for a wish for a GPU.
+            self.use_cpu = True
         super().__post_init__()
+        _check_processes(self)
         _refuse_unsupported(self)  # and what it made of the environment
         # The means of a step are taken over all of it here, so nothing is left to scale; a NaN is never to be hidden.
         self.logging_nan_inf_filter = False

@@ -60,6 +60,8 @@ _FREE = {
     "max_launch_tokens",
     "local_rank",
     "deepspeed_plugin",
+    "use_cpu",  # set where there is no accelerator, which earlier runs did not
+    "dataloader_pin_memory",  # not used by the loader here, and follows from use_cpu
     "overwrite_output_dir",
     "log_level",
     "log_level_replica",
