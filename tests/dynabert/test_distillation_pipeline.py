@@ -434,9 +434,7 @@ def test_numbers_of_a_yaml_file(tmp_path: Path) -> None:
     assert (args.learning_rate, args.widths, inputs.max_train_samples) == (1e-3, [1.0, 0.5], 16)
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # such as Apple's, which joins no processes
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE is 2 and this process trains as one of 1 on cpu; allowed"):
