@@ -138,7 +138,8 @@ def test_bad_rows_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(options_of(tmp_path, **given)) == 1
     assert not (tmp_path / "out").exists()
     capsys.readouterr()
-    assert main(options_of(tmp_path, **given, bad_rows="skip")) == 0
+    with pytest.warns(UserWarning, match="1 bad rows were left out; the first: "):
+        assert main(options_of(tmp_path, **given, bad_rows="skip")) == 0
     shown = capsys.readouterr()
     assert "labelled.tsv: 1 bad rows left out" in shown.out + shown.err
     assert "1 process(es); --step " in shown.out + shown.err
