@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from dynabert.cli.options import encode
 from dynabert.cli.train import InputArguments, open_model, read_inputs
 from dynabert.configuration.grid import parse_subnets, subnet_text
 from dynabert.data import task_metric
-from dynabert.distill.pipeline import StageResult, run_stage
+from dynabert.distill.pipeline import StageResult, run_stage, with_defaults
 from dynabert.distill.stages import Stage
 from dynabert.engine import load_tokenizer
 
@@ -39,7 +38,7 @@ def run_independent(
         model.config.depth_rule = recipe.depth_rule
         length = min(inputs.max_seq_length, model.config.max_sequence_length)
         data, scored = (encode(e, model, tokenizer, max_seq_length=length, truncate=True) for e in (train, validation))
-        own = copy.copy(args)
+        own = with_defaults(args, model, {}, print)
         own.num_train_epochs = args.num_train_epochs * len(recipe.stages)
         stage = Stage(name, (subnet,), 0.0, 0.0, labels=True)
         result = run_stage(stage, model, None, own, data, scored, None, metric, out / name, print)

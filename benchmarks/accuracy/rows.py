@@ -62,6 +62,7 @@ def collect(out: Path, variants: Sequence[str]) -> dict[str, Any]:
         "epochs_a_stage": told["num_train_epochs"],
         "batch_size": told["per_device_train_batch_size"],
         "half": "bf16" if told["bf16"] else "fp16" if told["fp16"] else "none",
+        "step": told["step"],
         "seconds": seconds,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",

@@ -5,6 +5,7 @@ Sub-networks are given as lists of head and neuron numbers for each layer, both 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,11 @@ def kept(layers: int, depth: float) -> list[int]:
     """The paper's stated purpose: the last layer always stays."""
     count = max(1, round(depth * layers))
     return [((i + 1) * layers) // count - 1 for i in range(count)]
+
+
+def kept_reference(layers: int, depth: float) -> list[int]:
+    """The released code's rule."""
+    return [math.floor(i / depth) for i in range(max(1, round(depth * layers)))]
 
 
 def parts(slow: Slow, width: float, layers: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
@@ -45,11 +51,16 @@ def slow_loss(
     teacher_width: str = "full",
     regression: bool = False,
     regression_logits: bool = True,
+    layers: Sequence[int] | None = None,
+    cut: tuple[list[list[int]], list[list[int]]] | None = None,
 ) -> Tensor:
-    """One sub-network's loss on a batch: `logit_weight * SCE + hidden_weight * HID`."""
+    """One sub-network's loss on a batch: `logit_weight * SCE + hidden_weight * HID`.
+
+    ``layers``: those that are kept, in place of ``depth``'s. ``cut``: their heads and neurons, in place of ``width``'s.
+    """
     total = student.config.num_hidden_layers
-    layers = kept(total, depth)
-    heads, neurons = parts(student, width, layers)
+    layers = kept(total, depth) if layers is None else list(layers)
+    heads, neurons = parts(student, width, layers) if cut is None else cut
     teacher_heads, teacher_neurons = parts(teacher, 1.0 if teacher_width == "full" else width, range(total))
     soft = torch.zeros((), dtype=torch.float64)
     squares, tokens = torch.zeros((), dtype=torch.float64), 0
@@ -71,6 +82,21 @@ def slow_loss(
         tokens += len(ids)
     numbers = tokens * student.config.hidden_size
     return logit_weight * soft / len(texts) + hidden_weight * squares / numbers
+
+
+def slow_task_loss(
+    student: Slow, texts: Sequence[Text], labels: Sequence[float], *, width: float, depth: float, regression: bool
+) -> Tensor:
+    """One sub-network's mean loss on labels: cross-entropy, or squared error."""
+    heads, neurons = parts(student, width, kept(student.config.num_hidden_layers, depth))
+    total = torch.zeros((), dtype=torch.float64)
+    for (ids, positions, types), label in zip(texts, labels, strict=True):
+        _, logits = student(ids, positions, types, heads, neurons)
+        if regression:
+            total = total + (logits[0] - label) ** 2
+        else:
+            total = total + torch.log(torch.exp(logits - logits.max()).sum()) + logits.max() - logits[int(label)]
+    return total / len(texts)
 
 
 def slow_gradients(student: Slow, loss: Tensor) -> dict[str, Tensor]:

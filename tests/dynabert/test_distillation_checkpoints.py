@@ -160,4 +160,4 @@ def test_room_is_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**10))
     warning = room_warning(tmp_path / "not" / "yet", model, 2, 4)
     assert warning is not None
-    assert warning.startswith(f"{tmp_path} has 0.0 GB free; this run may need ")
+    assert warning.startswith(f"{tmp_path} has 0.0 MB free; this run may need ")

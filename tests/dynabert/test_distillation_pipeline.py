@@ -189,8 +189,6 @@ def test_the_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "num_train_epochs": 1,
         "widths": [1.0, 0.5],
         "depths": [1.0, 0.5],
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
         "disable_tqdm": True,
     }
     (tmp_path / "run.json").write_text(json.dumps(options))
@@ -244,7 +242,7 @@ def check_card(folder: Path) -> None:
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, file = write_files(tmp_path)
-    base = ["train", "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    base = ["train", "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
     assert main(["train"]) == 2
     assert main([*base]) == 2
     assert "give either --task_name or --train_file" in capsys.readouterr().err
@@ -290,7 +288,6 @@ def options_of(tmp_path: Path, **more: str) -> list[str]:
         "train_file": str(file),
         "output_dir": str(tmp_path / "out"),
         "num_train_epochs": "1",
-        "use_cpu": "True",
         "disable_tqdm": "True",
     } | more
     flags = [word for name, value in given.items() for word in (f"--{name}", value)]
@@ -474,3 +471,23 @@ def test_numbers_of_a_yaml_file(tmp_path: Path) -> None:
     file.write_text("model_name_or_path: m\nlearning_rate: 1e-3\nwidths: [1, 5e-1]\nmax_train_samples: '16'\n")
     inputs, args = parse([str(file)])
     assert (args.learning_rate, args.widths, inputs.max_train_samples) == (1e-3, [1.0, 0.5], 16)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # such as Apple's, which joins no processes
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2 and this process trains as one of 1 on cpu; allowed"):
+        arguments(tmp_path)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="where there is no accelerator")
+def test_without_an_accelerator_the_cpu_is_taken_as_if_it_were_named(tmp_path: Path) -> None:
+    args = arguments(tmp_path / "run", **SMALL)
+    assert (args.use_cpu, args.n_gpu, args.dataloader_pin_memory) == (True, 0, False)
+    train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
+    # A run that was begun before it was set goes on.
+    path = tmp_path / "run" / "settings.json"
+    begun = json.loads(path.read_text())
+    begun["arguments"] |= {"use_cpu": False, "dataloader_pin_memory": True}
+    path.write_text(json.dumps(begun))
+    train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)

@@ -28,6 +28,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 FOUR = grid((1.0, 0.5), (1.0, 0.5))
 WIDTH = Stage("width", grid((1.0, 0.5), (1.0,)), 1.0, 0.1)
 DEPTH = Stage("depth", FOUR, 1.0, 1.0, teacher_width="same")
+SANDWICH = Stage("depth", grid((1.0, 0.75, 0.5), (1.0, 0.5)), 1.0, 1.0, sampling="sandwich")
 
 
 def trained(
@@ -43,12 +44,16 @@ def trained(
     return weights(student), trainer
 
 
-@pytest.mark.parametrize("stage", [WIDTH, DEPTH], ids=["width", "depth"])
-def test_three_steps_lead_where_the_method_says(tmp_path: Path, stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("stage", "warmup"),
+    [(WIDTH, 0), (DEPTH, 0), (DEPTH, 1), (SANDWICH, 0)],
+    ids=["width", "depth", "warm-up", "sandwich"],
+)
+def test_three_steps_lead_where_the_method_says(tmp_path: Path, stage: Stage, warmup: int) -> None:
     plains = [plain_model("bert", seed, **NO_DROPOUT) for seed in (0, 7)]
     student, teacher = (elastic(plain, tmp_path / str(i)) for i, plain in enumerate(plains))
     data = texts(12)
-    args = arguments(tmp_path / "run", weight_decay=0.0, max_launch_tokens=60)
+    args = arguments(tmp_path / "run", weight_decay=0.0, max_launch_tokens=60, warmup_steps=warmup)
     DistillationTrainer(student, args, stage, data, None, teacher).train()
 
     slow, slow_teacher = map(slow_model, plains)
@@ -70,13 +75,13 @@ def test_three_steps_lead_where_the_method_says(tmp_path: Path, stage: Stage) ->
                 hidden_weight=stage.hidden_weight,
                 teacher_width=stage.teacher_width,
             )
-            for subnet in stage.subnets
+            for subnet in stage.chosen(step, args.seed)
         ]
         gradients = slow_gradients(slow, torch.stack(losses).sum())
         norm = torch.sqrt(sum((g**2).sum() for g in gradients.values()))
         factor = min(1.0, 1.0 / (float(norm) + 1e-6))
         assert factor < 1.0  # clipping is at work
-        rate = args.learning_rate * (1 - step / 3)
+        rate = args.learning_rate * (step / warmup if step < warmup else (3 - step) / (3 - warmup))
         with torch.no_grad():
             for name, weight in slow.weights.items():
                 first, second = moments[name]

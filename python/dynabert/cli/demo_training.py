@@ -167,6 +167,7 @@ class _Run:
             "bf16": dtype == "bfloat16",
             "seed": self._args.seed,
             "use_cpu": True,
+            "step": "stacked",  # as in the committed rows, which the printed command repeats bit for bit
             "save_strategy": "no",
             "report_to": "none",
             "dataloader_pin_memory": False,

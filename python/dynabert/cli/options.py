@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
 
 
+# transformers' names, and what `dynabert.data.read_examples` calls them.
+PROBLEMS = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Names a default only where there is one to name."""
 
@@ -83,6 +91,9 @@ def add_data_options(parser: argparse.ArgumentParser, *, split: str, file_names:
         help="several labels of a text: what lies between them in the label's column, such as '|'; lists in a .jsonl "
         "or .parquet file need none",
     )
+    group.add_argument(
+        "--problem_type", choices=tuple(PROBLEMS), help="kind of your file's labels; default: what they look like"
+    )
     add_column_options(group, label=True)  # type: ignore[arg-type]  # a group adds arguments as a parser does
     group.add_argument(
         "--bad_rows", default="error", choices=("error", "skip"), help="what to do with rows that do not fit"
@@ -105,6 +116,7 @@ def read_data(args: argparse.Namespace) -> Examples:
             second_text_column=args.second_text_column,
             label_column=args.label_column,
             label_separator=args.label_separator,
+            problem="auto" if args.problem_type is None else PROBLEMS[args.problem_type],  # type: ignore[arg-type]
             bad_rows=args.bad_rows,
         )
     else:
@@ -112,6 +124,8 @@ def read_data(args: argparse.Namespace) -> Examples:
             raise UsageError("column names belong to --file; a task knows its own")
         if args.label_separator is not None:
             raise UsageError("--label_separator belongs to --file; a task has one label for each text")
+        if args.problem_type is not None:
+            raise UsageError("--problem_type belongs to --file; a task knows its own")
         examples = load_task(args.task_name, args.split, data_dir=args.data_dir, bad_rows=args.bad_rows)
     return examples if args.max_samples is None else examples.head(args.max_samples)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynabert.cli.option_files import read_options
-from dynabert.cli.options import UsageError, add_command, encode
+from dynabert.cli.options import PROBLEMS, UsageError, add_command, encode
 from dynabert.cli.output import percent, print_table, say
 
 if TYPE_CHECKING:
@@ -31,6 +30,9 @@ DESCRIPTION = (
 def add_parser(commands: Any) -> None:
     """Add the subcommand. Its options need transformers, so they are read by `run_arguments` and not here."""
     add_command(commands, "train", run, "train an elastic checkpoint by distillation", DESCRIPTION)
+
+
+MOST_CLASSES = 20  # that are named
 
 
 @dataclass
@@ -80,6 +82,15 @@ class InputArguments:
     text_column: str | None = field(default=None, metadata={"help": "name of the text's column in your own files"})
     second_text_column: str | None = field(default=None, metadata={"help": "name of the second text's column"})
     label_column: str | None = field(default=None, metadata={"help": "name of the label's column"})
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": f"kind of your file's labels: {', '.join(PROBLEMS)}; default: what they look like, which is printed"
+        },
+    )
+    bad_rows: str = field(
+        default="error", metadata={"help": "what to do with rows that do not fit: error, or skip, which counts them"}
+    )
     max_seq_length: int = field(default=128, metadata={"help": "longer texts are cut; how many is printed"})
     label_separator: str | None = field(
         default=None,
@@ -147,6 +158,11 @@ def read_inputs(inputs: InputArguments) -> tuple[Examples, Examples | None, Exam
 
     if (inputs.task_name is None) == (inputs.train_file is None):
         raise UsageError("give either --task_name or --train_file")
+    if inputs.bad_rows not in ("error", "skip"):
+        raise UsageError(f"--bad_rows is {inputs.bad_rows!r}; allowed: error, skip")
+    if inputs.problem_type is not None and inputs.problem_type not in PROBLEMS:
+        raise UsageError(f"--problem_type is {inputs.problem_type!r}; allowed: {', '.join(PROBLEMS)}")
+    bad_rows: Any = inputs.bad_rows
     columns: dict[str, Any] = {
         "text_column": inputs.text_column,
         "second_text_column": inputs.second_text_column,
@@ -158,37 +174,34 @@ def read_inputs(inputs: InputArguments) -> tuple[Examples, Examples | None, Exam
             raise UsageError("--validation_file and column names belong to --train_file; a task knows its own")
         if inputs.label_separator is not None:
             raise UsageError("--label_separator belongs to --train_file; a task has one label for each text")
-        train = load_task(inputs.task_name, "train", data_dir=inputs.data_dir)
-        validation = load_task(inputs.task_name, "validation", data_dir=inputs.data_dir)
+        if inputs.problem_type is not None:
+            raise UsageError("--problem_type belongs to --train_file; a task knows its own")
+        train = load_task(inputs.task_name, "train", data_dir=inputs.data_dir, bad_rows=bad_rows)
+        validation = load_task(inputs.task_name, "validation", data_dir=inputs.data_dir, bad_rows=bad_rows)
     else:
         if inputs.data_dir is not None:
             raise UsageError("--data_dir belongs to --task_name; with --train_file leave it out")
-        columns["label_separator"] = inputs.label_separator
+        columns |= {"label_separator": inputs.label_separator, "bad_rows": bad_rows}
+        if inputs.problem_type is not None:
+            columns["problem"] = PROBLEMS[inputs.problem_type]
         train = read_examples(str(inputs.train_file), **columns)
         check_classes(train)
         if inputs.validation_file is not None:
             # The training text says what the labels are: a class may be missing here, or every score be whole.
             columns["label_names"] = train.label_names or None
-            columns["problem"] = _PROBLEMS[str(train.problem_type)]
+            columns["problem"] = PROBLEMS[str(train.problem_type)]
             validation = read_examples(inputs.validation_file, **columns)
     if train.labels is None:
         raise ValueError(f"{train.source} has no labels; name the label column (--label_column)")
     unlabelled = None
     if inputs.unlabelled_file is not None:
         text: dict[str, Any] = {"text_column": inputs.text_column, "second_text_column": inputs.second_text_column}
-        unlabelled = read_examples(inputs.unlabelled_file, **text, need_labels=False)
+        unlabelled = read_examples(inputs.unlabelled_file, **text, bad_rows=bad_rows, need_labels=False)
     if inputs.max_train_samples is not None:
         train = train.head(inputs.max_train_samples)
     if validation is not None and inputs.max_eval_samples is not None:
         validation = validation.head(inputs.max_eval_samples)
     return train, validation, unlabelled
-
-
-_PROBLEMS = {
-    "single_label_classification": "classification",
-    "multi_label_classification": "multi_label",
-    "regression": "regression",
-}
 
 
 def check_classes(train: Examples) -> None:
@@ -227,6 +240,32 @@ def open_model(inputs: InputArguments, train: Examples, seed: int) -> ElasticBer
         )
 
 
+def labels_told(inputs: InputArguments, train: Examples) -> str:
+    """What the labels are taken for, and how many there are of each: a wrong guess must show before hours of it."""
+    kind = train.problem_type
+    if kind == "regression":
+        values: Any = train.labels
+        told = f"{len(values)} numbers from {min(values):g} to {max(values):g}"
+        whole = all(value.is_integer() for value in values)
+        guessed = whole and inputs.problem_type is None and inputs.task_name is None
+        more = "; for classes give --problem_type single_label_classification" if guessed else ""
+        return f"{train.source}: regression: {told}{more}"
+    counts = list(train.label_counts().items())
+    shown = ", ".join(f"{name} {count}" for name, count in counts[:MOST_CLASSES])
+    if len(counts) > MOST_CLASSES:
+        shown += f" and {len(counts) - MOST_CLASSES} more"
+    if kind == "multi_label_classification":
+        sizes = [len(own) for own in train.labels or ()]  # type: ignore[arg-type]
+        return (
+            f"{train.source}: several labels for each text: {train.num_labels} classes, "
+            f"{sum(sizes) / len(sizes):.1f} of them a text, {sizes.count(0)} texts without; {kind}: {shown}"
+        )
+    numbers = all(name.lstrip("+-").isdigit() for name in train.label_names)
+    guessed = numbers and inputs.problem_type is None and inputs.task_name is None
+    more = "; for numbers give --problem_type regression" if guessed else ""
+    return f"{train.source}: {kind}: {train.num_labels} classes: {shown}{more}"
+
+
 def _unused(examples: Examples) -> str:
     from dynabert.data.rows import listed
 
@@ -239,7 +278,7 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
 
     from dynabert.cli.train_augment import augmented, check_options
     from dynabert.data import task_metric, tokenise_once
-    from dynabert.distill.pipeline import stage_costs, train_elastic
+    from dynabert.distill.pipeline import check_recipe, stage_costs, train_elastic
     from dynabert.engine import load_tokenizer
 
     quiet = args.process_index != 0
@@ -251,12 +290,10 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
 
     asked = check_options(inputs, args)
     train, validation, unlabelled = read_inputs(inputs)
-    if train.problem_type == "multi_label_classification":
-        counts = [len(own) for own in train.labels or ()]  # type: ignore[arg-type]
-        tell(
-            f"{train.source}: several labels for each text: {train.num_labels} classes, "
-            f"{sum(counts) / len(counts):.1f} of them a text, {counts.count(0)} texts without"
-        )
+    tell(labels_told(inputs, train))
+    for own in (train, validation, unlabelled):
+        if own is not None and own.skipped:
+            tell(f"{own.source}: {own.skipped} bad rows left out")
     files = (train, validation, unlabelled) if inputs.task_name is None else (unlabelled,)
     for line in dict.fromkeys(_unused(own) for own in files if own is not None and own.unused):
         tell(line)
@@ -265,9 +302,7 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
     tokenizer = load_tokenizer(inputs.model_name_or_path)
     model = open_model(inputs, train, args.seed)
     recipe = args.make_recipe()
-    for stage in recipe.stages:
-        for subnet in stage.subnets:
-            model.shape(subnet)
+    check_recipe(model, recipe)
 
     once = partial(
         tokenise_once,
@@ -299,7 +334,7 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
     tell(
         f"{len(data)} examples to train on, {'' if others is None else f'{len(others)} texts to distil on, '}"
         f"{0 if scored is None else len(scored)} to score; "
-        f"{os.environ.get('WORLD_SIZE', '1')} process(es)"
+        f"{args.world_size} process(es); --step {args.resolved_step()}"
     )
     results = train_elastic(
         model,

@@ -28,6 +28,8 @@ def check_options(inputs: InputArguments, args: DistillationArguments) -> Asked 
     Raises:
         UsageError: words that say nothing; other text is given for the same stages; no stage would use it.
     """
+    if inputs.unlabelled_file is not None and not args.distillation:
+        raise UsageError("--unlabelled_file has no labels, and with --distillation False every stage needs labels")
     if inputs.augment is None:
         for option in fields(inputs):
             if option.name.startswith("augment_") and getattr(inputs, option.name) != option.default:

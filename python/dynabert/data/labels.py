@@ -49,7 +49,7 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
     if examples.labels is None:
         raise ValueError(f"{examples.source}: the examples have no labels; name the label column")
     if examples.problem_type != problem_type:
-        advice = "use data of the model's kind, or say the kind of the labels"
+        advice = "use data of the model's kind, or say the kind of the labels (--problem_type)"
         if problem_type == MULTI_LABEL:
             advice = "write a list of labels in each row (.jsonl, .parquet), or give --label_separator"
         raise ValueError(

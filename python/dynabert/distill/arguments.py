@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -32,6 +34,7 @@ _UNSUPPORTED = {
         "distilled/depth, and its checkpoint-* folder is kept too"
     ),
     "neftune_noise_alpha": "the embeddings are used as they are",
+    "per_device_eval_batch_size": "texts are scored in batches of a number of tokens",
     "resume_from_checkpoint": "a run goes on by itself from the last checkpoint in --output_dir",
     "torch_compile": "the layers are fused ops already",
     "train_sampling_strategy": "the order is drawn from --seed",
@@ -54,8 +57,26 @@ def _check_numbers(args: TrainingArguments) -> None:
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; allowed: 1 or more")
+    if not (math.isfinite(args.learning_rate) and args.learning_rate > 0.0):
+        raise ValueError(f"--learning_rate is {args.learning_rate}; allowed: a number above 0")
+    if args.max_steps <= 0 and not (math.isfinite(args.num_train_epochs) and args.num_train_epochs > 0.0):
+        raise ValueError(
+            f"--num_train_epochs is {args.num_train_epochs}; allowed: a number above 0, or --max_steps in its place; "
+            "without a step nothing is trained"
+        )
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed is {args.seed}; allowed: 0 to {2**32 - 1}")
+
+
+def _check_processes(args: TrainingArguments) -> None:
+    """Processes that do not know of each other would each train the whole, in one folder."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != str(args.world_size):
+        raise ValueError(
+            f"train: WORLD_SIZE is {started} and this process trains as one of {args.world_size} on {args.device}; "
+            "allowed: both the same; start it with torchrun or accelerate launch (with --use_cpu True where the "
+            "processes are to share the CPU), or unset WORLD_SIZE"
+        )
 
 
 @dataclass
@@ -70,6 +91,10 @@ class DistillationArguments(TrainingArguments):
     learning_rate: float = field(default=2e-5, metadata={"help": "peak learning rate"})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "sequences of a process in a step"})
     num_train_epochs: float = field(default=3.0, metadata={"help": "passes over the training data in each stage"})
+    warmup_steps: float | None = field(  # type: ignore[assignment]  # a number once it is made
+        default=None,
+        metadata={"help": "steps in which the rate rises, or below 1 their share; default: 0, for RoBERTa 0.06"},
+    )
     weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "the summed gradient is clipped to this norm"})
     save_strategy: str = field(default="epoch", metadata={"help": "when a checkpoint is written"})
@@ -114,23 +139,34 @@ class DistillationArguments(TrainingArguments):
         default=True,
         metadata={"help": "False: the same stages learn from labels, without a teacher: to see what it is worth"},
     )
-    step: str = field(
-        default="stacked", metadata={"help": "stacked: a step's sub-networks in one launch; loop: one by one"}
+    step: str | None = field(
+        default=None,
+        metadata={
+            "help": "stacked: a step's sub-networks in one launch; loop: one by one; the same gradients; default: loop "
+            "on a CPU (faster there, in less memory), stacked elsewhere"
+        },
     )
     max_launch_tokens: int = field(
         default=16384, metadata={"help": "most tokens of a launch, all copies counted; a step with more is cut"}
     )
 
     def __post_init__(self) -> None:
+        # A network of RoBERTa's kind has another default: see `pipeline.with_defaults`.
+        self.warmup_is_given = self.warmup_steps is not None
+        if not self.warmup_is_given:
+            self.warmup_steps = 0
         _check_numbers(self)
         _refuse_unsupported(self)  # before transformers asks for what would go with them
-        if self.bf16 and not torch.accelerator.is_available():
-            self.use_cpu = True  # transformers takes bf16 without it for a wish for a GPU; here the CPU has it too
+        if not torch.accelerator.is_available():
+            # Said before transformers looks for its device (once, in the next line): without it several processes do
+            # not find each other on a CPU, and bf16 is taken for a wish for a GPU.
+            self.use_cpu = True
         super().__post_init__()
+        _check_processes(self)
         _refuse_unsupported(self)  # and what it made of the environment
         # The means of a step are taken over all of it here, so nothing is left to scale; a NaN is never to be hidden.
         self.logging_nan_inf_filter = False
-        if self.step not in STEPS:
+        if self.step is not None and self.step not in STEPS:
             raise ValueError(f"--step is {self.step!r}; allowed: {', '.join(STEPS)}")
         if self.max_launch_tokens < 1:
             raise ValueError(f"--max_launch_tokens is {self.max_launch_tokens}; allowed: 1 or more")
@@ -155,6 +191,14 @@ class DistillationArguments(TrainingArguments):
                 f"--metric_for_best_model is {self.metric_for_best_model!r}; allowed: score (the sub-networks' mean), "
                 f"or one of them: {', '.join(known[1:])}"
             )
+
+    def resolved_step(self) -> str:
+        """``step``, or where it is None what its default is on this device.
+
+        On a CPU one by one is faster, and a sub-network's activations are freed before the next one's are made:
+        benchmarks/results/training-step.json. On a GPU one launch for all is there to fill it; that is unmeasured.
+        """
+        return self.step or ("loop" if self.device.type == "cpu" else "stacked")
 
     def make_recipe(self) -> Recipe:
         """The recipe with what these arguments change in it. Raises ``ValueError`` for what does not hold."""

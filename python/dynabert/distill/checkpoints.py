@@ -80,6 +80,10 @@ def write_error(folder: Path, error: Exception) -> CheckpointError:
     )
 
 
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"
+
+
 def room_warning(folder: Path, model: nn.Module, save_total_limit: int | None, parts: int) -> str | None:
     """A line where the disk may be too small for a run of ``parts`` parts, else None.
 
@@ -95,6 +99,6 @@ def room_warning(folder: Path, model: nn.Module, save_total_limit: int | None, p
     if free >= needed:
         return None
     return (
-        f"{there} has {free / 2**30:.1f} GB free; this run may need {needed / 2**30:.1f} GB for its checkpoints; give "
+        f"{there} has {_size(free)} free; this run may need {_size(needed)} for its checkpoints; give "
         "another --output_dir, or a lower --save_total_limit"
     )

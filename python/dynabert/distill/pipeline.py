@@ -29,7 +29,8 @@ from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
 from dynabert.distill.card import versions, write_card
 from dynabert.distill.checkpoints import last_checkpoint, room_warning, write_error
-from dynabert.distill.progress import StageProgress, told
+from dynabert.distill.losses import STEPS, teacher_shapes
+from dynabert.distill.progress import StageClock, StageProgress, told
 from dynabert.distill.stages import Recipe, Stage
 from dynabert.distill.trainer import DistillationTrainer
 from dynabert.evaluation import EvaluationRow, evaluate
@@ -42,8 +43,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COMPLETE = "complete.json"
+ROBERTA_WARMUP = 0.06  # of a stage's steps
 SETTINGS = "settings.json"
 RESULTS = "results.json"
+SECONDS = "seconds.json"
 # What may differ when a run goes on: where and how it is shown, and how much memory it may take. A launch of another
 # size has the same gradients, but draws other dropout masks.
 _FREE = {
@@ -56,12 +59,15 @@ _FREE = {
     "run_name",
     "disable_tqdm",
     "save_total_limit",
-    "save_steps",
+    "save_steps",  # and where there are scores, see `settings_of`
     "save_strategy",
+    "per_device_eval_batch_size",  # was taken once, and did nothing
     "resume_from_checkpoint",
     "max_launch_tokens",
     "local_rank",
     "deepspeed_plugin",
+    "use_cpu",  # set where there is no accelerator, which earlier runs did not
+    "dataloader_pin_memory",  # not used by the loader here, and follows from use_cpu
     "overwrite_output_dir",
     "log_level",
     "log_level_replica",
@@ -77,8 +83,8 @@ _FREE = {
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished part: the folder of its network, scores of its sub-networks (empty without labelled data), seconds,
-    and Trainer's log."""
+    """A finished part: the folder of its network, scores of its sub-networks (empty without labelled data), seconds
+    (where it was cut, of all its runs, with the steps that were done again), and Trainer's log."""
 
     name: str
     folder: Path
@@ -110,6 +116,40 @@ def stage_costs(model: ElasticBertForSequenceClassification, recipe: Recipe) -> 
             }
         )
     return found
+
+
+def check_recipe(model: ElasticBertForSequenceClassification, recipe: Recipe) -> None:
+    """``ValueError`` for a sub-network that the model has not, or that a stage's teacher cannot be for: before
+    anything is trained, though it would fail in the second stage only."""
+    for stage in recipe.stages:
+        shapes = [model.shape(subnet) for subnet in stage.subnets]
+        if not stage.labels:
+            teacher_shapes(model, shapes, stage.teacher_width)
+
+
+def with_defaults(
+    args: DistillationArguments,
+    model: ElasticBertForSequenceClassification,
+    begun: dict[str, Any],
+    say: Callable[[str], None],
+) -> DistillationArguments:
+    """The arguments with what was left open: as the folder was ``begun``, whose defaults may have been others, else by
+    device and network."""
+    args = copy.copy(args)
+    if args.step is None:
+        step = args.resolved_step()
+        args.step = begun["step"] if begun.get("step") in STEPS else step
+        if args.step != step:
+            say(f"--step {args.step}, as this folder was begun; the default is {step} here")
+    if not args.warmup_is_given:
+        usual = ROBERTA_WARMUP if model.config.architecture == "roberta" else 0
+        args.warmup_steps = begun.get("warmup_steps", usual)
+        args.warmup_is_given = True
+        if args.warmup_steps:
+            say(f"--warmup_steps {args.warmup_steps:g}: the rate rises in this share of a stage's steps (RoBERTa)")
+        elif usual:
+            say("--warmup_steps 0, as this folder was begun; the default for RoBERTa is now 0.06")
+    return args
 
 
 def train_elastic(
@@ -149,6 +189,8 @@ def train_elastic(
     """
     out = Path(str(args.output_dir))
     recipe = args.make_recipe()
+    check_recipe(model, recipe)
+    args = with_defaults(args, model, _begun(out).get("arguments", {}), say)
     # What is not a training stage is done by the first process; the others wait, and find it done.
     with args.main_process_first(local=False, desc="settings"):
         check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring, model)
@@ -158,7 +200,6 @@ def train_elastic(
     if warning is not None:
         say(f"warning: {warning}")
     results = []
-    started = time.perf_counter()
 
     teacher_stage = Stage("teacher", (SubnetConfig(),), 0.0, 0.0, labels=True)
     teacher_folder = out / "teacher"
@@ -201,7 +242,7 @@ def train_elastic(
         results.append(run_stage(stage, student, guide, args, data, validation, tokenizer, metric, folder, say))
         previous = folder
     if args.should_save:
-        _write_results(out, results, args, time.perf_counter() - started)
+        _write_results(out, results, args)
         settings = _read_json(out / SETTINGS, "give another --output_dir")
         write_card(results[-1].folder, settings, _read_json(out / RESULTS, "delete it"), base_model)
     return results
@@ -223,7 +264,7 @@ def run_stage(
     if _is_complete(folder):
         say(f"{stage.name}: complete, not repeated ({folder})")
         return _result(stage.name, folder)
-    begun = time.perf_counter()
+    clock = StageClock(folder / SECONDS)
     own = copy.copy(args)
     own.output_dir = str(folder)
     if validation is not None and own.eval_strategy == "no":
@@ -234,7 +275,7 @@ def run_stage(
         own.metric_for_best_model = "score"  # or a sub-network that only a later stage has
     set_seed(args.seed)
     trainer = DistillationTrainer(
-        student, own, stage, train, validation, teacher, tokenizer, metric, callbacks=[StageProgress(stage.name)]
+        student, own, stage, train, validation, teacher, tokenizer, metric, callbacks=[StageProgress(stage.name), clock]
     )
     for usual in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(usual)  # ours says more
@@ -243,12 +284,16 @@ def run_stage(
         say(f"{stage.name}: {line}")
     if last is not None:
         say(f"{stage.name}: goes on from {last}")
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    finally:
+        if trainer.is_world_process_zero():
+            clock.write()
     if trainer.is_world_process_zero():
         best = trainer.state.best_model_checkpoint
         chosen = student if best is None else _open(Path(best))
         rows = _scores(chosen, validation, stage, metric)
-        _finish(folder, chosen, tokenizer, rows, time.perf_counter() - begun, args, trainer.state.log_history)
+        _finish(folder, chosen, tokenizer, rows, clock.seconds(), args, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
     return _result(stage.name, folder)
 
@@ -306,10 +351,10 @@ def _result(name: str, folder: Path) -> StageResult:
     return StageResult(name, folder, rows, content["seconds"], tuple(content["history"]))
 
 
-def _write_results(out: Path, results: Sequence[StageResult], args: DistillationArguments, seconds: float) -> None:
+def _write_results(out: Path, results: Sequence[StageResult], args: DistillationArguments) -> None:
     parts = [{"part": r.name, "seconds": r.seconds, "rows": [row.to_dict() for row in r.rows]} for r in results]
-    content = {"seed": args.seed, "seconds": round(seconds, 1), "versions": versions(), "parts": parts}
-    _write_json(out / RESULTS, content)
+    seconds = round(sum(r.seconds for r in results), 1)
+    _write_json(out / RESULTS, {"seed": args.seed, "seconds": seconds, "versions": versions(), "parts": parts})
 
 
 def settings_of(
@@ -333,10 +378,15 @@ def settings_of(
         for name, found in sets.items()
     }
     content = {"arguments": values, "recipe": recipe, "data": data, "fine_tuned": fine_tuned, "rewiring": rewiring}
+    if validation is not None:
+        # A score is taken where a checkpoint is written, and the best one is the result.
+        saves = [str(args.save_strategy.value)]  # type: ignore[attr-defined]  # transformers makes it an enumeration
+        content["saves"] = [*saves, args.save_steps] if saves == ["steps"] else saves
     content["start"] = _network_digest(model)
     if args.world_size > 1:
         content["processes"] = args.world_size  # they multiply the sequences of a step
-    return json.loads(json.dumps(content, default=str))
+    found: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return found
 
 
 def _digest(encoded: Encoded) -> str:
@@ -367,6 +417,13 @@ def _read_json(path: Path, damaged: str) -> Any:
         raise ValueError(f"train: {path} is damaged ({error}); {damaged}") from error
 
 
+def _begun(out: Path) -> dict[str, Any]:
+    """The settings that a folder was begun with; empty where it was not."""
+    path = out / SETTINGS
+    found = _read_json(path, "give another --output_dir") if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
 def check_settings(
     out: Path,
     args: DistillationArguments,
@@ -381,7 +438,11 @@ def check_settings(
     wanted = settings_of(args, train, validation, unlabelled, fine_tuned, rewiring, model)
     path = out / SETTINGS
     if path.is_file():
-        begun = _read_json(path, "give another --output_dir")
+        begun = _begun(out)
+        # What is free now may have been a setting of the version that began it.
+        begun["arguments"] = {k: v for k, v in begun.get("arguments", {}).items() if k not in _FREE}
+        if "saves" not in begun:
+            wanted.pop("saves", None)  # written by a version that did not say
         differences = list(_differences(begun, wanted, ""))
         if differences and not any(out.rglob("model.safetensors")):
             if args.should_save:

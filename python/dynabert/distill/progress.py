@@ -5,15 +5,19 @@ Where stderr is no terminal, plain lines say the same, so that the log of a long
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_WRITES = 10.0
 
 
 def _to_stderr(line: str) -> None:
@@ -34,6 +38,42 @@ def told(items: Iterable[T], count: int, name: str, say: Callable[[str], None], 
             left = (count - done) * (now - began) / done
             say(f"{name}: batch {done} of {count}, {left / 60:.1f} min left")
         yield item
+
+
+class StageClock(TrainerCallback):
+    """The seconds that a stage took in all its runs, kept in a file: a run that is killed loses at most what passed
+    since a checkpoint, or since the last ``SECONDS_BETWEEN_WRITES`` and the step after them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._began = self._wrote = time.perf_counter()
+        try:
+            self._before = float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+        except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: a time is not worth a refusal
+            self._before = 0.0
+
+    def seconds(self) -> float:
+        """So far, those of earlier runs added."""
+        return self._before + time.perf_counter() - self._began
+
+    def write(self) -> None:
+        """Keeps them; a disk that is full is told by the checkpoint that does not fit."""
+        self._wrote = time.perf_counter()
+        aside = self._path.with_suffix(".tmp")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text(json.dumps({"seconds": round(self.seconds(), 1)}) + "\n", encoding="utf-8")
+            os.replace(aside, self._path)
+        except OSError:
+            pass
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero and time.perf_counter() - self._wrote >= SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.write()
 
 
 class StageProgress(TrainerCallback):

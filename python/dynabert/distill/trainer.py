@@ -176,6 +176,7 @@ class DistillationTrainer(Trainer):
         if teacher is not None:
             frozen: nn.Module = teacher if self._half is None else copy.deepcopy(teacher)
             self.teacher = nn.Module.to(frozen, device=args.device, dtype=self._half).eval()
+        self._in_one_launch = args.resolved_step() == "stacked"
         self._counts = (0, 0)
         self._batch_of_step = 0
         self._losses: dict[str, tuple[Tensor, int]] = {}
@@ -257,7 +258,7 @@ class DistillationTrainer(Trainer):
             assert self.teacher is not None  # checked at construction
             output = run_teacher(self.teacher, packed, seqlens, shapes, stage.teacher_width, hidden=wants_hidden)
         sequences, tokens = self._counts
-        runs = [shapes] if self.args.step == "stacked" else [[shape] for shape in shapes]
+        runs = [shapes] if self._in_one_launch else [[shape] for shape in shapes]
         found, done = [], 0
         for run in runs:
             options: dict[str, Any] = {"dropout_state": state}

@@ -16,6 +16,29 @@ if TYPE_CHECKING:
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 
 
+def check_there(path: str | Path) -> None:
+    """``OSError`` for a hub id that cannot be reached and is not kept: one file is asked for, not each in turn, since
+    the hub's client tries each of them for half a minute. A folder, or an id without the file, is left to the reader.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from transformers.utils import cached_file
+
+    source = str(path)
+    if Path(source).is_dir():
+        return
+    try:
+        cached_file(source, "config.json")
+    except OSError as error:
+        if not isinstance(error.__cause__, LocalEntryNotFoundError):
+            return  # the hub answered: what it lacks is said by who needs it
+        if any(isinstance(try_to_load_from_cache(source, name), str) for name in _VOCABULARIES):
+            return  # a tokenizer alone, kept here
+        raise OSError(
+            f"from_pretrained: {source} is no folder here, and no model of the hub that can be had: {error}"
+        ) from error
+
+
 def load_model(
     path: str | Path,
     *,
@@ -47,6 +70,7 @@ def load_model(
     if int8 and not str(device).startswith("cpu"):
         raise ValueError(f"from_pretrained: int8 runs on the CPU; device is {device}; use float16 or bfloat16 there")
     target = checked_device(device)
+    check_there(path)
     loaded: Any = ElasticBertForSequenceClassification.from_pretrained(
         str(path), dtype=dtype, output_loading_info=True, **options
     )
@@ -77,6 +101,7 @@ def load_masked_lm(path: str | Path, *, device: str | torch.device = "cpu") -> P
     from dynabert.engine.device import checked_device
 
     target = checked_device(device)
+    check_there(path)
     config = AutoConfig.from_pretrained(str(path))
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise ValueError(
@@ -109,6 +134,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     import dynabert.modeling  # noqa: F401  (registers the elastic model type, by which AutoTokenizer looks)
 
     source = str(path)
+    check_there(source)
     if not any(cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in _VOCABULARIES):
         raise ValueError(
             f"from_pretrained: {source} has no tokenizer; looked for {', '.join(_VOCABULARIES)}; save it there with "

@@ -1,0 +1,258 @@
+"""What a run is told and refuses before it trains, what its defaults are, and what may change when it goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynabert.cli import main
+from dynabert.distill import pipeline
+from dynabert.distill.checkpoints import room_warning
+from dynabert.distill.pipeline import train_elastic
+from dynabert.engine import loading
+from tests.dynabert.test_distillation_pipeline import SMALL, network, options_of, write_files
+from tests.dynabert.tiny_networks import plain_model
+from tests.dynabert.tiny_training import arguments, elastic, texts
+
+
+def settings(folder: Path) -> Any:
+    return json.loads((folder / "settings.json").read_text())
+
+
+def test_a_teacher_of_no_width_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = arguments(tmp_path / "run", subnets="w1,h4,1,0,2-n40,7,0,13")
+    with pytest.raises(ValueError, match="says no width for the skipped ones"):
+        train_elastic(network(tmp_path), args, texts(8))
+    assert not (tmp_path / "run").exists()
+    given = options_of(tmp_path)[:-6]
+    assert main([*given, "--subnets", "w1,h4,1,0,2-n40,7,0,13"]) == 1
+    assert "use teacher_width='full'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_train_epochs": 0}, "--num_train_epochs is 0; allowed: a number above 0, or --max_steps"),
+        ({"num_train_epochs": -1}, "--num_train_epochs is -1"),
+        ({"num_train_epochs": float("nan")}, "--num_train_epochs is nan"),
+        ({"learning_rate": float("nan")}, "--learning_rate is nan; allowed: a number above 0"),
+        ({"learning_rate": -1e-3}, "--learning_rate is -0.001"),
+        ({"per_device_eval_batch_size": 16}, "--per_device_eval_batch_size is 16; allowed here: its default"),
+    ],
+)
+def test_numbers_that_train_nothing_are_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        arguments(tmp_path, **changes)
+    assert arguments(tmp_path, num_train_epochs=0, max_steps=3).max_steps == 3
+
+
+# Labels.
+
+
+def labelled(folder: Path, labels: str) -> Path:
+    lines = ["text\tlabel", *(f"film {i}\t{label}" for i, label in enumerate(labels.split()))]
+    (folder / "labelled.tsv").write_text("\n".join(lines) + "\n")
+    return folder / "labelled.tsv"
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "told"),
+    [
+        ("1.0 0.0 1.0", {}, "regression: 3 numbers from 0 to 1; for classes give --problem_type single_label_class"),
+        (
+            "1.0 0.0 1.0",
+            {"problem_type": "single_label_classification"},
+            "single_label_classification: 2 classes: 0.0 1, 1.0 2\n",
+        ),
+        (
+            "1 5 3 5",
+            {},
+            "single_label_classification: 3 classes: 1 1, 3 1, 5 2; for numbers give --problem_type regression",
+        ),
+        ("1 5 3 5", {"problem_type": "regression"}, "regression: 4 numbers from 1 to 5\n"),
+        ("no yes yes", {}, "single_label_classification: 2 classes: no 1, yes 2\n"),
+    ],
+)
+def test_the_kind_of_the_labels_is_told_before_it_trains(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    labels: str,
+    more: dict[str, str],
+    told: str,
+) -> None:
+    found: list[Any] = []
+
+    def stop(model: Any, *_: Any, **__: Any) -> None:
+        found.append(model.config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "train_elastic", stop)
+    file = labelled(tmp_path, labels)
+    given = options_of(tmp_path, train_file=str(file), validation_file=str(file), cache_dir=str(tmp_path / "c"), **more)
+    assert main(given) == 130
+    shown = capsys.readouterr()
+    assert f"labelled.tsv: {told}" in shown.out + shown.err
+    assert found[0].problem_type == ("regression" if "regression" in told[:10] else "single_label_classification")
+
+
+def test_the_kind_of_the_labels_may_be_said_to_the_other_commands_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain_model("bert", num_labels=1, problem_type="regression").save_pretrained(tmp_path / "numbers")
+    write_files(tmp_path)[0].joinpath("tokenizer.json").replace(tmp_path / "numbers" / "tokenizer.json")
+    given = ["eval", "--model_name_or_path", str(tmp_path / "numbers"), "--file", str(labelled(tmp_path, "1 5 3 5"))]
+    assert main(given) == 1
+    assert "say the kind of the labels (--problem_type)" in capsys.readouterr().err
+    assert main([*given, "--problem_type", "regression"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"problem_type": "classes"}, "--problem_type is 'classes'; allowed: single_label_classification, multi"),
+        ({"bad_rows": "drop"}, "--bad_rows is 'drop'; allowed: error, skip"),
+        ({"unlabelled_file": "more.tsv", "distillation": "False"}, "--unlabelled_file has no labels, and with"),
+    ],
+)
+def test_options_that_say_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, str], told: str
+) -> None:
+    assert main(options_of(tmp_path, **more)) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_bad_rows_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = labelled(tmp_path, "no yes no yes")
+    file.write_text(file.read_text() + "\tyes\n")
+    given = {"train_file": str(file), "cache_dir": str(tmp_path / "c")}
+    assert main(options_of(tmp_path, **given)) == 1
+    assert not (tmp_path / "out").exists()
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="1 bad rows were left out; the first: "):
+        assert main(options_of(tmp_path, **given, bad_rows="skip")) == 0
+    shown = capsys.readouterr()
+    assert "labelled.tsv: 1 bad rows left out" in shown.out + shown.err
+    assert "1 process(es); --step " in shown.out + shown.err
+    assert settings(tmp_path / "out")["data"]["train"]["examples"] == 4
+
+
+# Defaults, and what a folder was begun with.
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="what is taken on a CPU")
+def test_the_step_is_the_devices_or_the_folders(tmp_path: Path) -> None:
+    said: list[str] = []
+    args = arguments(tmp_path / "run", **SMALL)
+    train_elastic(network(tmp_path), args, texts(8), say=said.append)
+    assert settings(tmp_path / "run")["arguments"]["step"] == "loop"
+    assert args.step is None  # the caller's arguments are left as they are
+    begun = settings(tmp_path / "run")
+    begun["arguments"]["step"] = "stacked"  # the default of earlier versions
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(begun))
+    train_elastic(network(tmp_path), args, texts(8), say=said.append)
+    assert "--step stacked, as this folder was begun; the default is loop here" in said
+    with pytest.raises(ValueError, match=r"arguments\.step was 'stacked', now 'loop'"):
+        train_elastic(network(tmp_path), arguments(tmp_path / "run", **SMALL, step="loop"), texts(8))
+
+
+def test_roberta_warms_up(tmp_path: Path) -> None:
+    def warmup(name: str, architecture: str, **more: Any) -> Any:
+        model = elastic(plain_model(architecture), tmp_path / f"start-{name}", torch.float32)
+        args = arguments(tmp_path / name, **SMALL, **more)
+        said.clear()
+        train_elastic(model, args, texts(8), say=said.append)
+        return settings(tmp_path / name)["arguments"]["warmup_steps"]
+
+    said: list[str] = []
+    assert warmup("roberta", "roberta") == 0.06
+    assert said[0].startswith("--warmup_steps 0.06: the rate rises")
+    assert warmup("given", "roberta", warmup_steps=0) == 0
+    assert warmup("bert", "bert") == 0
+    begun = settings(tmp_path / "roberta")
+    begun["arguments"]["warmup_steps"] = 0  # the default of earlier versions
+    (tmp_path / "roberta" / "settings.json").write_text(json.dumps(begun))
+    assert warmup("roberta", "roberta") == 0
+    assert said[0] == "--warmup_steps 0, as this folder was begun; the default for RoBERTa is now 0.06"
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_when_checkpoints_are_written_is_a_setting_where_there_are_scores(tmp_path: Path, scored: bool) -> None:
+    validation = texts(8, seed=5) if scored else None
+    first = arguments(tmp_path / "run", **SMALL | {"save_strategy": "steps", "save_steps": 2})
+    train_elastic(network(tmp_path), first, texts(8), validation, say=lambda _: None)
+    for changes in ({"save_strategy": "steps", "save_steps": 1}, {"save_strategy": "epoch"}):
+        other = arguments(tmp_path / "run", **SMALL | changes)
+        if scored:
+            with pytest.raises(ValueError, match=r"saves was \['steps', 2\], now"):
+                train_elastic(network(tmp_path), other, texts(8), validation)
+        else:
+            train_elastic(network(tmp_path), other, texts(8), validation, say=lambda _: None)
+    begun = settings(tmp_path / "run")
+    begun.pop("saves", None)  # as an earlier version wrote it
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(begun))
+    train_elastic(network(tmp_path), other, texts(8), validation, say=lambda _: None)
+
+
+def test_seconds_of_a_stage_are_those_of_all_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(pipeline.StageProgress):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            super().on_step_end(args, state, control, **more)
+            if self.name == "depth" and state.global_step == 2:
+                kept.append(json.loads((tmp_path / "run" / "depth" / "seconds.json").read_text())["seconds"])
+                raise KeyboardInterrupt
+            if self.name == "depth":
+                time.sleep(0.5)
+
+    kept: list[float] = []
+    args = arguments(tmp_path / "run", **SMALL | {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "StageProgress", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_elastic(network(tmp_path), args, texts(16), say=lambda _: None)
+    assert kept[0] >= 0.5  # written with the checkpoint, so that a kill without a word leaves it too
+    path = tmp_path / "run" / "depth" / "seconds.json"
+    path.write_text('{"seconds": 1000.0}\n')
+    results = train_elastic(network(tmp_path), args, texts(16), say=lambda _: None)
+    assert 1000.0 < results[-1].seconds < 1100.0
+    whole = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert whole["seconds"] == pytest.approx(sum(r.seconds for r in results), abs=0.2)
+
+
+# Disk and hub.
+
+
+def test_a_small_disk_is_told_in_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("", (), {"free": 3 * 2**19}))
+    told = room_warning(tmp_path, torch.nn.Linear(1024, 1024), 2, 4)
+    assert told is not None
+    assert re.search(r"has 1\.5 MB free; this run may need 160\.2 MB for its checkpoints", told), told
+
+
+def test_a_model_that_cannot_be_had_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.utils
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked: list[str] = []
+
+    def offline(source: str, name: str, **_: Any) -> None:
+        asked.append(name)
+        raise OSError("We couldn't connect") from LocalEntryNotFoundError("no file kept")
+
+    monkeypatch.setattr(transformers.utils, "cached_file", offline)
+    for load in (loading.load_tokenizer, loading.load_model, loading.load_masked_lm):
+        asked.clear()
+        with pytest.raises(OSError, match="nobody/nothing is no folder here, and no model of the hub that can be had"):
+            load("nobody/nothing")
+        assert asked == ["config.json"]
