@@ -136,15 +136,14 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
         config = self.config
         if plan.num_layers != config.num_hidden_layers:
             raise ValueError(f"the plan has {plan.num_layers} layers, the model {config.num_hidden_layers}")
-        for what, asked, there in (
-            ("heads", plan.max_heads, config.layer_heads),
-            ("neurons", plan.max_neurons, config.layer_neurons),
-        ):
-            if any(map(gt, asked, there)):
-                layer = next(layer for layer, count in enumerate(asked) if count > there[layer])
-                raise ValueError(
-                    f"the plan asks for {asked[layer]} {what} in layer {layer}; the layer has {there[layer]}"
-                )
+        if any(map(gt, plan.max_heads, config.layer_heads)) or any(map(gt, plan.max_neurons, config.layer_neurons)):
+            asked = list(zip(plan.max_heads, plan.max_neurons, strict=True))
+            there = list(zip(config.layer_heads, config.layer_neurons, strict=True))
+            layer = next(i for i, (a, b) in enumerate(zip(asked, there, strict=True)) if a[0] > b[0] or a[1] > b[1])
+            raise ValueError(
+                f"the plan asks for {asked[layer][0]} heads and {asked[layer][1]} neurons in layer {layer}; the layer "
+                f"has {there[layer][0]} and {there[layer][1]}"
+            )
         if plan.num_rows != batch.input_ids.shape[0] or plan.max_seqlen < batch.max_seqlen:
             raise ValueError(
                 f"the plan is for {plan.num_rows} rows and sequences up to {plan.max_seqlen}, the batch has "
