@@ -72,7 +72,7 @@ def verdict(low: float, high: float) -> str:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The row; see the module."""
-    profile = DeviceProfile.load(options.profile, check_device=not options.any_device)
+    profile = DeviceProfile.load(options.profile, check_device=not options.any_device, device="cpu")
     model = load_model(options.model).pack_weights()
     profile.check_model(model.config)
     tokenizer = load_tokenizer(options.model)

@@ -17,7 +17,7 @@ class Profile:
     """A device that takes a tenth of a millisecond for a head and a hundredth for a neuron."""
 
     @classmethod
-    def load(cls, path: str, *, check_device: bool = True) -> Profile:
+    def load(cls, path: str, *, check_device: bool = True, device: Any = None) -> Profile:
         return cls()
 
     def check_model(self, config: Any) -> None: ...

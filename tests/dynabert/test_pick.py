@@ -35,7 +35,7 @@ class FakeProfile:
     model = 4  # layers
 
     @classmethod
-    def load(cls, path: str, *, check_device: bool = True) -> FakeProfile:
+    def load(cls, path: str, *, check_device: bool = True, device: Any = None) -> FakeProfile:
         if check_device and json.loads(Path(path).read_text())["device"] != cls.device:
             raise ValueError(f"DeviceProfile: {path} is of another device; profile this one: dynabert profile")
         return cls()
@@ -283,6 +283,21 @@ def test_profile_of_another_device_or_model(run: Run, folder: str, reviews: str,
     code, _, stderr = run(*options(three, reviews), "--profile", profile, "--max_latency_ms", "2")
     assert code == 1
     assert "made for another encoder" in stderr
+
+
+def test_the_profile_is_of_the_device_the_network_runs_on(run: Run, tmp_path: Path) -> None:
+    import dataclasses
+
+    from tests.dynabert.test_profile import some_profile
+
+    own = some_profile()
+    path = tmp_path / "gpu.json"
+    dataclasses.replace(own, facts=dataclasses.replace(own.facts, device="Some GPU")).save(path)
+    for more in ([], ["--any_device"]):  # before model and data are opened: neither is there
+        given = ["--model_name_or_path", "nowhere", "--file", "none.tsv", "--max_latency_ms", "2", *more]
+        code, _, stderr = run(*given, "--profile", str(path))
+        assert code == 1
+        assert "holds times of cuda and the network is on cpu" in stderr
 
 
 def test_labels_of_another_task(run: Run, reviews: str, tmp_path: Path) -> None:

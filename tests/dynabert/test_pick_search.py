@@ -106,7 +106,7 @@ def test_a_latency_limit_is_aimed_at_with_the_profile_s_error_here(
 ) -> None:
     class Profile:
         @classmethod
-        def load(cls, path: str, *, check_device: bool = True) -> Profile:
+        def load(cls, path: str, *, check_device: bool = True, device: Any = None) -> Profile:
             return cls()
 
         def check_model(self, config: Any) -> None: ...

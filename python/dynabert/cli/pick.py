@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from dynabert.data import Encoded
     from dynabert.modeling import ElasticBertForSequenceClassification
-    from dynabert.profile import Candidate, Limits
+    from dynabert.profile import Candidate, DeviceProfile, Limits
 
 WHOLE = "w1-d1"
 # A distilled sub-network keeps most of the score; one that was only cut keeps little. Below this, of what is above the
@@ -145,6 +145,7 @@ def _run(args: argparse.Namespace) -> None:
         }
     )
     folder = None if args.output_dir is None else check_output_dir(args.output_dir, args.overwrite or args.resume)
+    profile = None if args.profile is None else read_profile(args)
     given = None if args.scores is None else read_scores(args.scores)
     examples = None if given is not None else read_data(args)
     search_examples = read_search_texts(args) if args.search else None
@@ -161,7 +162,7 @@ def _run(args: argparse.Namespace) -> None:
             "the checkpoint is not rewired: its narrow sub-networks keep whatever stands first; sort its heads and "
             f"neurons with dynabert rewire, or make it elastic with dynabert train, from {args.model_name_or_path}"
         )
-    latency = latency_source(args, model, len(subnets), tokens)
+    latency = latency_source(args, model, profile, len(subnets), tokens)
     candidates = list_candidates(model.config, subnets, tokens, latencies(args, model, latency, subnets, tokens))
     say(f"objective: {limits.objective(latency is not None)}")
     for line in satisfiable(candidates, limits):
@@ -262,11 +263,23 @@ def _tokens(args: argparse.Namespace, model: ElasticBertForSequenceClassificatio
     return int(args.seq_length)
 
 
+def read_profile(args: argparse.Namespace) -> DeviceProfile:
+    """The profile, which must be of the device that the network will run on."""
+    from dynabert.engine.device import checked_device
+    from dynabert.profile.device_profile import DeviceProfile
+
+    return DeviceProfile.load(args.profile, check_device=not args.any_device, device=checked_device(args.device))
+
+
 def latency_source(
-    args: argparse.Namespace, model: ElasticBertForSequenceClassification, count: int, tokens: int
+    args: argparse.Namespace,
+    model: ElasticBertForSequenceClassification,
+    profile: DeviceProfile | None,
+    count: int,
+    tokens: int,
 ) -> Latency | None:
     """The profile, or the clock, or None where no latency is asked for."""
-    if args.profile is None:
+    if profile is None:
         if args.max_latency_ms is None:
             return None
         say(
@@ -274,10 +287,6 @@ def latency_source(
             f"{args.batch_size} x {tokens} tokens on {args.device}"
         )
         return Latency(None, True, "measured directly")
-
-    from dynabert.profile.device_profile import DeviceProfile
-
-    profile = DeviceProfile.load(args.profile, check_device=not args.any_device)
     profile.check_model(model.config)
     return Latency(profile, not args.any_device, f"profile {args.profile}")
 
