@@ -178,7 +178,8 @@ def _run(args: argparse.Namespace) -> None:
         )
         within = [c for c in candidates if limits.within(c, quality=False)]
         result = run_search(args, model, texts, budgets, within, folder)
-        new = [one.subnet for one in result.finalists if not one.uniform]
+        listed = {c.subnet for c in candidates}
+        new = [one.subnet for one in result.finalists if one.subnet not in listed]
         candidates += list_candidates(model.config, new, tokens, latencies(args, model, latency, new, tokens))
         layered, uniform = result.best(uniform=False), result.best(uniform=True)
         found = Found(
