@@ -198,3 +198,19 @@ def test_front_edges() -> None:
         pareto_front([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="NaN"):
         pareto_front([float("nan")], [1.0])
+
+
+def test_what_is_no_number_keeps_no_limit() -> None:
+    nan = float("nan")
+    shape = SubnetShape((1,), (1,))
+    good = Candidate("w0.5-d1", shape, 10, 1.0, 2.0, 0.8)
+    for limits, broken in (
+        (Limits(max_latency_ms=5.0), Candidate("w1-d1", shape, 10, 1.0, nan, 0.9)),
+        (Limits(min_score=0.5), Candidate("w1-d1", shape, 10, 1.0, 2.0, nan)),
+    ):
+        assert limits.excess(broken) == float("inf")
+        assert not limits.within(broken)
+        assert ranked([broken, good], limits) == [good]
+        assert "nan" not in " ".join(satisfiable([broken, good], limits))
+    unscored = Candidate("w1-d1", shape, 10, 1.0, 2.0, nan)
+    assert ranked([unscored, good], Limits(max_latency_ms=5.0)) == [good, unscored]

@@ -375,6 +375,39 @@ def test_scores_from_files(run: Run, folder: str, tmp_path: Path) -> None:
         assert wrong in stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "limit", "wrong"),
+    [
+        ('{"parts": ["x"]}', "min_score", "holds no scores of sub-networks"),
+        ('{"parts": 5}', "min_score", "holds no scores of sub-networks"),
+        ('{"metric": "m", "rows": {"a": 1}}', "min_score", "holds no scores of sub-networks"),
+        ('{"metric": "m", "rows": [{"subnet": "w1-d1", "score": "x"}]}', "min_score", "holds no scores"),
+        ('{"metric": "m", "examples": "many", "rows": [{"subnet": "w1-d1", "score": 1}]}', "min_score", "no scores"),
+        (
+            '{"metric": "m", "rows": [{"subnet": "w1-d1", "score": 0.9}, {"subnet": "w0.5-d1", "score": NaN}]}',
+            "min_score",
+            "the score of w0.5-d1 is nan; allowed: a fraction",
+        ),
+        ('{"metric": "m", "rows": [{"subnet": "w1-d1", "score": 90}]}', "min_score", "is 90; allowed: fractions"),
+        ('{"metric": "m", "rows": [{"subnet": "w1-d1", "score": 90}]}', "min_score", "per cent, write 0.9"),
+        (
+            '{"metric": "m", "majority_score": 55, "rows": [{"subnet": "w1-d1", "score": 0.9}]}',
+            "min_score",
+            "the majority score is 55",
+        ),
+        ('{"metric": "m", "rows": [{"subnet": "w1-d1", "score": 0}]}', "min_retention", "whole network's m is 0"),
+        ('{"metric": "m", "rows": [{"subnet": "w0.5-d1", "score": 0.9}]}', "min_retention", "has no score of w1-d1"),
+    ],
+)
+def test_scores_that_say_nothing(run: Run, tmp_path: Path, content: str, limit: str, wrong: str) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(content, encoding="utf-8")
+    code, out, stderr = run("--model_name_or_path", "nowhere", "--scores", str(path), f"--{limit}", "0.5")
+    assert code == 1
+    assert wrong in stderr
+    assert out == ""
+
+
 def test_candidates_are_those_the_checkpoint_was_trained_for(run: Run, reviews: str, tmp_path: Path) -> None:
     own = tiny_folder(tmp_path / "own", **LABELS)
     rows = [{"subnet": name, "score": 0.5} for name in ("w1-d1", "w0.5-d1", "w0.5-d0.75")]

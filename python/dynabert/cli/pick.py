@@ -18,7 +18,15 @@ from dynabert.cli.options import (
     read_data,
 )
 from dynabert.cli.output import percent, print_json, print_table, say
-from dynabert.cli.pick_files import Scores, candidate_subnets, read_scores, trained_subnets, write_results
+from dynabert.cli.pick_files import (
+    WHOLE,
+    Scores,
+    candidate_subnets,
+    check_whole_score,
+    read_scores,
+    trained_subnets,
+    write_results,
+)
 from dynabert.cli.pick_search import (
     add_search_options,
     check_search_usage,
@@ -37,7 +45,6 @@ if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
     from dynabert.profile import Candidate, DeviceProfile, Limits
 
-WHOLE = "w1-d1"
 # A distilled sub-network keeps most of the score; one that was only cut keeps little. Below this, of what is above the
 # constant answer, the checkpoint was probably never trained at these widths.
 _UNTRAINED = 0.5
@@ -147,6 +154,8 @@ def _run(args: argparse.Namespace) -> None:
     folder = None if args.output_dir is None else check_output_dir(args.output_dir, args.overwrite or args.resume)
     profile = None if args.profile is None else read_profile(args)
     given = None if args.scores is None else read_scores(args.scores)
+    if given is not None and limits.min_retention is not None:
+        check_whole_score(args.scores, given)
     examples = None if given is not None else read_data(args)
     search_examples = read_search_texts(args) if args.search else None
     model, tokenizer = open_model(args)

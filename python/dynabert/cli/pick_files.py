@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 COMPLETE = "complete.json"  # what each part of `dynabert train` leaves beside its network
 CHOSEN = "subnet.txt"
+WHOLE = "w1-d1"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def read_scores(path: str) -> Scores:
     """Scores from a file that ``dynabert eval --json`` or ``dynabert train`` (results.json, complete.json) has written.
 
     Raises:
-        ValueError: a file of another kind, or one that holds no score.
+        ValueError: a file of another kind, one that holds no score, or a score that is no fraction.
     """
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -41,23 +43,45 @@ def read_scores(path: str) -> Scores:
     kinds = "what dynabert eval --json printed, or the results.json or complete.json of dynabert train"
     if not isinstance(given, dict):
         raise ValueError(f"--scores {path} holds {type(given).__name__}; allowed: {kinds}")
-    parts = [part for part in given.get("parts", ()) if part.get("rows")]
-    rows: Any = parts[-1]["rows"] if parts else given.get("rows") or given.get("subnets")
     try:
+        parts = [part for part in given.get("parts", ()) if part.get("rows")]
+        rows: Any = parts[-1]["rows"] if parts else given.get("rows") or given.get("subnets")
         scores = {str(row["subnet"]): float(row["score"]) for row in rows}
         first = rows[0]
         metric = str(given.get("metric") or first["metric"])
         majority = given.get("majority_score", first.get("majority"))
         examples = given.get("examples", first.get("examples"))
-    except (KeyError, TypeError, IndexError) as error:
+        majority = None if majority is None else float(majority)
+        examples = None if examples is None else int(examples)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"--scores {path} holds no scores of sub-networks; allowed: {kinds}") from error
-    return Scores(
-        str(given.get("data") or path),
-        metric,
-        scores,
-        None if majority is None else float(majority),
-        None if examples is None else int(examples),
-    )
+    named = {f"the score of {name}": score for name, score in scores.items()}
+    for name, value in (named if majority is None else {**named, "the majority score": majority}).items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"--scores {path}: {name} is {value}; allowed: a fraction; score that sub-network again: dynabert eval"
+            )
+        if abs(value) > 1.0:
+            raise ValueError(
+                f"--scores {path}: {name} is {value:g}; allowed: fractions, from -1 to 1"
+                + (f"; if that is per cent, write {value / 100:g}" if abs(value) <= 100.0 else "")
+            )
+    return Scores(str(given.get("data") or path), metric, scores, majority, examples)
+
+
+def check_whole_score(path: str, given: Scores) -> None:
+    """Raises ``ValueError`` where the file gives no whole network's score that a share could be retained of."""
+    whole = given.scores.get(WHOLE)
+    if whole is None:
+        raise ValueError(
+            f"--scores {path} has no score of {WHOLE}, so what a sub-network retains of it is not known; score it too "
+            f"(dynabert eval --subnets {WHOLE},...), or give --min_score in place of --min_retention"
+        )
+    if whole <= 0.0:
+        raise ValueError(
+            f"--scores {path}: the whole network's {given.metric} is {whole:.4g}, so no share of it can be retained; "
+            "give --min_score in place of --min_retention, or scores in another metric"
+        )
 
 
 def trained_subnets(folder: str) -> list[str]:

@@ -7,6 +7,7 @@ ones the cheaper, or the better, is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -150,14 +151,16 @@ class Limits:
         return self.excess(candidate, quality=quality) == 0.0
 
     def excess(self, candidate: Candidate, *, quality: bool = True) -> float:
-        """By how much the limits are missed, each as a share of its own, added up; 0.0 within all."""
+        """By how much the limits are missed, each as a share of its own, added up; 0.0 within all; infinite where a
+        limited quantity is not known. NaN is not known either."""
         total = 0.0
         for kind, limit in self:
             value = getattr(candidate, kind.quantity)
-            if kind.most:
-                total += float("inf") if value is None else max(0.0, value / limit - 1.0)
-            elif quality:
-                total += float("inf") if value is None else max(0.0, 1.0 - value / limit)
+            if not kind.most and not quality:
+                continue
+            if value is None or math.isnan(value):
+                return math.inf
+            total += max(0.0, value / limit - 1.0 if kind.most else 1.0 - value / limit)
         return total
 
     def broken(self, candidate: Candidate, *, quality: bool = True) -> list[str]:
@@ -187,7 +190,7 @@ def satisfiable(candidates: Sequence[Candidate], limits: Limits) -> list[str]:
     lines = []
     for kind in _KINDS:
         values = [getattr(c, kind.quantity) for c in candidates]
-        known = [value for value in values if value is not None]
+        known = [value for value in values if value is not None and not math.isnan(value)]
         limit = getattr(limits, kind.option)
         if not known or (not kind.most and limit is None):
             continue
@@ -238,7 +241,7 @@ def no_solution(candidates: Sequence[Candidate], limits: Limits, *, quality: boo
 
 
 def _score(candidate: Candidate) -> float:
-    return float("-inf") if candidate.score is None else candidate.score
+    return -math.inf if candidate.score is None or math.isnan(candidate.score) else candidate.score
 
 
 def list_candidates(
