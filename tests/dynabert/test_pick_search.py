@@ -13,6 +13,7 @@ from dynabert import SubnetConfig
 from dynabert.cli import main
 from dynabert.cost import subnet_cost
 from dynabert.engine import load_model
+from tests.dynabert.test_pick import again_from
 from tests.dynabert.tiny_texts import some_texts, tiny_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -119,6 +120,7 @@ def test_a_latency_limit_is_aimed_at_with_the_profile_s_error_here(
 
     monkeypatch.setattr("dynabert.profile.device_profile.DeviceProfile", Profile)
     monkeypatch.setattr("dynabert.profile.remeasure.remeasure", slower)
+    monkeypatch.setattr("dynabert.profile.remeasure.measure_again", again_from(slower))
     given = ["--model_name_or_path", folder, *files, *SMALL, "--profile", "p.json", "--max_latency_ms", "2"]
     code, stdout, stderr = run(*given)
     assert code == 0

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 # A distilled sub-network keeps most of the score; one that was only cut keeps little. Below this, of what is above the
 # constant answer, the checkpoint was probably never trained at these widths.
 _UNTRAINED = 0.5
+_MOST_TOKENS = 1 << 20  # of one pass, as where it is timed
 
 
 def add_parser(commands: Any) -> None:
@@ -144,6 +145,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dynabert.profile.choice import Limits, list_candidates, no_solution, ranked, satisfiable
+    from dynabert.profile.measuring import check_pass_size
 
     limits = Limits(
         **{
@@ -162,6 +164,7 @@ def _run(args: argparse.Namespace) -> None:
     if model.device.type == "cpu" and args.dtype != "int8":  # as the engine serves it, and as a profile times it
         model.pack_weights()
     tokens = _tokens(args, model)
+    check_pass_size(args.batch_size, tokens)
     encoded = None
     if examples is not None:  # before anything is measured: labels of another task are refused here
         encoded = encode(examples, model, tokenizer, max_seq_length=args.max_seq_length, truncate=args.truncate)
@@ -252,6 +255,11 @@ def _check_usage(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; allowed: 1 or more")
+    if args.batch_size > _MOST_TOKENS // max(1, args.seq_length or 1):
+        raise UsageError(
+            f"--batch_size is {args.batch_size}; allowed: up to {_MOST_TOKENS:,} tokens of one pass, which is "
+            "--batch_size times --seq_length"
+        )
 
 
 def _count(text: str) -> float:
@@ -407,18 +415,38 @@ def verified(
     limits: Limits,
     tokens: int,
 ) -> tuple[Candidate | None, list[dict[str, Any]]]:
-    """The first of ``order`` that keeps the latency limit when it is measured again, and what was measured."""
-    from dynabert.profile.remeasure import remeasure
+    """The first of ``order`` that keeps the latency limit when it is measured again, twice, and what was measured.
+
+    One run under the limit may be luck, the more so after others have missed it; so a second one confirms it.
+    """
+    from dynabert.profile.remeasure import measure_again
 
     assert limits.max_latency_ms is not None
     tried: list[dict[str, Any]] = []
     for candidate in order:
-        [ms] = remeasure(model, [candidate.shape], args.batch_size, tokens, rounds=args.rounds)
-        kept = ms <= limits.max_latency_ms
-        tried.append({"subnet": candidate.subnet, "expected_ms": candidate.latency_ms, "measured_ms": ms, "kept": kept})
+        runs = []
+        for seed in range(2):
+            runs += measure_again(
+                model, [candidate.shape], args.batch_size, tokens, rounds=args.rounds, seed=args.seed + seed
+            )
+            if runs[-1].ms > limits.max_latency_ms:
+                break
+        last = runs[-1]
+        kept = last.ms <= limits.max_latency_ms
+        tried.append(
+            {
+                "subnet": candidate.subnet,
+                "expected_ms": candidate.latency_ms,
+                "measured_ms": max(run.ms for run in runs),
+                "kept": kept,
+                "runs": [run._asdict() for run in runs],
+            }
+        )
         say(
-            f"{candidate.subnet} measured again: {ms:.4g} ms ({candidate.latency_ms:.4g} ms expected), "
-            f"limit {limits.max_latency_ms:.4g} ms{'' if kept else ': over it; the next one is tried'}"
+            f"{candidate.subnet} measured again: {' and '.join(f'{run.ms:.4g}' for run in runs)} ms "
+            f"({candidate.latency_ms:.4g} ms expected), limit {limits.max_latency_ms:.4g} ms"
+            f"{'' if kept else ': over it; the next one is tried'}; compared: {last.compared}; median by the clock "
+            f"{last.wall_median_ms:.4g} ms, {100 * last.held_up:.0f} % of the passes held up by other work"
         )
         if kept:
             return candidate, tried
