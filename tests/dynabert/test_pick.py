@@ -279,6 +279,36 @@ def test_none_that_keeps_the_limit_when_measured(
     assert not (out / "subnet.txt").exists()
 
 
+def test_the_folder_is_tried_before_the_work_and_the_table_comes_before_the_files(
+    run: Run, folder: str, reviews: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    given = ["--model_name_or_path", "nowhere", "--file", "none.tsv", "--min_score", "0.5"]
+    code, _, stderr = run(*given, "--output_dir", str(tmp_path / "file" / "out"))
+    assert code == 1
+    assert "cannot be written to" in stderr
+
+    out = tmp_path / "out"
+    given = [*options(folder, reviews), "--min_score", "0.3", "--output_dir", str(out), "--overwrite"]
+    assert run(*given)[0] == 0
+    before = (out / "pick.json").read_text(encoding="utf-8")
+    original = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if Path(target).name == "pick.json":
+            raise OSError("no space left on device")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    code, stdout, stderr = run(*given)
+    assert code == 1
+    assert "no space left" in stderr
+    assert "sub-network" in stdout
+    assert (out / "pick.json").read_text(encoding="utf-8") == before
+    assert not (out / "subnet.txt").exists()
+    assert not list(out.glob("*.part"))
+
+
 # No solution
 # ----------------------------------------------------------------------------------------------------------------------
 

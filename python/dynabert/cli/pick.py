@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynabert.cli.options import (
@@ -12,7 +11,6 @@ from dynabert.cli.options import (
     add_command,
     add_data_options,
     add_model_options,
-    check_output_dir,
     encode,
     open_model,
     read_data,
@@ -23,6 +21,7 @@ from dynabert.cli.pick_files import (
     Scores,
     candidate_subnets,
     check_whole_score,
+    open_output_dir,
     read_scores,
     trained_subnets,
     write_results,
@@ -153,7 +152,7 @@ def _run(args: argparse.Namespace) -> None:
             for name in ("max_latency_ms", "max_params", "max_gflops", "min_score", "min_retention")
         }
     )
-    folder = None if args.output_dir is None else check_output_dir(args.output_dir, args.overwrite or args.resume)
+    folder = None if args.output_dir is None else open_output_dir(args)
     profile = None if args.profile is None else read_profile(args)
     given = None if args.scores is None else read_scores(args.scores)
     if given is not None and limits.min_retention is not None:
@@ -231,8 +230,9 @@ def _run(args: argparse.Namespace) -> None:
                 f"quieter machine{_remedies(args, limits)}"
             )
     results |= described(candidates, limits, chosen)
-    files = [] if folder is None else write_results(folder, results)
-    report(args, results, files)
+    report(args, results)
+    if folder is not None:  # after the table: a disk that is full must not take it along
+        say(f"written: {', '.join(str(path) for path in write_results(folder, results))}")
     if failure is not None:
         raise ValueError(failure)
 
@@ -511,10 +511,8 @@ def described(candidates: Sequence[Candidate], limits: Limits, chosen: Candidate
     }
 
 
-def report(args: argparse.Namespace, results: dict[str, Any], files: Sequence[Path]) -> None:
+def report(args: argparse.Namespace, results: dict[str, Any]) -> None:
     """The table (or JSON), the chosen sub-network and what can be done with it."""
-    if files:
-        say(f"written: {', '.join(str(path) for path in files)}")
     if args.json:
         print_json(results)
         return

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import io
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynabert.cli.options import check_output_dir
 from dynabert.cli.output import say
+from dynabert.cli.pick_search import KEPT
 
 if TYPE_CHECKING:
     from dynabert.configuration import ElasticBertConfig, SubnetConfig
@@ -131,22 +135,41 @@ def candidate_subnets(asked: str | None, folder: str, config: ElasticBertConfig)
     return list(found.values())
 
 
+def open_output_dir(args: argparse.Namespace) -> Path:
+    """The ``--output_dir``, made and written to once: what cannot be kept is refused before hours of work.
+
+    Raises:
+        ValueError: a file of that name; a folder that holds something, without ``--overwrite`` or a search to go on
+            from; one that cannot be written to.
+    """
+    resumed = args.resume and (Path(args.output_dir) / KEPT).is_file()
+    folder = check_output_dir(args.output_dir, args.overwrite or resumed)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{CHOSEN}.part"
+        probe.write_text("", encoding="utf-8")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--output_dir {folder} cannot be written to: {error}; give another folder") from error
+    return folder
+
+
 def write_results(folder: Path, results: dict[str, Any]) -> list[Path]:
     """``pick.json``, ``candidates.csv``, the pictures and the chosen one's ``subnet.txt``; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "pick.json", folder / "candidates.csv"]
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    written[0].write_text(text + "\n", encoding="utf-8")
-    with written[1].open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        rows = results["candidates"]
-        table.writerow(rows[0])
-        for row in rows:
-            table.writerow([_cell(value) for value in row.values()])
     chosen = folder / CHOSEN
-    chosen.unlink(missing_ok=True)  # an earlier run's choice must not stand beside this run's table
+    chosen.unlink(missing_ok=True)  # first: an earlier run's choice must not stand beside this run's tables
+    _replace(written[0], text + "\n")
+    table = io.StringIO(newline="")
+    rows = results["candidates"]
+    lines = csv.writer(table)
+    lines.writerow(rows[0])
+    for row in rows:
+        lines.writerow([_cell(value) for value in row.values()])
+    _replace(written[1], table.getvalue())
     if results["chosen"] is not None:
-        chosen.write_text(results["chosen"] + "\n", encoding="utf-8")
+        _replace(chosen, results["chosen"] + "\n")
         written.append(chosen)
     try:
         from dynabert.cli.pick_plot import plot_choice, plot_layers
@@ -157,6 +180,16 @@ def write_results(folder: Path, results: dict[str, Any]) -> list[Path]:
     plot_choice(results, pictures[0])
     plot_layers(results, pictures[1])
     return written + pictures
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the file and put it in its place: whoever reads sees the old one or the new one, whole."""
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        draft.write_text(text, encoding="utf-8", newline="")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _cell(value: Any) -> Any:
