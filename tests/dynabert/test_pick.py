@@ -185,6 +185,8 @@ def test_table_says_the_choice_and_what_comes_next(run: Run, folder: str, review
     assert code == 0
     assert "retention %" in stdout
     assert "corrected %" in stdout
+    assert "front: no other has a higher score for less GFLOP" in stdout
+    assert " 0.0 M" not in stdout
     assert "(chosen)" in stdout
     name = stdout.partition("chosen: ")[2].split()[0]
     assert f"--subnet {name} 'A text.'" in stdout

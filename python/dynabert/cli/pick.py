@@ -217,7 +217,9 @@ def _run(args: argparse.Namespace) -> None:
     if found is not None:  # its own texts have chosen among the finalists; the reported set only has a veto
         places = {name: place for place, name in enumerate(found.order)}
         order.sort(key=lambda c: places.get(c.subnet, len(places)))
-        results["search"] = found.record | compared(args, model, encoded, candidates, logits, found, tokens, verify)
+        results["search"] = found.record | compared(
+            args, model, encoded, candidates, logits, found, tokens, verify, scores.metric
+        )
     failure = None if order else f"{no_solution(candidates, limits)}{_remedies(args, limits)}"
     chosen = order[0] if order else None
     if chosen is not None and verify:
@@ -359,7 +361,9 @@ def scored(
         whole = given.scores.get(WHOLE)
         if whole is None:
             say(f"{args.scores} has no score of {WHOLE}: what is retained of the whole network's is not known")
-        return with_scores(candidates, given.scores, whole=whole, majority=given.majority), given, {}
+        _say_if_within_chance(whole, given.majority, given.examples)
+        known = with_scores(candidates, given.scores, whole=whole, majority=given.majority, examples=given.examples)
+        return known, given, {}
 
     from dynabert.data import REGRESSION, model_problem, task_metric
     from dynabert.evaluation import compute_logits, fidelity, score_logits
@@ -384,8 +388,22 @@ def scored(
             "--min_score in place of --min_retention, or another --metric"
         )
     found = Scores(encoded.source, rows[0].metric, scores, rows[0].majority, len(encoded))
-    scored_candidates = with_scores(candidates, scores, whole=whole, majority=rows[0].majority, agreements=agreements)
+    _say_if_within_chance(whole, found.majority, found.examples)
+    scored_candidates = with_scores(
+        candidates, scores, whole=whole, majority=found.majority, agreements=agreements, examples=found.examples
+    )
     return scored_candidates, found, logits
+
+
+def _say_if_within_chance(whole: float | None, majority: float | None, examples: int | None) -> None:
+    """Says why no corrected retention is given."""
+    from dynabert.profile.choice import above_majority
+
+    if whole is not None and majority is not None and not above_majority(whole, majority, examples):
+        say(
+            f"the whole network scores {percent(whole)} %, a constant answer {percent(majority)} %: not told apart by "
+            f"{'these' if examples is None else examples} examples, so no corrected retention is given"
+        )
 
 
 def _check_training(folder: str, candidates: Sequence[Candidate]) -> None:
@@ -462,9 +480,10 @@ def compared(
     found: Found,
     tokens: int,
     verify: bool,
+    name: str,
 ) -> dict[str, Any]:
     """The best of different layers beside the best uniform one, both as the search's texts chose them: scores on the
-    reported set, and latencies measured in turns."""
+    reported set, and latencies measured in turns. ``name``: of the score."""
     if found.layered is None or found.uniform is None or encoded is None:
         say("the search has nothing to compare: no uniform sub-network, or no other one, is within the limits on cost")
         return {"difference": None}
@@ -479,7 +498,7 @@ def compared(
     difference = paired_difference(
         model, encoded, logits[ours.subnet], logits[theirs.subnet], metric=metric, threshold=args.threshold
     )
-    say(tell_difference(ours, theirs, difference, metric or "score"))
+    say(tell_difference(ours, theirs, difference, name))
     record: dict[str, Any] = {
         "layered": ours.subnet,
         "uniform": theirs.subnet,
@@ -502,13 +521,20 @@ def described(candidates: Sequence[Candidate], limits: Limits, chosen: Candidate
     from dynabert.profile import pareto_front
 
     ordered = sorted(candidates, key=lambda c: (c.cost(), c.subnet))
+    by = "gflop" if any(c.latency_ms is None for c in candidates) else "latency_ms"
     front = set(pareto_front([c.cost() for c in ordered], [c.score or 0.0 for c in ordered]))
     return {
         "candidates": [
             c.to_dict() | {"front": index in front, "within": limits.within(c)} for index, c in enumerate(ordered)
         ],
+        "front_cost": by,
         "chosen": None if chosen is None else chosen.subnet,
     }
+
+
+def _figures(value: float) -> str:
+    """Two decimals; of a small number its first two digits."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def report(args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -540,16 +566,17 @@ def report(args: argparse.Namespace, results: dict[str, Any]) -> None:
                 row["subnet"] + (" (chosen)" if row["subnet"] == results["chosen"] else ""),
                 percent(row["score"]),
                 *((cell(row["retention"]), cell(row["corrected_retention"])) if share else ()),
-                f"{row['parameters'] / 1e6:.1f} M",
-                f"{row['gflop']:.2f}",
-                *((f"{row['latency_ms']:.2f}",) if timed else ()),
+                f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] >= 1e6 else f"{row['parameters']:,}",
+                _figures(row["gflop"]),
+                *((_figures(row["latency_ms"]),) if timed else ()),
                 "yes" if row["front"] else "",
                 "yes" if row["within"] else "",
             ]
             for row in rows
         ],
         title=f"{results['data']}: {results['examples']} examples; "
-        f"majority {'not known' if majority is None else percent(majority) + ' %'}; objective: {results['objective']}",
+        f"majority {'not known' if majority is None else percent(majority) + ' %'}; objective: {results['objective']}; "
+        f"front: no other has a higher score for less {'latency' if timed else 'GFLOP'}",
     )
     if results["chosen"] is None:
         return
