@@ -198,3 +198,37 @@ def test_front_edges() -> None:
         pareto_front([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="NaN"):
         pareto_front([float("nan")], [1.0])
+
+
+def test_what_is_no_number_keeps_no_limit() -> None:
+    nan = float("nan")
+    shape = SubnetShape((1,), (1,))
+    good = Candidate("w0.5-d1", shape, 10, 1.0, 2.0, 0.8)
+    for limits, broken in (
+        (Limits(max_latency_ms=5.0), Candidate("w1-d1", shape, 10, 1.0, nan, 0.9)),
+        (Limits(min_score=0.5), Candidate("w1-d1", shape, 10, 1.0, 2.0, nan)),
+    ):
+        assert limits.excess(broken) == float("inf")
+        assert not limits.within(broken)
+        assert ranked([broken, good], limits) == [good]
+        assert "nan" not in " ".join(satisfiable([broken, good], limits))
+    unscored = Candidate("w1-d1", shape, 10, 1.0, 2.0, nan)
+    assert ranked([unscored, good], Limits(max_latency_ms=5.0)) == [good, unscored]
+
+
+def test_a_corrected_retention_of_noise_is_left_out() -> None:
+    one = [candidate("w0.5-d1", 1.0, None)]
+    scores = {"w0.5-d1": 0.6}
+    for whole, examples, known in ((0.70, 1000, True), (0.51, 100, False), (0.51, 100_000, True), (0.51, None, True)):
+        [found] = with_scores(one, scores, whole=whole, majority=0.5, examples=examples)
+        assert (found.corrected_retention is not None) is known
+        assert found.retention == pytest.approx(0.6 / whole)
+
+
+def test_small_numbers_keep_their_digits() -> None:
+    small = candidate("w0.5-d1", 0.0123, 0.5, parameters=12_345, gflop=0.0003146)
+    limits = Limits(max_latency_ms=0.01, max_params=10_000, max_gflops=0.0001)
+    assert limits.would_take(small) == ["--max_latency_ms 0.0124", "--max_params 0.0124M", "--max_gflops 0.000315"]
+    words = " ".join(limits.broken(small))
+    assert "parameters 12,345, at most 10,000" in words
+    assert "0.0003146 GFLOP" in words

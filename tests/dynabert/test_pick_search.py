@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dynabert import SubnetConfig
 from dynabert.cli import main
 from dynabert.cost import subnet_cost
 from dynabert.engine import load_model
+from tests.dynabert.test_pick import again_from
 from tests.dynabert.tiny_texts import some_texts, tiny_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -94,7 +96,7 @@ def test_finds_within_the_limit_and_reports_on_other_texts(
     assert json.loads(stdout)["search"]["finalists"] == record["finalists"]
     code, _, stderr = run(*given, "--output_dir", str(out), "--resume", "--seed", "1")
     assert code == 1
-    assert "is of another search: seed changed" in stderr
+    assert "is of another search: tokens, seed changed" in stderr
     (out / "search.json").write_text("{}", encoding="utf-8")
     code, _, stderr = run(*given, "--output_dir", str(out), "--resume")
     assert code == 1
@@ -106,7 +108,7 @@ def test_a_latency_limit_is_aimed_at_with_the_profile_s_error_here(
 ) -> None:
     class Profile:
         @classmethod
-        def load(cls, path: str, *, check_device: bool = True) -> Profile:
+        def load(cls, path: str, *, check_device: bool = True, device: Any = None) -> Profile:
             return cls()
 
         def check_model(self, config: Any) -> None: ...
@@ -119,6 +121,7 @@ def test_a_latency_limit_is_aimed_at_with_the_profile_s_error_here(
 
     monkeypatch.setattr("dynabert.profile.device_profile.DeviceProfile", Profile)
     monkeypatch.setattr("dynabert.profile.remeasure.remeasure", slower)
+    monkeypatch.setattr("dynabert.profile.remeasure.measure_again", again_from(slower))
     given = ["--model_name_or_path", folder, *files, *SMALL, "--profile", "p.json", "--max_latency_ms", "2"]
     code, stdout, stderr = run(*given)
     assert code == 0
@@ -173,6 +176,8 @@ def test_ctrl_c_keeps_the_best_so_far(run: Run, folder: str, files: list[str], m
         (["--search", "--max_params", "1M", "--search_file", "a.tsv"], "is the --validation_file"),
         (["--search", "--max_params", "1M", "--search_file", "b.tsv", "--search_samples", "0"], "search_samples is 0"),
         (["--search", "--max_params", "1M", "--search_file", "b.tsv", "--search_margin", "1"], "search_margin is 1"),
+        (["--search", "--max_params", "1M", "--search_file", "b.tsv", "--search_minutes", "nan"], "minutes is nan"),
+        (["--search", "--max_params", "1M", "--search_file", "b.tsv", "--neuron_step", "0"], "neuron_step is 0"),
         (["--search", "--max_params", "1M", "--search_file", "b.tsv", "--resume"], "--resume belongs to --output_dir"),
         (["--max_params", "1M", "--search_file", "b.tsv"], "--search_file belongs to --search"),
         (["--max_params", "1M", "--resume"], "--resume belongs to --search"),
@@ -191,3 +196,29 @@ def test_the_split_that_is_reported_on_is_not_searched(run: Run) -> None:
     )
     assert code == 2
     assert "report on another --split" in stderr
+
+
+def test_going_on_needs_the_same_texts_and_weights(run: Run, folder: str, files: list[str], tmp_path: Path) -> None:
+    model, texts, out = tmp_path / "model", tmp_path / "texts.tsv", tmp_path / "out"
+    shutil.copytree(folder, model)
+    texts.write_text(Path(files[3]).read_text(encoding="utf-8"), encoding="utf-8")
+    given = ["--model_name_or_path", str(model), *files[:2], "--search_file", str(texts), *SMALL]
+    given += ["--search_evaluations", "12", "--max_gflops", str(half_of(folder)), "--output_dir", str(out), "--resume"]
+
+    assert run(*given)[0] == 0  # nothing to go on from, and nothing in the way
+    assert run(*given)[0] == 0
+    before = texts.read_text(encoding="utf-8")
+    texts.write_text("text\n" + "".join(f"{text}\n" for text in some_texts(60, seed=6)), encoding="utf-8")
+    assert "another search: tokens changed" in run(*given)[2]
+    texts.write_text(before, encoding="utf-8")
+    (model / "pytorch_model-00002-of-00002.bin").write_bytes(b"a shard")
+    assert "another search: weights changed" in run(*given)[2]
+
+
+def test_a_folder_without_a_search_is_not_written_into(run: Run, folder: str, files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    given = ["--model_name_or_path", folder, *files, *SMALL, "--max_gflops", "1", "--output_dir", str(tmp_path)]
+    code, _, stderr = run(*given, "--resume")
+    assert code == 1
+    assert "is not empty" in stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["notes.txt"]

@@ -27,6 +27,7 @@ from dynabert.profile.encoder_shape import EncoderShape
 from dynabert.profile.measuring import (
     CellBudget,
     CellRun,
+    _notes,
     profile_cell,
     run_rounds,
     share_of_time,
@@ -319,6 +320,15 @@ def test_a_machine_that_slows_down_shows_later() -> None:
     assert cell.error.drift == pytest.approx(1.25)
 
 
+def test_a_changed_speed_is_noted() -> None:
+    facts = some_profile().facts
+    run = run_of(lambda shape: Sample(additive_ms(shape), False))
+    for factor, noted in ((1.25, True), (0.8, True), (1.05, False)):
+        cell = time_again(lambda shape, by=factor: Sample(by * additive_ms(shape), False), run, random.Random(0))
+        notes = " ".join(_notes([run.cell, cell], 20, facts))
+        assert (f"took {factor:.2f} times as long later" in notes) is noted
+
+
 def test_nothing_is_stated_where_nothing_was_checked() -> None:
     run = run_of(lambda shape: Sample(additive_ms(shape), False), check=0)
     assert time_again(lambda _: Sample(1.0, False), run, random.Random(0)).error == ErrorStatement(0, 0, None, None)
@@ -411,6 +421,7 @@ def test_profile_of_a_tiny_network() -> None:
         ({"batch_sizes": [1, 1]}, "batch_sizes are [1, 1]; allowed: at least one, each once"),
         ({"seq_lengths": [0]}, "seq_lengths are [0]; allowed: 1 or more"),
         ({"seq_lengths": [51]}, "seq_length 51 is beyond the model's 50 positions"),
+        ({"batch_sizes": (1, 10**8)}, "tokens of one pass; allowed: up to 1,048,576"),
         ({"max_minutes": 0.0}, "max_minutes is 0.0; allowed: above 0"),
         ({"check": -1}, "check is -1; allowed: 0 or more"),
     ],

@@ -40,10 +40,36 @@ def test_a_real_pass_and_the_mode(training: bool) -> None:
     assert model.training is training
 
 
+def test_it_says_which_time_and_how_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    shape = model.shape("w1")
+
+    def found(samples: list[Sample]) -> module.Remeasured:
+        waiting = iter(samples)
+        monkeypatch.setattr(module, "ModelTimer", lambda *_: lambda _shape: next(waiting))
+        [one] = module.measure_again(model, [shape], 1, 5, rounds=len(samples), warmup=0)
+        return one
+
+    assert found([Sample(2.0, False)] * 4) == (2.0, 2.0, 0.0, "median of 4 passes by the clock")
+    assert found([Sample(2.0, True, 6.0)] * 4) == (
+        2.0,
+        6.0,
+        1.0,
+        "low quartile of 4 passes, of those held up the thread's processor time",
+    )
+    assert found([Sample(2.0, False)] * 3 + [Sample(3.0, True, 9.0)]) == (
+        2.0,
+        2.0,
+        0.25,
+        "low quartile of the 3 of 4 passes that were not held up, by the clock",
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "wrong"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 10**11}, "500,000,000,000 tokens of one pass; allowed: up to 1,048,576"),
         ({"rounds": 0}, "rounds is 0"),
         ({"shapes": []}, "number of shapes is 0"),
         ({"seq_length": 51}, "seq_length is 51; allowed: 1 to 50"),

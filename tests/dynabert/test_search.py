@@ -15,7 +15,7 @@ from dynabert.importance import Importance
 from dynabert.profile import Budget, SearchSettings, SearchSpace, search
 from dynabert.profile.fitness import make_judge
 from dynabert.profile.layer_search import make_space, search_layers
-from dynabert.profile.search_space import starting_shapes
+from dynabert.profile.search_space import is_uniform, starting_shapes, widest_uniform
 from dynabert.rewiring import rewire
 from dynabert_kernels import SubnetShape
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
@@ -309,6 +309,56 @@ def test_search_on_a_network_beats_or_equals_the_uniform_it_began_with() -> None
     judge = make_judge(model, texts, "divergence")
     assert found.result.found[0].fitness >= max(judge([model.shape(name) for name in options["uniform"]]))
     assert found.finalists[0].fresh == max(uniform.fresh, layered.fresh)
-    assert {one.subnet for one in found.finalists if one.uniform} == {"w0.5-d1", "w0.5-d0.5", "w1-d0.5"}
+    # The named ones, and the widest of three layers and of one, which no name stands for.
+    alike = {one.subnet: one.shape for one in found.finalists if one.uniform}
+    assert {"w0.5-d1", "w0.5-d0.5", "w1-d0.5"} <= set(alike)
+    assert {subnet_text(shape) for shape in widest_uniform(make_space(model, [units]), "keep_last")} - set(alike) <= {
+        subnet_text(model.shape(name)) for name in options["uniform"]
+    }
+    assert all(is_uniform(one.shape) is one.uniform for one in found.finalists)
     assert all(one.load <= 1.0 for one in found.finalists)
     assert search_layers(model, texts, fresh, [units], **options).finalists == found.finalists
+
+
+def test_uniform_is_decided_by_the_shape() -> None:
+    assert is_uniform(SubnetShape((3, 0, 3, 3), (30, 0, 30, 30)))
+    assert is_uniform(SubnetShape((0, 0, 0, 2), (0, 0, 0, 7)))
+    assert not is_uniform(SubnetShape((3, 3, 3, 2), (30, 30, 30, 30)))
+    assert not is_uniform(SubnetShape((3, 0, 3, 3), (30, 0, 20, 30)))
+
+
+def test_widest_uniform_is_the_widest_of_each_depth() -> None:
+    units = Budget("units", 16, lambda heads, neurons: (heads + neurons / 10).sum(-1))
+    space = SearchSpace((4,) * 4, (40,) * 4, [units], neuron_step=10)
+    found = widest_uniform(space, "keep_last")
+    assert [(len(s.kept_layers), max(s.heads), max(s.neurons)) for s in found] == [
+        (4, 2, 20),
+        (3, 2, 20),
+        (2, 4, 40),
+        (1, 4, 40),
+    ]
+
+
+def test_a_uniform_network_of_the_search_is_no_network_of_different_layers() -> None:
+    """No grid candidate fits: all that the search begins with is uniform, and none of it may count as layered."""
+    model = tiny_model()
+    units = Budget("units", 9.0, lambda heads, neurons: (heads + neurons / 10).sum(-1))
+    mixed = "h1,1,0,2-n10,10,0,10"
+    found = search_layers(
+        model,
+        texts_of(10),
+        texts_of(10, seed=1),
+        [units],
+        uniform=[mixed],
+        fitness="divergence",
+        settings=SearchSettings(evaluations=30),
+    )
+    layered = [one for one in found.finalists if not one.uniform]
+    assert mixed in {one.subnet for one in layered}  # named, and yet of different layers
+    assert all(len({pair for pair in zip(o.shape.heads, o.shape.neurons, strict=True) if pair[0]}) > 1 for o in layered)
+    best = found.best(uniform=True)
+    assert best is not None
+    assert is_uniform(best.shape)
+    assert {subnet_text(s) for s in widest_uniform(make_space(model, [units]), "keep_last")} <= {
+        one.subnet for one in found.finalists if one.uniform
+    }

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynabert.cli.options import check_output_dir
 from dynabert.cli.output import say
+from dynabert.cli.pick_search import KEPT
 
 if TYPE_CHECKING:
     from dynabert.configuration import ElasticBertConfig, SubnetConfig
 
 COMPLETE = "complete.json"  # what each part of `dynabert train` leaves beside its network
 CHOSEN = "subnet.txt"
+WHOLE = "w1-d1"
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ def read_scores(path: str) -> Scores:
     """Scores from a file that ``dynabert eval --json`` or ``dynabert train`` (results.json, complete.json) has written.
 
     Raises:
-        ValueError: a file of another kind, or one that holds no score.
+        ValueError: a file of another kind, one that holds no score, or a score that is no fraction.
     """
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -41,23 +47,45 @@ def read_scores(path: str) -> Scores:
     kinds = "what dynabert eval --json printed, or the results.json or complete.json of dynabert train"
     if not isinstance(given, dict):
         raise ValueError(f"--scores {path} holds {type(given).__name__}; allowed: {kinds}")
-    parts = [part for part in given.get("parts", ()) if part.get("rows")]
-    rows: Any = parts[-1]["rows"] if parts else given.get("rows") or given.get("subnets")
     try:
+        parts = [part for part in given.get("parts", ()) if part.get("rows")]
+        rows: Any = parts[-1]["rows"] if parts else given.get("rows") or given.get("subnets")
         scores = {str(row["subnet"]): float(row["score"]) for row in rows}
         first = rows[0]
         metric = str(given.get("metric") or first["metric"])
         majority = given.get("majority_score", first.get("majority"))
         examples = given.get("examples", first.get("examples"))
-    except (KeyError, TypeError, IndexError) as error:
+        majority = None if majority is None else float(majority)
+        examples = None if examples is None else int(examples)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"--scores {path} holds no scores of sub-networks; allowed: {kinds}") from error
-    return Scores(
-        str(given.get("data") or path),
-        metric,
-        scores,
-        None if majority is None else float(majority),
-        None if examples is None else int(examples),
-    )
+    named = {f"the score of {name}": score for name, score in scores.items()}
+    for name, value in (named if majority is None else {**named, "the majority score": majority}).items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"--scores {path}: {name} is {value}; allowed: a fraction; score that sub-network again: dynabert eval"
+            )
+        if abs(value) > 1.0:
+            raise ValueError(
+                f"--scores {path}: {name} is {value:g}; allowed: fractions, from -1 to 1"
+                + (f"; if that is per cent, write {value / 100:g}" if abs(value) <= 100.0 else "")
+            )
+    return Scores(str(given.get("data") or path), metric, scores, majority, examples)
+
+
+def check_whole_score(path: str, given: Scores) -> None:
+    """Raises ``ValueError`` where the file gives no whole network's score that a share could be retained of."""
+    whole = given.scores.get(WHOLE)
+    if whole is None:
+        raise ValueError(
+            f"--scores {path} has no score of {WHOLE}, so what a sub-network retains of it is not known; score it too "
+            f"(dynabert eval --subnets {WHOLE},...), or give --min_score in place of --min_retention"
+        )
+    if whole <= 0.0:
+        raise ValueError(
+            f"--scores {path}: the whole network's {given.metric} is {whole:.4g}, so no share of it can be retained; "
+            "give --min_score in place of --min_retention, or scores in another metric"
+        )
 
 
 def trained_subnets(folder: str) -> list[str]:
@@ -107,22 +135,41 @@ def candidate_subnets(asked: str | None, folder: str, config: ElasticBertConfig)
     return list(found.values())
 
 
+def open_output_dir(args: argparse.Namespace) -> Path:
+    """The ``--output_dir``, made and written to once: what cannot be kept is refused before hours of work.
+
+    Raises:
+        ValueError: a file of that name; a folder that holds something, without ``--overwrite`` or a search to go on
+            from; one that cannot be written to.
+    """
+    resumed = args.resume and (Path(args.output_dir) / KEPT).is_file()
+    folder = check_output_dir(args.output_dir, args.overwrite or resumed)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"{CHOSEN}.part"
+        probe.write_text("", encoding="utf-8")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--output_dir {folder} cannot be written to: {error}; give another folder") from error
+    return folder
+
+
 def write_results(folder: Path, results: dict[str, Any]) -> list[Path]:
     """``pick.json``, ``candidates.csv``, the pictures and the chosen one's ``subnet.txt``; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "pick.json", folder / "candidates.csv"]
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    written[0].write_text(text + "\n", encoding="utf-8")
-    with written[1].open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        rows = results["candidates"]
-        table.writerow(rows[0])
-        for row in rows:
-            table.writerow([_cell(value) for value in row.values()])
     chosen = folder / CHOSEN
-    chosen.unlink(missing_ok=True)  # an earlier run's choice must not stand beside this run's table
+    chosen.unlink(missing_ok=True)  # first: an earlier run's choice must not stand beside this run's tables
+    _replace(written[0], text + "\n")
+    table = io.StringIO(newline="")
+    rows = results["candidates"]
+    lines = csv.writer(table)
+    lines.writerow(rows[0])
+    for row in rows:
+        lines.writerow([_cell(value) for value in row.values()])
+    _replace(written[1], table.getvalue())
     if results["chosen"] is not None:
-        chosen.write_text(results["chosen"] + "\n", encoding="utf-8")
+        _replace(chosen, results["chosen"] + "\n")
         written.append(chosen)
     try:
         from dynabert.cli.pick_plot import plot_choice, plot_layers
@@ -133,6 +180,16 @@ def write_results(folder: Path, results: dict[str, Any]) -> list[Path]:
     plot_choice(results, pictures[0])
     plot_layers(results, pictures[1])
     return written + pictures
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the file and put it in its place: whoever reads sees the old one or the new one, whole."""
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        draft.write_text(text, encoding="utf-8", newline="")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _cell(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dynabert.profile import Candidate, Limits
     from dynabert.profile.layer_search import LayerSearch
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "config.json")  # each file counts, shards too
 KEPT = "search.json"  # what an interrupted search goes on from
 _CALIBRATED = 3  # sub-networks near the limit that are timed before a search relies on the profile
 
@@ -97,8 +99,12 @@ def check_search_usage(args: argparse.Namespace) -> None:
         )
     if not 0.0 <= args.search_margin < 1.0:
         raise UsageError(f"--search_margin is {args.search_margin}; allowed: from 0, below 1")
-    if args.search_samples < 1:
-        raise UsageError(f"--search_samples is {args.search_samples}; allowed: 1 or more")
+    for name in ("search_samples", "search_evaluations", "neuron_step"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; allowed: 1 or more")
+    if args.search_minutes is not None and not args.search_minutes > 0.0:
+        raise UsageError(f"--search_minutes is {args.search_minutes}; allowed: above 0")
     if args.resume and args.output_dir is None:
         raise UsageError("--resume belongs to --output_dir, where the search was kept")
 
@@ -229,7 +235,7 @@ def run_search(
     from dynabert.profile import SearchSettings
     from dynabert.profile.layer_search import search_layers
 
-    settings = _settings(args, texts)
+    settings = search_settings(args, texts)
     known: Mapping[str, float] = {}
     if args.resume and folder is not None:
         known = _kept(folder / KEPT, settings)
@@ -267,13 +273,19 @@ def run_search(
     return found
 
 
-def _settings(args: argparse.Namespace, texts: SearchTexts) -> dict[str, Any]:
-    """What a fitness depends on: with the same settings it need not be computed again."""
-    weights = Path(args.model_name_or_path) / "model.safetensors"
-    stamp = [weights.stat().st_size, weights.stat().st_mtime] if weights.is_file() else None
+def search_settings(args: argparse.Namespace, texts: SearchTexts) -> dict[str, Any]:
+    """What a fitness depends on: with the same settings it need not be computed again.
+
+    The weights count by size and time of all files of the checkpoint that hold them (a checkpoint of the hub by its
+    name alone), the texts by what the network sees of them.
+    """
+    folder, own = Path(args.model_name_or_path), texts.texts
+    weights = sorted(path for kind in _WEIGHTS for path in folder.glob(kind)) if folder.is_dir() else []
+    seen = repr((own.input_ids, own.token_type_ids, own.labels))
     return {
         "model": str(args.model_name_or_path),
-        "weights": stamp,
+        "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+        "tokens": hashlib.sha256(seen.encode()).hexdigest(),
         "dtype": args.dtype,
         "device": args.device,
         "texts": texts.texts.source,

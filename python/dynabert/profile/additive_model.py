@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dynabert.profile.damage import check_count, check_curve, check_number
+
 Numbers = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.integer[Any]]
 
@@ -30,6 +32,8 @@ ROBUST_ROUNDS = 6
 class LayerCosts:
     """The fitted sum of one batch size, sequence length and dtype; all in milliseconds.
 
+    Raises ``ValueError`` for a value that no fit gives, naming the field.
+
     ``fixed_ms``: embeddings, pooler, classifier and the call. ``layer_ms``: a kept layer with the fewest heads and
     neurons. ``head_ms`` and ``neuron_ms``: what is added at each node, rising from 0. ``neuron_step``: neurons in a
     panel. ``wave_ms``: for each wave of ``wave_step`` neurons begun; 0 for one thread, whose waves are its panels.
@@ -44,6 +48,14 @@ class LayerCosts:
     neuron_step: int
     wave_step: int = 1
     wave_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("fixed_ms", "layer_ms", "wave_ms"):
+            check_number(name, getattr(self, name))
+        for name in ("neuron_step", "wave_step"):
+            check_count(name, getattr(self, name))
+        check_curve("head", self.head_nodes, self.head_ms)
+        check_curve("neuron", self.neuron_nodes, self.neuron_ms)
 
     def predict(self, heads: Counts, neurons: Counts) -> Numbers:
         """(N,) milliseconds of N sub-networks; ``heads``, ``neurons``: (N, L), 0 where a layer is skipped."""

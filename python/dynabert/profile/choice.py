@@ -7,6 +7,7 @@ ones the cheaper, or the better, is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,6 +59,9 @@ class Candidate:
         }
 
 
+_MILLION = 1e6
+
+
 class _Kind(NamedTuple):
     """One kind of limit: the candidate's quantity, whether the limit is a most or a least, and how both are written."""
 
@@ -70,7 +74,7 @@ class _Kind(NamedTuple):
     def text(self, value: float) -> str:
         """The value for people."""
         if self.unit == "M":
-            return f"{value / 1e6:.2f} M"
+            return f"{value / 1e6:.2f} M" if value >= _MILLION else f"{value:,.0f}"
         if self.unit == "%":
             return f"{100 * value:.2f} %"
         return f"{value:.4g} {self.unit}"
@@ -79,9 +83,10 @@ class _Kind(NamedTuple):
         """The value as the option takes it, rounded to the side on which ``value`` itself is allowed."""
         scale = 1e-6 if self.unit == "M" else 1.0
         step = 0.01 if self.unit in ("M", "ms") else 0.0001
-        steps = value * scale / step
-        whole = int(steps) + (1 if self.most else 0)
-        return f"{round(whole * step, 6):g}{'M' if self.unit == 'M' else ''}"
+        if 0.0 < value * scale < math.inf:  # of a small number its first three digits
+            step = min(step, 10.0 ** (math.floor(math.log10(value * scale)) - 2))
+        whole = int(value * scale / step) + (1 if self.most else 0)
+        return f"{whole * step:.10g}{'M' if self.unit == 'M' else ''}"
 
 
 _KINDS = (
@@ -150,14 +155,16 @@ class Limits:
         return self.excess(candidate, quality=quality) == 0.0
 
     def excess(self, candidate: Candidate, *, quality: bool = True) -> float:
-        """By how much the limits are missed, each as a share of its own, added up; 0.0 within all."""
+        """By how much the limits are missed, each as a share of its own, added up; 0.0 within all; infinite where a
+        limited quantity is not known. NaN is not known either."""
         total = 0.0
         for kind, limit in self:
             value = getattr(candidate, kind.quantity)
-            if kind.most:
-                total += float("inf") if value is None else max(0.0, value / limit - 1.0)
-            elif quality:
-                total += float("inf") if value is None else max(0.0, 1.0 - value / limit)
+            if not kind.most and not quality:
+                continue
+            if value is None or math.isnan(value):
+                return math.inf
+            total += max(0.0, value / limit - 1.0 if kind.most else 1.0 - value / limit)
         return total
 
     def broken(self, candidate: Candidate, *, quality: bool = True) -> list[str]:
@@ -187,7 +194,7 @@ def satisfiable(candidates: Sequence[Candidate], limits: Limits) -> list[str]:
     lines = []
     for kind in _KINDS:
         values = [getattr(c, kind.quantity) for c in candidates]
-        known = [value for value in values if value is not None]
+        known = [value for value in values if value is not None and not math.isnan(value)]
         limit = getattr(limits, kind.option)
         if not known or (not kind.most and limit is None):
             continue
@@ -238,7 +245,7 @@ def no_solution(candidates: Sequence[Candidate], limits: Limits, *, quality: boo
 
 
 def _score(candidate: Candidate) -> float:
-    return float("-inf") if candidate.score is None else candidate.score
+    return -math.inf if candidate.score is None or math.isnan(candidate.score) else candidate.score
 
 
 def list_candidates(
@@ -276,6 +283,18 @@ def list_candidates(
     return found
 
 
+def above_majority(whole: float, majority: float, examples: int | None) -> bool:
+    """Whether the whole network scores above the best constant answer by more than the chance of so many examples.
+
+    Where it is not, a share of the difference is a share of noise, and no retention. Chance: 1.96 standard errors of
+    the constant answer's share; none is known where the number of examples is not, or the majority is no share.
+    """
+    noise = 0.0
+    if examples and 0.0 < majority < 1.0:
+        noise = 1.96 * math.sqrt(majority * (1.0 - majority) / examples)
+    return whole - majority > noise
+
+
 def with_scores(
     candidates: Sequence[Candidate],
     scores: Mapping[str, float],
@@ -283,6 +302,7 @@ def with_scores(
     whole: float | None,
     majority: float | None = None,
     agreements: Mapping[str, float | None] | None = None,
+    examples: int | None = None,
 ) -> list[Candidate]:
     """The candidates with their scores and what is left of the whole network's.
 
@@ -290,7 +310,9 @@ def with_scores(
         candidates: from `list_candidates`.
         scores: by a sub-network's text form.
         whole: the whole network's score; None leaves the retentions out.
-        majority: the best constant answer's score; None leaves the corrected retention out.
+        majority: the best constant answer's score; None leaves the corrected retention out, and so does a whole network
+            that is not told apart from it (`above_majority`).
+        examples: how many the scores are of.
         agreements: share of texts with the whole network's decision, by text form.
 
     Raises:
@@ -299,13 +321,14 @@ def with_scores(
     missing = [c.subnet for c in candidates if c.subnet not in scores]
     if missing:
         raise ValueError(f"with_scores: no score of {', '.join(missing)}; scored: {', '.join(scores)}")
+    corrects = whole is not None and majority is not None and above_majority(whole, majority, examples)
     found = []
     for candidate in candidates:
         score = scores[candidate.subnet]
         retention = corrected = None
         if whole is not None and whole > 0.0:
             retention = score / whole
-        if whole is not None and majority is not None and whole > majority:
+        if corrects and whole is not None and majority is not None:
             corrected = (score - majority) / (whole - majority)
         found.append(
             replace(

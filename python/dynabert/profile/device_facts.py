@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 
 import dynabert_kernels as dk
+from dynabert.profile.damage import check_count, check_text
 
 Device: TypeAlias = torch.device | str
 
@@ -44,6 +45,17 @@ class DeviceFacts:
     torch: str
     dynabert_kernels: str
     native: bool
+
+    def __post_init__(self) -> None:
+        for name in ("device", "cpu", "isa", "torch", "dynabert_kernels"):
+            check_text(name, getattr(self, name))
+        for name in ("cores", "threads"):
+            check_count(name, getattr(self, name))
+
+    @property
+    def kind(self) -> str:
+        """``"cpu"`` or ``"cuda"``: the kind of device that the times are of."""
+        return "cpu" if self.device == "cpu" else "cuda"
 
     @classmethod
     def here(cls, device: Device = "cpu") -> DeviceFacts:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from dynabert.configuration import Subnet
 from dynabert.profile.additive_model import LayerCosts, Numbers
-from dynabert.profile.device_facts import DeviceFacts
+from dynabert.profile.damage import check_count, check_number, check_text, naming
+from dynabert.profile.device_facts import Device, DeviceFacts
 from dynabert.profile.encoder_shape import EncoderShape
 
 if TYPE_CHECKING:
@@ -41,6 +43,13 @@ class ErrorStatement:
     worst_later: float | None = None
     drift: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("networks", "uniform", "later_networks"):
+            check_count(f"error: {name}", getattr(self, name), 0)
+        for name in ("mean", "worst", "mean_later", "worst_later", "drift"):
+            if getattr(self, name) is not None:
+                check_number(f"error: {name}", getattr(self, name))
+
 
 @dataclass(frozen=True)
 class ProfiledCell:
@@ -57,6 +66,14 @@ class ProfiledCell:
     fitted_networks: int
     samples: int
     disturbed: float
+
+    def __post_init__(self) -> None:
+        check_text("dtype", self.dtype)
+        for name in ("batch_size", "seq_length"):
+            check_count(name, getattr(self, name))
+        for name in ("fitted_networks", "samples"):
+            check_count(name, getattr(self, name), 0)
+        check_number("disturbed", self.disturbed)
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,34 @@ class DeviceProfile:
     seconds: float
     notes: tuple[str, ...] = ()
     between: tuple[tuple[str, int, int, ErrorStatement], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.cells:
+            raise ValueError("cells is empty; allowed: at least one measured point")
+        points = [(cell.dtype, cell.batch_size, cell.seq_length) for cell in self.cells]
+        if len(set(points)) < len(points):
+            raise ValueError("cells holds a point twice; allowed: each dtype, batch_size and seq_length once")
+        missing = [
+            (dtype, batch, length)
+            for dtype in self.dtypes
+            for batch in self.batch_sizes
+            for length in self.seq_lengths
+            if (dtype, batch, length) not in points
+        ]
+        if missing:
+            dtype, batch, length = missing[0]
+            raise ValueError(
+                f"cells has no {batch} x {length} in {dtype}; allowed: every dtype at every batch_size and seq_length"
+            )
+        check_text("date", self.date)
+        check_count("seed", self.seed, 0)
+        check_number("seconds", self.seconds)
+        for note in self.notes:
+            check_text("notes", note)
+        for dtype, batch, length, _ in self.between:
+            check_text("between: dtype", dtype)
+            check_count("between: batch_size", batch)
+            check_count("between: seq_length", length)
 
     # What was measured -----------------------------------------------------------------------------------------------
 
@@ -198,35 +243,43 @@ class DeviceProfile:
                 f"DeviceProfile: not a profile of format {FORMAT}; got format {got!r}; make one: dynabert profile"
             )
         try:
-            return cls(
-                facts=DeviceFacts.from_dict(values["facts"]),
-                encoder=EncoderShape.from_dict(values["encoder"]),
-                cells=tuple(_cell(cell) for cell in values["cells"]),
-                date=values["date"],
-                seed=values["seed"],
-                seconds=values["seconds"],
-                notes=tuple(values["notes"]),
-                between=tuple(
+            with naming("facts"):
+                facts = DeviceFacts.from_dict(values["facts"])
+            with naming("encoder"):
+                encoder = EncoderShape.from_dict(values["encoder"])
+            with naming("cells"):
+                cells = tuple(_cell(index, cell) for index, cell in enumerate(values["cells"]))
+            with naming("notes"):
+                notes = tuple(values["notes"])
+            with naming("between"):
+                between = tuple(
                     (one["dtype"], one["batch_size"], one["seq_length"], ErrorStatement(**one["error"]))
                     for one in values["between"]
-                ),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+                )
+            with naming("profile"):
+                return cls(facts, encoder, cells, values["date"], values["seed"], values["seconds"], notes, between)
+        except ValueError as error:
             raise ValueError(
-                f"DeviceProfile: the profile is damaged ({type(error).__name__}: {error}); make it anew: dynabert "
-                "profile"
+                f"DeviceProfile: the profile is damaged: {error}; make it anew: dynabert profile"
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON; a file that is there is replaced."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        """Write it as JSON; a file that is there is replaced, and stays whole where writing fails."""
+        draft = Path(f"{path}.part")
+        try:
+            draft.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | Path, *, check_device: bool = True) -> DeviceProfile:
+    def load(cls, path: str | Path, *, check_device: bool = True, device: Device | None = None) -> DeviceProfile:
         """Read a profile.
 
         ``check_device``: True refuses one that was made on another device, with other versions or another number of
-        threads than this process has now, and says what differs; False takes any.
+        threads than this process has now, and says what differs; False takes any. ``device``: where the network will
+        run; given, a CPU's profile is refused for a GPU and a GPU's for a CPU, whatever ``check_device`` says. None:
+        the kind of device that the profile names.
 
         Raises ``OSError`` where there is no such file, ``ValueError`` for one that is no profile or another device's.
         """
@@ -234,32 +287,52 @@ class DeviceProfile:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"DeviceProfile: {path} is no JSON ({error}); make a profile: dynabert profile") from error
-        profile = cls.from_dict(values)
+        try:
+            profile = cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{error} (file: {path})") from error
+        if device is not None:
+            profile.check_kind(device, path)
         if check_device:
-            profile.check_device(path)
+            profile.check_device(path, device)
         return profile
 
-    def check_device(self, path: str | Path = "the profile") -> None:
-        """Raises ``ValueError`` unless the profile was made on this device, saying what differs."""
-        device = "cpu" if self.facts.device == "cpu" else "cuda"
+    def check_kind(self, device: Device, path: str | Path = "the profile") -> None:
+        """Raises ``ValueError`` where the network's ``device`` is a GPU and the profile a CPU's, or the other way."""
+        kind = torch.device(device).type
+        if kind != self.facts.kind:
+            raise ValueError(
+                f"DeviceProfile: {path} holds times of {self.facts.kind} and the network is on {kind}; allowed: a "
+                f"profile of the device it runs on; profile that one: dynabert profile --device {kind}, or run with "
+                f"--device {self.facts.kind}"
+            )
+
+    def check_device(self, path: str | Path = "the profile", device: Device | None = None) -> None:
+        """Raises ``ValueError`` unless the profile was made on ``device`` of this machine, saying what differs.
+
+        ``device``: the network's; None: of the kind that the profile names.
+        """
         try:
-            here = DeviceFacts.here(device)
+            here = DeviceFacts.here(self.facts.kind if device is None else device)
         except (RuntimeError, AssertionError):  # no such GPU, or a torch without CUDA
             here = DeviceFacts.here("cpu")
         differences = self.facts.differences(here)
         if differences:
+            threads = self.facts.threads
+            again = "" if threads == here.threads else f"run with its threads: --threads {threads}, or "
             raise ValueError(
                 f"DeviceProfile: {path} is of another device: {'; '.join(differences)}; allowed: the same machine, "
-                "versions and threads; profile this one: dynabert profile, or take its times as they are: "
+                f"versions and threads; {again}profile this one: dynabert profile, or take its times as they are: "
                 "--any_device (check_device=False)"
             )
 
 
-def _cell(values: Mapping[str, Any]) -> ProfiledCell:
-    costs: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values["costs"].items()
-    }
-    return ProfiledCell(**{**values, "costs": LayerCosts(**costs), "error": ErrorStatement(**values["error"])})
+def _cell(index: int, values: Mapping[str, Any]) -> ProfiledCell:
+    with naming(str(index)):
+        costs: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values["costs"].items()
+        }
+        return ProfiledCell(**{**values, "costs": LayerCosts(**costs), "error": ErrorStatement(**values["error"])})
 
 
 def _neighbours(name: str, value: int, measured: tuple[int, ...]) -> list[tuple[float, int]]:

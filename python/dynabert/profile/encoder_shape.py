@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynabert.configuration.subnet import Subnet, subnet_shape
+from dynabert.profile.damage import check_count, check_counts, check_text
 
 if TYPE_CHECKING:
     from dynabert.configuration import ElasticBertConfig
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """Sizes of the profiled encoder; ``layer_heads`` and ``layer_neurons`` are those of its whole network."""
+    """Sizes of the profiled encoder; ``layer_heads`` and ``layer_neurons`` are those of its whole network.
+
+    Raises ``ValueError`` for sizes that no encoder has, naming the field.
+    """
 
     architecture: str
     hidden_size: int
@@ -28,6 +32,19 @@ class EncoderShape:
     layer_heads: tuple[int, ...]
     layer_neurons: tuple[int, ...]
     depth_rule: str
+
+    def __post_init__(self) -> None:
+        for name in ("architecture", "activation", "depth_rule"):
+            check_text(name, getattr(self, name))
+        for name in ("hidden_size", "head_dim"):
+            check_count(name, getattr(self, name))
+        for name in ("layer_heads", "layer_neurons"):
+            check_counts(name, getattr(self, name))
+        if len(self.layer_heads) != len(self.layer_neurons):
+            raise ValueError(
+                f"layer_heads names {len(self.layer_heads)} layers and layer_neurons "
+                f"{len(self.layer_neurons)}; allowed: the same number"
+            )
 
     @classmethod
     def of(cls, config: ElasticBertConfig) -> EncoderShape:
@@ -47,7 +64,9 @@ class EncoderShape:
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderShape:
         """Read back what ``to_dict`` gave."""
         lists = ("layer_heads", "layer_neurons")
-        given: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in values.items()}
+        given: dict[str, Any] = {
+            key: tuple(value) if key in lists and isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:

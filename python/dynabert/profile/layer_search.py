@@ -2,6 +2,8 @@
 
 The search sees one set of texts. Its best networks and the uniform ones within the same limits are then judged once
 more, on texts that the search has not seen: of many networks the best on the first set is partly the luckiest there.
+The uniform ones are those the caller names, the widest of each depth in steps of one head, and whatever of the search's
+best has equal layers: what different layers are worth shows only against the best of them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ from dynabert.configuration.grid import subnet_text
 from dynabert.data import Encoded
 from dynabert.profile.fitness import make_judge
 from dynabert.profile.search import SearchResult, SearchSettings, search
-from dynabert.profile.search_space import Budget, SearchSpace, default_neuron_step, importance_worths
+from dynabert.profile.search_space import (
+    Budget,
+    SearchSpace,
+    default_neuron_step,
+    importance_worths,
+    is_uniform,
+    widest_uniform,
+)
 from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
@@ -27,22 +36,20 @@ FINALISTS = 8
 @dataclass(frozen=True)
 class Finalist:
     """A network that was judged on fresh texts. ``subnet``: its text form. ``searched``: its fitness on the search's
-    texts, None for a uniform one. ``fresh``: on the others. ``load``: largest share of a limit that it takes."""
+    texts, None where the search was not asked about it. ``fresh``: on the others. ``load``: largest share of a limit
+    that it takes. ``uniform``: whether its kept layers are alike, or it is one of the uniform sub-networks compared
+    with."""
 
     subnet: str
     shape: SubnetShape
     searched: float | None
     fresh: float
     load: float
-
-    @property
-    def uniform(self) -> bool:
-        """Whether it is one of the uniform sub-networks it was compared with."""
-        return self.searched is None
+    uniform: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "shape"} | {"uniform": self.uniform}
+        return {name: value for name, value in asdict(self).items() if name != "shape"}
 
 
 @dataclass(frozen=True)
@@ -93,14 +100,15 @@ def search_layers(
     on_round: Callable[[Mapping[str, float]], None] | None = None,
     progress: bool | None = False,
 ) -> LayerSearch:
-    """Search, then judge the best networks and all ``uniform`` ones on ``fresh`` texts.
+    """Search, then judge the best networks of different layers and the uniform ones on ``fresh`` texts.
 
     Args:
         model: the network.
         texts, fresh: what the search and what the last choice are judged on; neither should be the set that scores
             are reported on.
         budgets: the limits on cost.
-        uniform: sub-networks to compare with, and, where they are within the budgets, to begin with.
+        uniform: sub-networks to compare with, and, where they are within the budgets, to begin with; the widest uniform
+            one of each depth is compared with too, and so are the best uniform ones that the search comes upon.
         fitness, metric, threshold, max_batch_tokens: see `make_judge`.
         neuron_step: see `make_space`.
         settings, known, on_round, progress: see `search`.
@@ -127,15 +135,18 @@ def search_layers(
         on_round=on_round,
         progress=progress,
     )
-    best = [one for one in result.found if one.shape not in names][:FINALISTS]
-    judged = make_judge(model, fresh, **options)([*(one.shape for one in best), *shapes])
+    widest = widest_uniform(space, model.config.depth_rule)
+    # A width and a depth are uniform by name, also of a network whose own layers differ.
+    alike = {*widest, *(shape for shape, name in names.items() if name.startswith("w") or is_uniform(shape))}
+    searched = {one.shape: one.fitness for one in result.found}
+    others = [shape for shape in searched if shape not in alike and shape not in names]
+    layered = [shape for shape in others if not is_uniform(shape)][:FINALISTS]
+    equal = [shape for shape in others if is_uniform(shape)][:FINALISTS]
+    alike.update(equal)
+    last = list(dict.fromkeys([*layered, *shapes, *widest, *equal]))
+    judged = make_judge(model, fresh, **options)(last)
     finalists = [
-        Finalist(subnet_text(one.shape), one.shape, one.fitness, value, one.load)
-        for one, value in zip(best, judged, strict=False)
-    ]
-    loads = space.load(shapes).tolist() if shapes else []
-    finalists += [
-        Finalist(names[shape], shape, None, value, load)
-        for shape, value, load in zip(shapes, judged[len(best) :], loads, strict=True)
+        Finalist(names.get(shape) or subnet_text(shape), shape, searched.get(shape), value, load, shape in alike)
+        for shape, value, load in zip(last, judged, space.load(last).tolist(), strict=True)
     ]
     return LayerSearch(tuple(sorted(finalists, key=lambda one: (-one.fresh, one.load, one.subnet))), result)

@@ -43,6 +43,8 @@ ENOUGH_ROUNDS = 20  # undisturbed ones; their median moves little with more
 LATER_CHECKED, LATER_ROUNDS = 8, 4
 EQUAL_SHARE = 0.25  # of the time of a dtype, at least, for all its points alike
 BETWEEN_CHECKED = 8
+MOST_TOKENS = 1 << 20  # of a timed pass; they are drawn one by one, and more would not return
+DRIFTED = 0.1  # change of the anchor's time; above it the profile says that the machine's speed changed
 BUSY = 0.2  # share of passes held up; above it the profile says that the machine was busy
 
 Timer = Callable[[SubnetShape], Sample]
@@ -300,12 +302,22 @@ def _counts(networks: Sequence[SubnetShape], encoder: EncoderShape) -> tuple[Cou
     return heads, np.array([shape.neurons for shape in networks], dtype=np.int64).reshape(-1, encoder.num_layers)
 
 
+def check_pass_size(batch_size: int, seq_length: int) -> None:
+    """Raises ``ValueError`` for a pass of more tokens than one is timed with."""
+    if batch_size * seq_length > MOST_TOKENS:
+        raise ValueError(
+            f"profile: batch_size {batch_size} x seq_length {seq_length} are {batch_size * seq_length:,} tokens of one "
+            f"pass; allowed: up to {MOST_TOKENS:,}; give a smaller --batch_size (--batch_sizes)"
+        )
+
+
 class ModelTimer:
     """Times one pass of a model at a batch size and a sequence length; plans are built before the clock starts."""
 
     def __init__(
         self, model: ElasticBertForSequenceClassification, batch_size: int, seq_length: int, chance: random.Random
     ) -> None:
+        check_pass_size(batch_size, seq_length)
         vocabulary = model.config.vocab_size
         tokens = [[chance.randrange(vocabulary) for _ in range(seq_length)] for _ in range(batch_size)]
         self._model = model
@@ -373,6 +385,13 @@ def _notes(cells: Sequence[ProfiledCell], check: int, facts: DeviceFacts) -> lis
             f"fewer than {check} random sub-networks were measured at {len(fewer)} of {len(cells)} points (at least "
             f"{least}): --max_minutes did not allow more"
         )
+    drifted = [cell.error.drift for cell in cells if cell.error.drift is not None]
+    furthest = max(drifted, key=lambda drift: abs(drift - 1.0), default=1.0)
+    if abs(furthest - 1.0) > DRIFTED:
+        notes.append(
+            f"the machine's speed changed while it was measured: an anchor sub-network took {furthest:.2f} times as "
+            "long later; times are those of the first rounds; profile again, and expect limits to be missed by as much"
+        )
     return notes
 
 
@@ -385,6 +404,7 @@ def _check_options(
     for name, numbers in (("batch_sizes", batch_sizes), ("seq_lengths", seq_lengths)):
         if min(numbers) < 1:
             raise ValueError(f"profile: {name} are {list(numbers)}; allowed: 1 or more")
+    check_pass_size(max(batch_sizes), max(seq_lengths))
     unknown = [name for name in dtypes if name not in DTYPE_SHARE]
     if unknown:
         raise ValueError(f"profile: dtype is {unknown[0]!r}; allowed: {', '.join(DTYPE_SHARE)}")

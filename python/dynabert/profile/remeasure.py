@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from dynabert.profile.measuring import ModelTimer
-from dynabert.profile.timing import Sample, typical_times
+from dynabert.profile.timing import Sample, compared_time, typical_quantile, typical_times
 from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
+
+
+class Remeasured(NamedTuple):
+    """What passes of one shape took.
+
+    ``ms``: the typical time, which compares with a profile's. ``wall_median_ms``: the median by the clock of the same
+    passes, waiting for other work included. ``held_up``: share of the passes that other work held up. ``compared``:
+    which time ``ms`` is, in words.
+    """
+
+    ms: float
+    wall_median_ms: float
+    held_up: float
+    compared: str
 
 
 def remeasure(
@@ -26,7 +41,22 @@ def remeasure(
     warmup: int = 2,
     seed: int = 0,
 ) -> list[float]:
-    """Milliseconds of one pass of each shape, in the given order, comparable among each other.
+    """Milliseconds of one pass of each shape, in the given order, comparable among each other; see `measure_again`."""
+    found = measure_again(model, shapes, batch_size, seq_length, rounds=rounds, warmup=warmup, seed=seed)
+    return [one.ms for one in found]
+
+
+def measure_again(
+    model: ElasticBertForSequenceClassification,
+    shapes: Sequence[SubnetShape],
+    batch_size: int,
+    seq_length: int,
+    *,
+    rounds: int = 20,
+    warmup: int = 2,
+    seed: int = 0,
+) -> list[Remeasured]:
+    """The times of each shape, in the given order, with what the machine's other work did to them.
 
     Each round times every shape once in a new order; passes that other work held up are set aside, as in a profile.
 
@@ -53,4 +83,13 @@ def remeasure(
                     taken[index].append(timer(shapes[index]))
     finally:
         model.train(training)
-    return list(typical_times(taken).values())
+    quantile = typical_quantile(taken)
+    return [
+        Remeasured(
+            ms,
+            float(np.median([sample.clock_ms for sample in own])),
+            sum(sample.disturbed for sample in own) / len(own),
+            compared_time(own, quantile),
+        )
+        for ms, own in zip(typical_times(taken).values(), taken.values(), strict=True)
+    ]

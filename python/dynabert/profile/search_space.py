@@ -210,18 +210,37 @@ def starting_shapes(space: SearchSpace, depth_rule: str) -> list[SubnetShape]:
     from the full width of each depth until the limits are kept.
     """
     found: list[SubnetShape] = []
+    for widest, full in _widest_of_each_depth(space, depth_rule):
+        if widest is not None:
+            found += [widest, space.grow(widest)]
+        left = space.shrink(full)
+        if left is not None:
+            found.append(space.grow(left))
+    return list(dict.fromkeys(found))
+
+
+def widest_uniform(space: SearchSpace, depth_rule: str) -> list[SubnetShape]:
+    """The uniform networks that a searched one has to beat: of each depth the widest within the limits, in steps of a
+    head with its share of the neurons, deepest first. A narrower one of the same layers is a part of it."""
+    return [widest for widest, _ in _widest_of_each_depth(space, depth_rule) if widest is not None]
+
+
+def _widest_of_each_depth(space: SearchSpace, depth_rule: str) -> Iterator[tuple[SubnetShape | None, SubnetShape]]:
+    """For each depth the widest uniform network within the limits, None where there is none, and the full width."""
     most = max(space.layer_heads)
     for depth in range(space.num_layers, 0, -1):
         layers = kept_layers(space.num_layers, depth / space.num_layers, depth_rule)
         uniform = [_uniform(space, layers, width / most) for width in range(most, 0, -1)]
         loads = space.load(uniform)
-        within = [shape for shape, load in zip(uniform, loads, strict=True) if load <= 1.0]
-        if within:
-            found += [within[0], space.grow(within[0])]
-        left = space.shrink(uniform[0])
-        if left is not None:
-            found.append(space.grow(left))
-    return list(dict.fromkeys(found))
+        yield next((shape for shape, load in zip(uniform, loads, strict=True) if load <= 1.0), None), uniform[0]
+
+
+def is_uniform(shape: SubnetShape) -> bool:
+    """Whether all layers that are kept have the same heads and the same neurons, however many, and whichever are kept.
+
+    That alone decides what a search has found: a width that no grid names is still no different layers.
+    """
+    return len({(shape.heads[layer], shape.neurons[layer]) for layer in shape.kept_layers}) == 1
 
 
 def _uniform(space: SearchSpace, layers: Sequence[int], width: float) -> SubnetShape:

@@ -25,11 +25,17 @@ class Sample(NamedTuple):
     """Milliseconds of a pass, and whether other work held it up.
 
     A disturbed pass of one thread has the thread's own processor time, which waiting is not part of; of several
-    threads it has the time by the clock.
+    threads it has the time by the clock. ``wall_ms``: the time by the clock where ``ms`` is another; else None.
     """
 
     ms: float
     disturbed: bool
+    wall_ms: float | None = None
+
+    @property
+    def clock_ms(self) -> float:
+        """Milliseconds by the clock."""
+        return self.ms if self.wall_ms is None else self.wall_ms
 
 
 def timed(call: Callable[[], object], device: torch.device) -> Sample:
@@ -60,7 +66,7 @@ def _timed_on_cpu(call: Callable[[], object], alone: bool) -> Sample:
     own, wall = time.thread_time() - own, time.perf_counter() - start
     if alone:
         disturbed = wall - own > WAITED * wall
-        return Sample(1e3 * (own if disturbed else wall), disturbed)
+        return Sample(1e3 * own, True, 1e3 * wall) if disturbed else Sample(1e3 * wall, False)
     return Sample(1e3 * wall, _involuntary_switches() > switches)
 
 
@@ -71,10 +77,27 @@ def typical_times(samples: Mapping[Name, Sequence[Sample]]) -> dict[Name, float]
     where there are three of them, or half; else of all, which for one thread are processor times. One rule for all, so
     that they compare.
     """
+    quantile = typical_quantile(samples)
+    return {name: _typical(taken, quantile) for name, taken in samples.items()}
+
+
+def typical_quantile(samples: Mapping[Name, Sequence[Sample]]) -> int:
+    """50 where (nearly) nothing was disturbed or scattered, else the low one: what `typical_times` takes of all."""
     every = [sample for taken in samples.values() for sample in taken]
     disturbed = sum(sample.disturbed for sample in every) > QUIET_MACHINE * len(every)
-    quantile = LOW_QUANTILE if disturbed or _scatter(samples) > QUIET_SCATTER else 50
-    return {name: _typical(taken, quantile) for name, taken in samples.items()}
+    return LOW_QUANTILE if disturbed or _scatter(samples) > QUIET_SCATTER else 50
+
+
+def compared_time(samples: Sequence[Sample], quantile: int) -> str:
+    """In words, which time of a sub-network's passes `typical_times` gave."""
+    quiet = _counted(samples)
+    if len(quiet) < len(samples):
+        of = f"the {len(quiet)} of {len(samples)} passes that were not held up, by the clock"
+    elif any(sample.wall_ms is not None for sample in samples):
+        of = f"{len(samples)} passes, of those held up the thread's processor time"
+    else:
+        of = f"{len(samples)} passes by the clock"
+    return f"{'median' if quantile == 50 else 'low quartile'} of {of}"
 
 
 def _scatter(samples: Mapping[Name, Sequence[Sample]]) -> float:
@@ -84,10 +107,12 @@ def _scatter(samples: Mapping[Name, Sequence[Sample]]) -> float:
 
 
 def _typical(samples: Sequence[Sample], quantile: int) -> float:
-    quiet = [sample.ms for sample in samples if not sample.disturbed]
-    if len(quiet) < FEWEST_QUIET and 2 * len(quiet) < len(samples):
-        quiet = [sample.ms for sample in samples]
-    return float(np.percentile(quiet, quantile))
+    return float(np.percentile([sample.ms for sample in _counted(samples)], quantile))
+
+
+def _counted(samples: Sequence[Sample]) -> Sequence[Sample]:
+    quiet = [sample for sample in samples if not sample.disturbed]
+    return samples if len(quiet) < FEWEST_QUIET and 2 * len(quiet) < len(samples) else quiet
 
 
 def _involuntary_switches() -> int:
