@@ -180,3 +180,42 @@ def test_interrupted_while_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pass
     assert contents(tmp_path) == {"out/old": b"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_of_another_kind_are_not_overwritten(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "config.json").write_text('{"port": 80}')
+    with pytest.raises(ValueError, match="holds no model"):
+        export_subnet(tiny_model(), None, None, project, overwrite=True)
+    model = tmp_path / "model"
+    export_subnet(tiny_model(), None, None, model)
+    export_subnet(tiny_model(seed=1), None, None, model, overwrite=True)
+    (model / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"would lose: thesis\.tex"):
+        export_subnet(tiny_model(), None, None, model, overwrite=True)
+    assert (model / "thesis.tex").read_text() == "years of work"
+
+
+def test_places_that_cannot_be_renamed_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=r"cannot be written; .* such as"):
+        export_subnet(tiny_model(), None, None, tmp_path / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    with pytest.raises(ValueError, match="is a mount point"):
+        export_subnet(tiny_model(), None, None, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["hf", "elastic"])
+def test_a_tokenizer_that_pads_on_the_left(tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    report = export_subnet(tiny_model(), tokenizer, "d0.5", tmp_path / "out", format=form)
+    saved = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.padding_side == "left"
+    assert report.padding_side_changed == (form == "hf") == ("pads on the left" in caplog.text)
+    assert saved.padding_side == ("right" if form == "hf" else "left")

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from dynabert.export.report import REPORT_FILE
 
-_MARKS = (REPORT_FILE, "config.json")
+# What lies in a model's folder, ours or another tool's. Overwriting takes the whole folder away, so a file of another
+# kind is a reason to stop.
+_MODEL_FILES = (
+    REPORT_FILE, "config.json", "generation_config.json", "README.md", ".gitattributes", "*.safetensors",
+    "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json", "model.onnx", "model.onnx.data",
+    "modeling_*.py", "elastic_bert.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "chat_template.jinja", "complete.json",
+)  # fmt: skip
 
 
 def checked_target(output_dir: str | os.PathLike[str], overwrite: bool, source: str) -> Path:
     """The folder to make, absolute, links followed.
 
-    Raises ``ValueError``: a file; a folder that holds something, without ``overwrite``; and with it, one that is no
-    model's, holds other folders (both would be lost with it), or holds the source itself.
+    Raises ``ValueError``: a file; a mount point, or a place that cannot be written; a folder that holds something,
+    without ``overwrite``; and with it, one that is no model's, holds other files or folders (they would be lost with
+    it), or holds the source itself.
     """
     target = Path(output_dir).expanduser().resolve()
     if target.exists() and not target.is_dir():
         raise ValueError(f"export: output_dir {output_dir} is a file; give a folder")
+    above = next(parent for parent in target.parents if parent.exists())
+    if os.path.ismount(target) or not os.access(above, os.W_OK):
+        reason = "is a mount point" if os.path.ismount(target) else f"lies in {above}, which cannot be written"
+        raise ValueError(
+            f"export: output_dir {output_dir} {reason}; the export is made beside its place and renamed; give a folder "
+            f"inside one that can be written, such as {target / 'model'}"
+        )
     opened = Path(source).expanduser().resolve()
     if source and opened.is_dir() and (target == opened or target in opened.parents):
         raise ValueError(f"export: output_dir {output_dir} holds the source {source}; give another folder")
@@ -30,10 +47,20 @@ def checked_target(output_dir: str | os.PathLike[str], overwrite: bool, source: 
         return target
     if not overwrite:
         raise ValueError(f"export: output_dir {output_dir} is not empty; give another folder, or --overwrite")
-    if not any((target / mark).is_file() for mark in _MARKS):
+    if not _is_model(target):
         raise ValueError(
-            f"export: output_dir {output_dir} holds no model ({' or '.join(_MARKS)}), and overwriting replaces the "
-            "whole folder; empty it yourself, or give another one"
+            f"export: output_dir {output_dir} holds no model ({REPORT_FILE}, or a config.json with a model_type), and "
+            "overwriting replaces the whole folder; empty it yourself, or give another one"
+        )
+    others = sorted(
+        path.name
+        for path in target.iterdir()
+        if not path.is_dir() and not any(fnmatch(path.name, known) for known in _MODEL_FILES)
+    )
+    if others:
+        raise ValueError(
+            f"export: output_dir {output_dir} holds files that are no model's, which overwriting would lose: "
+            f"{', '.join(others[:6])}; move them, or give another folder"
         )
     folders = sorted(path.name for path in target.iterdir() if path.is_dir())
     if folders:
@@ -42,6 +69,16 @@ def checked_target(output_dir: str | os.PathLike[str], overwrite: bool, source: 
             "move them, or give another folder"
         )
     return target
+
+
+def _is_model(folder: Path) -> bool:
+    if (folder / REPORT_FILE).is_file():
+        return True
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "model_type" in content
 
 
 @contextmanager

@@ -97,7 +97,8 @@ class ExportReport:
 
     ``subnet``: text form; ``subnet_heads``, ``subnet_neurons``: of each layer of the source, 0 where it is skipped.
     ``size``: of the sub-network; ``padded``: of the network as it is stored where ``--pad`` made it larger, which is
-    the one whose speed and memory count; else None. ``files``: size in bytes. ``load``: Python that opens it.
+    the one whose speed and memory count; else None. ``padding_side_changed``: the tokenizer padded on the left, and the
+    saved one does not. ``files``: size in bytes. ``load``: Python that opens it.
     """
 
     format: str
@@ -111,6 +112,7 @@ class ExportReport:
     padded: Size | None
     dtype: str
     tokenizer: bool
+    padding_side_changed: bool
     parity: Parity
     versions: dict[str, str]
     files: dict[str, int]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +25,8 @@ from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("dynabert.export")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COST_TOKENS = 128
@@ -64,8 +68,9 @@ def export_subnet(
 
     ``dtype``: how weights are stored, ``"float32"``, ``"bfloat16"`` or ``"float16"``. In half precision the bound above
     holds against the source with its weights rounded alike; the report also says how far the answers lie from float32.
-    ``overwrite``: replace a model's folder that is there. ``source``: what the report names as the source; by default
-    where ``model`` was opened.
+    A tokenizer that pads on the left gets ``padding_side`` right in the format hf, since transformers' own classes read
+    the first column there; it is said aloud. ``overwrite``: replace a model's folder that is there. ``source``: what
+    the report names as the source; by default where ``model`` was opened.
 
     Raises ``ValueError`` for an unknown format or dtype, a sub-network that does not fit the model or the format
     (naming the formats that hold it), an output folder that is not empty or must not be replaced, and packed or int8
@@ -96,6 +101,14 @@ def export_subnet(
     if format == "onnx":
         onnx_graph.need_packages()
 
+    turned = format == "hf" and getattr(tokenizer, "padding_side", "right") == "left"
+    if turned:
+        logger.warning(
+            "export: the tokenizer pads on the left, where transformers' own classes read the first token; the format "
+            "hf gets it with padding_side right"
+        )
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.padding_side = "right"  # type: ignore[union-attr]
     small = model.extract(shape).eval()
     nn.Module.to(small, torch.device("cpu"), stored)
     padded: ElasticBertConfig | None = None
@@ -129,6 +142,7 @@ def export_subnet(
             padded=None if padded is None else _size(padded),
             dtype=str(stored).removeprefix("torch."),
             tokenizer=tokenizer is not None,
+            padding_side_changed=turned,
             parity=held,
             versions=_versions(format),
             files={path.name: path.stat().st_size for path in sorted(work.iterdir())},
