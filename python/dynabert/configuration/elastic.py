@@ -190,7 +190,7 @@ class ElasticBertConfig(PreTrainedConfig):
                 )
 
     # transformers looks each name up in a map of other names, which is empty here, and among the settings of single
-    # layers, which here are attributes of their own. A forward pass reads some 40 attributes; each would cost 1 us.
+    # layers, which here are attributes of their own. A forward pass reads dozens of attributes.
     __getattribute__ = object.__getattribute__
 
     # What the architecture means -------------------------------------------------------------------------------------

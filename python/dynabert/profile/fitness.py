@@ -33,8 +33,7 @@ def make_judge(
     divergence first; a regression has no decision, so there it is the divergence alone. ``"divergence"``: minus the
     mean Kullback-Leibler divergence of a shape's probabilities from the whole network's (regression: minus the mean
     squared difference; several labels a text: that of the probabilities). ``"score"``: the metric on the labels, and of
-    equal ones the smaller divergence first. The first two need no labels. Of 50 networks of one SST-2 checkpoint, on
-    768 training texts, the ranks' correlation with the accuracy on the validation set was 0.97, 0.89 and 0.94.
+    equal ones the smaller divergence first. The first two need no labels.
     The shapes of one call run over each batch together: in one launch on a GPU, one by one on a CPU, whichever
     `compute_logits` takes for the faster.
 
