@@ -24,6 +24,7 @@ from dynabert.cli.demo import default_model_path
 
 SEED = 42
 TEXTS = 256
+REST = 0.04  # seconds before each run with several threads, see interleave
 SENTENCE = "it 's a charming and often affecting journey ."
 
 
@@ -59,7 +60,9 @@ def prepare(model: str, folder: Path) -> Path:
     return folder
 
 
-def time_works(peers: Sequence[Peer], todo: Sequence[Work], seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
+def time_works(
+    peers: Sequence[Peer], todo: Sequence[Work], seconds: float, rounds: int = 3, rest: float = 0.0
+) -> list[dict[str, Any]]:
     """One row for each work and peer.
 
     Works on the same batches, which differ in the sub-network alone, take turns in the same rounds: their ratios are
@@ -83,7 +86,7 @@ def time_works(peers: Sequence[Peer], todo: Sequence[Work], seconds: float, roun
             continue
         first = together[0]
         print(f"{first.name}: {first.real_tokens} tokens, {first.padded_tokens} padded", file=sys.stderr)
-        for (name, peer_name), times in interleave(contenders, seconds * len(together), rounds).items():
+        for (name, peer_name), times in interleave(contenders, seconds * len(together), rounds, rest=rest).items():
             rows.append({
                 "work": name, "peer": peer_name, **times.numbers(), "texts": sum(map(len, batches)),
                 "tokens": first.real_tokens, "padded_tokens": first.padded_tokens,
@@ -91,7 +94,7 @@ def time_works(peers: Sequence[Peer], todo: Sequence[Work], seconds: float, roun
     return rows
 
 
-def time_end_to_end(folder: Path, seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
+def time_end_to_end(folder: Path, seconds: float, rounds: int = 3, rest: float = 0.0) -> list[dict[str, Any]]:
     """One text at a time, from a str to a label: our engine, and transformers' pipeline on the whole network."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -111,6 +114,7 @@ def time_end_to_end(folder: Path, seconds: float, rounds: int = 3) -> list[dict[
         seconds,
         rounds,
         most=400,
+        rest=rest,
     )
     tokens = len(engine.tokenizer(SENTENCE)["input_ids"])
     work = "one text, with tokenising"
@@ -204,14 +208,16 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         for work in works(vocabulary, real, SEED)
         if options.works is None or any(part in work.name for part in options.works)
     ]
-    rows = time_works(peers, todo, options.seconds, options.rounds)
+    rest = REST if options.threads > 1 else 0.0
+    rows = time_works(peers, todo, options.seconds, options.rounds, rest)
     if options.works is None or any(part in "one text, with tokenising" for part in options.works):
-        rows += time_end_to_end(folder, options.seconds, options.rounds)
+        rows += time_end_to_end(folder, options.seconds, options.rounds, rest)
     return {
         "rows": rows,
         "not_measured": absent,
         "largest_difference": agree,
         "versions": versions,
+        "rest_seconds": rest,
         "memory": memory(folder),
     }
 

@@ -100,11 +100,16 @@ class Times:
 
 
 def interleave(
-    contenders: Mapping[Name, Callable[[], object]], seconds: float, rounds: int = 3, most: int = 40
+    contenders: Mapping[Name, Callable[[], object]],
+    seconds: float,
+    rounds: int = 3,
+    most: int = 40,
+    rest: float = 0.0,
 ) -> dict[Name, Times]:
     """Rounds in which each contender runs once, each round starting with another, until the time is up.
 
-    One round warms up; at least ``rounds`` are timed, and at most ``most``.
+    One round warms up; at least ``rounds`` are timed, and at most ``most``. ``rest``: seconds of sleep before each run,
+    which do not count: an engine's threads may go on spinning after its answer, and would take the next one's cores.
     """
     names = list(contenders)
     for name in names:
@@ -115,6 +120,9 @@ def interleave(
         if turn >= rounds and time.perf_counter() > until:
             break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if rest > 0:
+                time.sleep(rest)
+                until += rest
             wall, cpu = time.perf_counter(), time.process_time()
             contenders[name]()
             times[name].cpu.append(time.process_time() - cpu)

@@ -51,15 +51,15 @@ int64_t plan_gemm(SpanGemm& gemm, int64_t threads) {
     first = std::min(first, gemm.spans[s].begin);
     last = std::max(last, gemm.spans[s].end);
   }
-  const int64_t panel = kernels.chosen().panel;
-  gemm.panels = (n + panel - 1) / panel;
+  gemm.panel = kernels.chosen().panel;
+  gemm.panels = (n + gemm.panel - 1) / gemm.panel;
   gemm.first_row = first;
   const int64_t rows = last - first;
   // What a block's packed rows hold of one chunk of k should stay in the second-level cache. But each block packs its
   // panels anew, so not below 168 rows unless there are more threads than panels.
   const int64_t chunk_bytes = (gemm.dtype == DType::kBFloat16 ? 2 : 4) * std::min<int64_t>(k, 512);
   const int64_t cached = std::max<int64_t>(168, 512 * 1024 / chunk_bytes);
-  const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (2 * threads));
+  const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (tasks_per_thread(gemm.num_spans) * threads));
   const int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
   gemm.row_block = (rows + blocks - 1) / blocks;
   gemm.row_blocks = blocks;

@@ -34,8 +34,8 @@ struct SpanGemm {
   int64_t slope_stride, activated_stride;
   // 0: b lies row by row. Else b is packed, see packed_panel, and this is how many inputs it has; b_stride is not used.
   int64_t packed_inputs;
-  // Set by plan_gemm.
-  int64_t row_block, row_blocks, panels, first_row;
+  // Set by plan_gemm; `panel`: outputs of a panel.
+  int64_t row_block, row_blocks, panels, panel, first_row;
 };
 
 // Whether the kernels of the instruction set in use compute this dtype, and do so faster than PyTorch's library.
@@ -48,6 +48,10 @@ bool has_gemm(DType dtype);
 // are the leading panels, and the leading inputs the leading units of each panel, so that one buffer serves every
 // width.
 int64_t packed_panel(DType dtype);
+
+// How many tasks a thread should have at the least, so that threads end together: tasks over spans of several widths
+// differ in cost, and the last one may be a large one.
+constexpr int64_t tasks_per_thread(int64_t num_spans) { return num_spans > 1 ? 12 : 2; }
 
 // Cuts the work for this many threads and returns the number of tasks. The result does not depend on the cut.
 int64_t plan_gemm(SpanGemm& gemm, int64_t threads);

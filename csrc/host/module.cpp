@@ -1,12 +1,16 @@
 // The Python module `dynabert_kernels._C`: what is not an op. Ops register themselves when the library is loaded.
 #include <dynabert_build_facts.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "cpu/gemm.h"
 #include "cpu/isa.h"
+#include "cpu/task_costs.h"
 #include "host/pack.h"
 #ifdef USE_CUDA
 #include "cuda/kernel_attributes.h"
@@ -46,6 +50,22 @@ int64_t packed_panel(const std::string& dtype) {
   return 0;
 }
 
+using GemmSpanNumbers = std::tuple<int64_t, int64_t, int64_t, int64_t>;
+
+std::pair<std::vector<int64_t>, std::vector<int64_t>> product_shares(const std::vector<GemmSpanNumbers>& spans,
+                                                                     int64_t threads) {
+  std::vector<dynabert::cpu::GemmSpan> read;
+  for (const auto& [begin, end, n, k] : spans) read.push_back({begin, end, n, k});
+  dynabert::cpu::SpanGemm gemm = {};
+  gemm.dtype = dynabert::DType::kFloat32;
+  gemm.spans = read.data();
+  gemm.num_spans = static_cast<int64_t>(read.size());
+  dynabert::cpu::plan_gemm(gemm, threads);
+  std::vector<int64_t> costs = dynabert::cpu::task_costs(gemm);
+  std::vector<int64_t> borders = dynabert::cpu::fair_borders(costs, threads);
+  return {std::move(costs), std::move(borders)};
+}
+
 #ifdef USE_CUDA
 py::list kernel_attributes() {
   py::list found;
@@ -79,6 +99,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("packed_panel", &packed_panel, py::arg("dtype"),
         "Outputs in a panel of packed weights of this dtype ('float32', 'bfloat16', ...) with the instruction set in "
         "use; 0 where such weights are not packed.");
+  m.def("fair_borders", &dynabert::cpu::fair_borders, py::arg("costs"), py::arg("parts"),
+        "Cuts tasks of these costs, in their order, into parts of nearly equal cost: parts + 1 borders. For tests.");
+  m.def("product_shares", &product_shares, py::arg("spans"), py::arg("threads"),
+        "How a product over spans (first row, last row + 1, outputs, inputs) is shared: what each task costs, and the "
+        "borders between the threads. For tests.");
   m.def("pack_sequences", &dynabert::host::pack_sequences, py::arg("sequences"), py::arg("position_offset") = 0,
         "Lays sequences of token ids end to end: (ids int64 (T,), positions int64 (T,), cu_seqlens int32 (B+1,), "
         "longest length), as numpy arrays.");

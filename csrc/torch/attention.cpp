@@ -5,6 +5,8 @@
 
 #include <tuple>
 
+#include "torch/share_tasks.h"
+
 namespace dynabert::binding {
 
 Sequences read_sequences(const char* op, const Tensor& cu_seqlens, const std::vector<Span>& spans, int64_t max_seqlen) {
@@ -80,8 +82,8 @@ void attend(cpu::AttentionForward& attention, Sequences& sequences, const std::v
   attention.sequences = sequences.active.data();
   attention.num_sequences = static_cast<int64_t>(sequences.active.size());
   const int64_t tasks = cpu::plan_attention(attention, static_cast<int64_t>(torch::stable::get_num_threads()));
-  torch::stable::parallel_for(0, tasks, 1,
-                              [&](int64_t begin, int64_t end) { cpu::run_attention(attention, begin, end); });
+  share_tasks(attention, tasks, sequences.active.size() == 1,
+              [&](int64_t begin, int64_t end) { cpu::run_attention(attention, begin, end); });
 }
 
 Tensor attend_backward(cpu::AttentionBackward& a, Sequences& sequences, const std::vector<Span>& spans,
@@ -100,8 +102,8 @@ Tensor attend_backward(cpu::AttentionBackward& a, Sequences& sequences, const st
     sums = torch::stable::new_empty(*position_bias, {plan.sums}, wide);
     a.sums = sums.mutable_data_ptr();
   }
-  torch::stable::parallel_for(0, plan.tasks, 1,
-                              [&](int64_t begin, int64_t end) { cpu::run_attention_backward(a, begin, end); });
+  share_tasks(a, plan.tasks, sequences.active.size() == 1,
+              [&](int64_t begin, int64_t end) { cpu::run_attention_backward(a, begin, end); });
   if (!position_bias.has_value()) return sums;
   const int64_t heads = position_bias->size(0), distances = position_bias->size(1);
   Tensor dbias = torch::stable::new_empty(*position_bias, {heads, distances});

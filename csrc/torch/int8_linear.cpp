@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "torch/share_tasks.h"
+
 namespace dynabert::binding {
 
 Int8Linear read_int8_linear(const char* op, const Int8Names& names, const Tensor* given, int64_t inputs, int64_t chunk,
@@ -50,18 +52,24 @@ void multiply_int8(const Int8Linear& linear, DType dtype, const void* a, int64_t
   if (spans.empty()) return;
   uint8_t* bytes = static_cast<uint8_t*>(activations.bytes.mutable_data_ptr());
   float* scale = static_cast<float*>(activations.scale.mutable_data_ptr());
-  for (const ProductSpan& span : spans) {
-    const cpu::Int8Rows rows = {.dtype = dtype,
-                                .x = at(a, span.begin * a_stride, dtype),
-                                .x_stride = a_stride,
-                                .k = span.k,
-                                .cut = linear.cut,
-                                .a = bytes + span.begin * activations.stride,
-                                .a_stride = activations.stride,
-                                .scale = scale + span.begin};
-    torch::stable::parallel_for(0, span.end - span.begin, row_grain(span.k),
-                                [&](int64_t begin, int64_t end) { cpu::run_int8_rows(rows, begin, end); });
-  }
+  // One launch for all spans: many short texts of different widths are still shared by all threads.
+  int64_t most = 1;
+  for (const ProductSpan& span : spans) most = std::max(most, span.k);
+  torch::stable::parallel_for(spans.front().begin, spans.back().end, row_grain(most), [&](int64_t first, int64_t last) {
+    cpu::Int8Rows rows = {.dtype = dtype,
+                          .x = a,
+                          .x_stride = a_stride,
+                          .k = 0,
+                          .cut = linear.cut,
+                          .a = bytes,
+                          .a_stride = activations.stride,
+                          .scale = scale};
+    for (const ProductSpan& span : spans) {
+      const int64_t begin = std::max(first, span.begin), end = std::min(last, span.end);
+      rows.k = span.k;
+      if (begin < end) cpu::run_int8_rows(rows, begin, end);
+    }
+  });
   cpu::Int8Gemm gemm = {};
   gemm.dtype = dtype;
   gemm.a = bytes;
@@ -80,7 +88,8 @@ void multiply_int8(const Int8Linear& linear, DType dtype, const void* a, int64_t
   gemm.spans = spans.data();
   gemm.num_spans = static_cast<int64_t>(spans.size());
   const int64_t tasks = cpu::plan_int8_gemm(gemm, static_cast<int64_t>(torch::stable::get_num_threads()));
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { cpu::run_int8_gemm(gemm, begin, end); });
+  share_tasks(gemm, tasks, spans.size() == 1,
+              [&](int64_t begin, int64_t end) { cpu::run_int8_gemm(gemm, begin, end); });
 }
 
 namespace {

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 
+#include "torch/share_tasks.h"
+
 namespace dynabert::binding {
 namespace {
 
@@ -77,7 +79,7 @@ void run_on_all_threads(cpu::SpanGemm& gemm, const std::vector<ProductSpan>& spa
   gemm.spans = spans.data();
   gemm.num_spans = static_cast<int64_t>(spans.size());
   const int64_t tasks = cpu::plan_gemm(gemm, static_cast<int64_t>(torch::stable::get_num_threads()));
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) { cpu::run_gemm(gemm, begin, end); });
+  share_tasks(gemm, tasks, spans.size() == 1, [&](int64_t begin, int64_t end) { cpu::run_gemm(gemm, begin, end); });
 }
 
 }  // namespace
@@ -256,8 +258,8 @@ void weight_gradient(const WeightGradient& p, const std::vector<ProductSpan>& sp
     cpu::WeightPlan plan;
     const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
     const int64_t tasks = cpu::plan_weight_gemm(gemm, plan, spans, threads);
-    torch::stable::parallel_for(0, tasks, 1,
-                                [&](int64_t begin, int64_t end) { cpu::run_weight_gemm(gemm, begin, end); });
+    share_tasks(gemm, tasks, spans.size() == 1,
+                [&](int64_t begin, int64_t end) { cpu::run_weight_gemm(gemm, begin, end); });
     reached_rows = plan.reached_rows;
     reached_columns = plan.reached_columns;
   } else {

@@ -6,6 +6,16 @@
 #include <tuple>
 
 namespace dynabert::binding {
+namespace {
+
+// Rows of neighbours that both run the layer, or both skip it, are one span: what follows the products is the same at
+// every width. So a batch of many short texts of different widths is still shared by all threads.
+std::vector<Span> merge_active(std::vector<Span> spans) {
+  for (Span& span : spans) span.count = span.count > 0 ? 1 : 0;
+  return merge_neighbours(spans);
+}
+
+}  // namespace
 
 void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
   const int64_t tokens = end.tokens, columns = end.columns, x_stride = end.x_stride;
@@ -23,7 +33,7 @@ void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
   int64_t done = 0;
   // Without dropout a row does not care which group it is in.
   const bool dropping = end.dropout.threshold != 0;
-  for (const Span& span : dropping ? spans : merge_neighbours(spans)) {
+  for (const Span& span : dropping ? spans : merge_active(spans)) {
     done = span.end;
     if (span.count == 0) {
       for (int64_t row = span.begin; row < span.end; ++row) {
