@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import sys
@@ -16,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.cpu_peers import report
+from benchmarks.cpu_peers.ceiling import KINDS, multiplications, peak_rate
 from benchmarks.cpu_peers.peers import OURS, Builder, NotHere, Peer
 from benchmarks.cpu_peers.works import Ids, Work, dev_texts, interleave, sst2_like, works
 from benchmarks.rows import environment
-from dynabert import InferenceEngine
+from dynabert import ElasticBertConfig, InferenceEngine
 from dynabert.cli.demo import default_model_path
 
 SEED = 42
@@ -110,6 +112,7 @@ def time_end_to_end(folder: Path, seconds: float, rounds: int = 3, rest: float =
             "ours float32, w1-d1": lambda: engine.predict(SENTENCE),
             "ours bfloat16, w0.25-d1": lambda: half.predict(SENTENCE, subnet="w0.25-d1"),
             "transformers pipeline float32": lambda: asked(SENTENCE),
+            **sentence_transformers(folder),
         },
         seconds,
         rounds,
@@ -122,6 +125,16 @@ def time_end_to_end(folder: Path, seconds: float, rounds: int = 3, rest: float =
         {"work": work, "peer": name, **times.numbers(), "texts": 1, "tokens": tokens, "padded_tokens": tokens}
         for name, times in found.items()
     ]
+
+
+def sentence_transformers(folder: Path) -> dict[str, Callable[[], object]]:
+    """That library's ``encode``, where it is installed: the same encoder and a mean of its states, without a head."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return {}
+    from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found, unused-ignore]
+
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    return {"sentence-transformers float32": lambda: encoder.encode(SENTENCE, show_progress_bar=False)}
 
 
 def memory(folder: Path) -> dict[str, int]:
@@ -185,6 +198,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     builder = Builder(folder, options.threads)
+    config = ElasticBertConfig.from_pretrained(folder)
     vocabulary = builder.plain.config.vocab_size
     check: Ids = sst2_like(8, vocabulary, SEED)
     wanted: NDArray[np.floating] = builder.build("torch eager float32").answer(check)
@@ -209,6 +223,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         if options.works is None or any(part in work.name for part in options.works)
     ]
     rest = REST if options.threads > 1 else 0.0
+    peak = {kind: peak_rate(kind, options.threads) for kind in KINDS}
     rows = time_works(peers, todo, options.seconds, options.rounds, rest)
     if options.works is None or any(part in "one text, with tokenising" for part in options.works):
         rows += time_end_to_end(folder, options.seconds, options.rounds, rest)
@@ -218,6 +233,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "largest_difference": agree,
         "versions": versions,
         "rest_seconds": rest,
+        "peak_multiplications_per_second": peak,
+        "multiplications": {work.name: multiplications(config, work) for work in todo},
         "memory": memory(folder),
     }
 

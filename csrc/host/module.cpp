@@ -10,6 +10,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/isa.h"
+#include "cpu/peak.h"
 #include "cpu/task_costs.h"
 #include "host/pack.h"
 #ifdef USE_CUDA
@@ -48,6 +49,17 @@ int64_t packed_panel(const std::string& dtype) {
     if (dtype == name) return dynabert::cpu::packed_panel(value);
   }
   return 0;
+}
+
+int64_t run_at_peak(const std::string& products, int64_t turns) {
+  using dynabert::cpu::Products;
+  for (const auto& [name, kind] : {std::pair{"float32", Products::kFloat32}, std::pair{"bfloat16", Products::kBFloat16},
+                                   std::pair{"int8", Products::kInt8}}) {
+    if (products != name) continue;
+    const py::gil_scoped_release others_may_run;
+    return dynabert::cpu::run_at_peak(kind, turns);
+  }
+  throw py::value_error("run_at_peak: products are '" + products + "'; allowed: float32, bfloat16, int8");
 }
 
 using GemmSpanNumbers = std::tuple<int64_t, int64_t, int64_t, int64_t>;
@@ -104,6 +116,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("product_shares", &product_shares, py::arg("spans"), py::arg("threads"),
         "How a product over spans (first row, last row + 1, outputs, inputs) is shared: what each task costs, and the "
         "borders between the threads. For tests.");
+  m.def("run_at_peak", &run_at_peak, py::arg("products"), py::arg("turns"),
+        "Does 12 x turns of the instruction that products of 'float32', 'bfloat16' or 'int8' are made of, on registers "
+        "only, on this thread, without the interpreter's lock. Returns how many multiplications that were; 0 where the "
+        "instruction set in use has none. Divided by the time it is the ceiling of any such product.");
   m.def("pack_sequences", &dynabert::host::pack_sequences, py::arg("sequences"), py::arg("position_offset") = 0,
         "Lays sequences of token ids end to end: (ids int64 (T,), positions int64 (T,), cu_seqlens int32 (B+1,), "
         "longest length), as numpy arrays.");

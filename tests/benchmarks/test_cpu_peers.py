@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.cpu_peers import __main__ as command
-from benchmarks.cpu_peers import peers, report, works
+from benchmarks.cpu_peers import ceiling, peers, report, works
 from benchmarks.cpu_peers.peers import Builder, NotHere, Peer
+from dynabert_kernels.ops import NATIVE
 from tests.dynabert.tiny_texts import tiny_model, tiny_tokenizer
 
 
@@ -173,15 +174,53 @@ def test_goals_from_rows() -> None:
         "not_measured": {"ONNX Runtime int8": "not installed"},
         "device": "x", "threads": 1, "load_average": "0", "commit": "c", "command": "python",
     }  # fmt: skip
-    found = {what: (measured, goal) for what, measured, goal, _ in report.ratios(result)}
+    found = {ratio.what: (ratio.measured, ratio.goal) for ratio in report.ratios(result)}
     assert found["1 x 128: ours bfloat16 against OpenVINO bfloat16"] == (pytest.approx(1.2), 1.0)
     assert found["sst2, arrival order: ours bfloat16 against OpenVINO bfloat16"] == (pytest.approx(1.5), 1.7)
     assert found["1 x 128: ours bfloat16, time(1) / time(0.25)"] == (pytest.approx(2.5), 3.2)
     assert found["16 x 128: ours bfloat16, four widths against the sum of shares"] == (pytest.approx(1.1), 1.06)
     table = report.table(result)
-    assert "| 1 x 128: ours bfloat16 against OpenVINO bfloat16 | 1.20 | 2.40 | at least 1 | met |" in table
+    assert "| 1 x 128: ours bfloat16 against OpenVINO bfloat16 | 1.20 | 2.40 |  | at least 1 | met |" in table
     assert table.count("missed") == 3
     assert "not measured: ONNX Runtime int8: not installed" in table
+
+
+def test_a_goal_above_the_processors_peak_is_told_from_one_that_we_miss() -> None:
+    rows = [
+        {"work": "1 x 128", "peer": peer, "median_ms": ms, "cpu_median_ms": ms}
+        for peer, ms in (("ours bfloat16", 10.0), ("OpenVINO bfloat16", 8.0), ("torch eager bfloat16", 9.0))
+    ]
+    result = {
+        "model": "base", "rows": rows, "memory": {"engine_bytes": 1, "checkpoint_bytes": 1}, "not_measured": {},
+        "device": "x", "threads": 1, "load_average": "0", "commit": "c", "command": "python",
+        "peak_multiplications_per_second": {"bfloat16": 1e9, "int8": None}, "multiplications": {"1 x 128": 6e6},
+    }  # fmt: skip
+    openvino, torch_eager = report.ratios(result)[:2]
+    assert openvino.limit == pytest.approx(8 / 6)
+    assert not openvino.met
+    assert not openvino.out_of_reach  # 1.0 was asked for
+    assert torch_eager.limit == pytest.approx(9 / 6)
+    assert torch_eager.out_of_reach  # 1.7 was
+    table = report.table(result)
+    assert "| 0.90 | 0.90 | 1.50 | at least 1.7 | missed; above the processor's peak |" in table
+    assert "1 x 128, ours bfloat16: 60 %" in table
+
+
+def test_multiplications_and_the_peak() -> None:
+    config = tiny_model().config
+    one, two = works.Work("a", ([[5] * 8],)), works.Work("b", ([[5] * 8, [5] * 3],), ("w1-d1", "w0.5-d1"))
+    least, more = ceiling.multiplications(config, one), ceiling.multiplications(config, two)
+    width, layers, neurons = config.hidden_size, config.num_hidden_layers, config.intermediate_size
+    layer = 8 * (4 * width * width + 2 * neurons * width) + 2 * 8 * 8 * width
+    assert least == layers * layer + width * width + config.num_labels * width
+    assert least < more < 1.5 * least
+    if NATIVE is None or NATIVE.cpu_features()["isa"] == "generic":
+        assert ceiling.peak_rate("float32", 1) is None
+    else:
+        assert 1e9 < ceiling.peak_rate("float32", 2) < 1e12
+        assert NATIVE.run_at_peak("float32", 0) == 0
+        with pytest.raises(ValueError, match="allowed: float32, bfloat16, int8"):
+            NATIVE.run_at_peak("float64", 1)
 
 
 def test_the_end_to_end_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

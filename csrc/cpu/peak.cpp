@@ -1,0 +1,57 @@
+#include "cpu/peak.h"
+
+#include "cpu/isa.h"
+
+namespace dynabert::cpu {
+
+#if defined(__x86_64__)
+namespace {
+
+// Twelve sums are enough to hide an instruction's latency (4 to 6 cycles, two a cycle at the best), and are what the
+// tiles use at the least. As assembler: a compiler would drop sums that nobody reads.
+#define DYNABERT_TWELVE(instruction, r)                                                                               \
+  instruction " %%" r "12, %%" r "13, %%" r "0\n" instruction " %%" r "12, %%" r "13, %%" r "1\n" instruction " %%" r \
+              "12, %%" r "13, %%" r "2\n" instruction " %%" r "12, %%" r "13, %%" r "3\n" instruction " %%" r         \
+              "12, %%" r "13, %%" r "4\n" instruction " %%" r "12, %%" r "13, %%" r "5\n" instruction " %%" r         \
+              "12, %%" r "13, %%" r "6\n" instruction " %%" r "12, %%" r "13, %%" r "7\n" instruction " %%" r         \
+              "12, %%" r "13, %%" r "8\n" instruction " %%" r "12, %%" r "13, %%" r "9\n" instruction " %%" r         \
+              "12, %%" r "13, %%" r "10\n" instruction " %%" r "12, %%" r "13, %%" r "11\n"
+// The factors are 0, so that no sum becomes large or denormal. vxorps of the lower half clears the whole register.
+#define DYNABERT_TURNS(instruction, r)                                                                             \
+  asm volatile(                                                                                                    \
+      "vxorps %%xmm12, %%xmm12, %%xmm12\nvxorps %%xmm13, %%xmm13, %%xmm13\n"                                       \
+      "1:\n" DYNABERT_TWELVE(instruction, r) "dec %0\njnz 1b\nvzeroupper\n"                                        \
+      : "+r"(turns)                                                                                                \
+      :                                                                                                            \
+      : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", \
+        "xmm13", "cc")
+
+}  // namespace
+
+int64_t run_at_peak(Products products, int64_t turns) {
+  if (turns < 1 || active_isa() == Isa::kGeneric) return 0;
+  const bool wide = active_isa() == Isa::kAvx512;
+  const int64_t sums = 12 * turns;
+  if (products == Products::kFloat32) {
+    if (wide) {
+      DYNABERT_TURNS("vfmadd231ps", "zmm");
+    } else {
+      DYNABERT_TURNS("vfmadd231ps", "ymm");
+    }
+    return sums * (wide ? 16 : 8);
+  }
+  if (products == Products::kBFloat16 && use_bfloat16_dot()) {
+    DYNABERT_TURNS("vdpbf16ps", "zmm");
+    return sums * 32;
+  }
+  if (products == Products::kInt8 && use_int8_dot()) {
+    DYNABERT_TURNS("vpdpbusd", "zmm");
+    return sums * 64;
+  }
+  return 0;
+}
+#else
+int64_t run_at_peak(Products, int64_t) { return 0; }
+#endif
+
+}  // namespace dynabert::cpu
