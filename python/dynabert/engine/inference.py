@@ -1,15 +1,16 @@
 """Texts in, predictions out: one set of weights, any sub-network for each text.
 
 A call tokenises, sorts by sub-network and length, cuts the run into batches by a token budget, lays each batch end to
-end without padding, and gives it a plan that says for every text how wide and deep the network is. Nothing of a text is
-remembered between calls.
+end without padding, and gives it a plan that says for every text how wide and deep the network is. Many texts are taken
+in blocks: while the network runs one, the next is tokenised on another thread. Nothing of a text is remembered between
+calls.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, overload
 
@@ -24,6 +25,7 @@ from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, check_text
 from dynabert.data.labels import model_labels, model_problem
 from dynabert.data.tokenisation import Encoded, TextEncoder
+from dynabert.engine.overlap import made_ahead
 from dynabert.engine.prediction import Prediction, interpret
 from dynabert_kernels import SubnetShape, group_by_shape
 
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
 
 Text: TypeAlias = str | tuple[str, str]
+FloatArray: TypeAlias = npt.NDArray[np.floating]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INT8 = "int8"  # no dtype of a model: its layers' matrices are int8, the rest is not
 CPU_BATCH_TOKENS = 4096
 DEVICE_BATCH_TOKENS = 32768
 LOOKAHEAD = 1024
+BLOCK_TEXTS = 512  # texts that are tokenised at once, while the block before runs
 KNOWN_SUBNETS = 1024  # sub-networks whose shape an engine keeps instead of working it out for every text
 QUIET_TEXTS = 256  # up to this many texts no progress bar is shown unless asked for
 
@@ -275,7 +279,8 @@ class InferenceEngine:
         Returns:
             (N, labels), float32 (float64 for a float64 model), in the order of ``encoded``.
         """
-        return self._run(encoded, [self.model.shape(subnet) for subnet in subnets], progress)
+        with _bar(len(subnets), progress) as bar:
+            return self._run([(encoded, [self.model.shape(subnet) for subnet in subnets])], bar)
 
     def _stream(
         self, texts: Iterator[Text], subnet: Subnet | Iterable[Subnet], truncate: bool, lookahead: int
@@ -305,10 +310,16 @@ class InferenceEngine:
         if not texts:
             return []
         firsts, seconds = _split_pairs(texts, first_index)
-        encoded = self._encoder.encode(firsts, seconds, truncate=truncate, first_index=first_index)
+
+        def block(start: int) -> tuple[Encoded, list[SubnetShape]]:
+            some = slice(start, start + BLOCK_TEXTS)
+            pairs = None if seconds is None else seconds[some]
+            encoded = self._encoder.encode(firsts[some], pairs, truncate=truncate, first_index=first_index + start)
+            return encoded, [r.shape for r in resolved[some]]
+
         show = len(texts) > QUIET_TEXTS if progress is None else progress
-        # tqdm's own rule for disable=None: no bar unless stderr is a terminal.
-        logits = self._run(encoded, [r.shape for r in resolved], None if progress is None and show else show)
+        with _bar(len(texts), None if progress is None and show else show) as bar:
+            logits = self._run(made_ahead(block, range(0, len(texts), BLOCK_TEXTS)), bar)
         return interpret(logits, self.problem_type, self.labels, [r.text for r in resolved], self.threshold)
 
     def _resolve(self, subnet: Any, count: int) -> list[_Resolved]:
@@ -340,36 +351,42 @@ class InferenceEngine:
             self._known[key] = found
         return found
 
-    def _run(self, encoded: Encoded, shapes: list[SubnetShape], progress: bool | None) -> npt.NDArray[np.floating]:
-        if not shapes:
-            return np.zeros((0, len(self.labels)), dtype=np.float32)
-        lengths = encoded.lengths
-        grouped, _, _ = group_by_shape(shapes)
-        rank: dict[SubnetShape, int] = {}
-        for index in grouped:
-            rank.setdefault(shapes[index], len(rank))
-        # Equal sub-networks side by side: batches have few groups, and texts of like length stand together.
-        order = sorted(grouped, key=lambda i: (rank[shapes[i]], -lengths[i]))
+    def _run(self, blocks: Iterable[tuple[Encoded, list[SubnetShape]]], bar: tqdm[Any] | None) -> FloatArray:
+        """(N, labels) for the texts of all blocks, in their order."""
         found: list[torch.Tensor] = []
         places: list[int] = []
-        with (
-            torch.inference_mode(),
-            nullcontext()
-            if progress is False
-            else tqdm(total=len(shapes), unit=" texts", disable=None if progress is None else not progress) as bar,
-        ):
-            for run in token_batches(lengths, self.max_batch_tokens, order=order):
-                batch, plan = self.model.pack(*encoded.rows(run), subnet=[shapes[i] for i in run])
-                found.append(self.model(batch=batch, plan=plan).logits)  # in the order of run: the batch knows it
-                places += run
-                if bar is not None:
-                    bar.update(len(run))
+        done = 0
+        with torch.inference_mode():
+            for encoded, shapes in blocks:
+                lengths = encoded.lengths
+                grouped, _, _ = group_by_shape(shapes)
+                rank: dict[SubnetShape, int] = {}
+                for index in grouped:
+                    rank.setdefault(shapes[index], len(rank))
+                # Equal sub-networks side by side: batches have few groups, and texts of like length stand together.
+                order = sorted(grouped, key=lambda i: (rank[shapes[i]], -lengths[i]))
+                for run in token_batches(lengths, self.max_batch_tokens, order=order):
+                    batch, plan = self.model.pack(*encoded.rows(run), subnet=[shapes[i] for i in run])
+                    found.append(self.model(batch=batch, plan=plan).logits)  # in the order of run: the batch knows it
+                    places += [done + i for i in run]
+                    if bar is not None:
+                        bar.update(len(run))
+                done += len(shapes)
+            if not found:
+                return np.zeros((0, len(self.labels)), dtype=np.float32)
             logits = torch.cat(found)
             # The one wait for the device: after every batch was issued.
             values = (logits if logits.dtype == torch.float64 else logits.float()).cpu().numpy()
         result = np.empty_like(values)
         result[np.asarray(places)] = values
         return result
+
+
+def _bar(total: int, progress: bool | None) -> AbstractContextManager[tqdm[Any] | None]:
+    """True shows a bar, False none, None one where stderr is a terminal, which is tqdm's own rule for disable=None."""
+    if progress is False:
+        return nullcontext()
+    return tqdm(total=total, unit=" texts", disable=None if progress is None else not progress)
 
 
 def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
