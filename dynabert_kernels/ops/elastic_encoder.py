@@ -177,7 +177,7 @@ def elastic_encoder(
     if any(isinstance(layer, PackedLayerWeights) != packed for layer in layers):
         raise TypeError(f"{NAME}: some layers are packed and some are not; allowed: all of them, or none")
     flat = [weight for layer in layers for weight in layer]
-    if needs_save(x, *flat, *position_biases):
+    if torch.is_grad_enabled() and needs_save(x, *flat, *position_biases):
         raise RuntimeError(f"{NAME}: it has no backward; run it under torch.no_grad(), or the layers' own ops")
     number = checks.activation_code(NAME, activation)
     forced = providers.forced_provider()

@@ -76,7 +76,7 @@ def elastic_encoder_int8(
         raise TypeError(f"{NAME}: x is {x.dtype}; allowed: float32, bfloat16")
     check_batch(NAME, x, layers, plan, position_biases)
     flat = [tensor for layer in layers for tensor in layer.tensors()]
-    if needs_save(x, *(tensor for tensor in flat if tensor.is_floating_point()), *position_biases):
+    if torch.is_grad_enabled() and needs_save(x, *flat, *position_biases):  # looked at only where it may be
         raise RuntimeError(f"{NAME}: it has no backward; run it under torch.no_grad()")
     number = checks.activation_code(NAME, activation)
     if not flat:

@@ -82,8 +82,10 @@ def test_mixed_subnetworks_equal_each_alone(engine: InferenceEngine) -> None:
 def test_one_batch_holds_several_subnetworks(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = InferenceEngine(tiny_model(), tiny_tokenizer(), max_batch_tokens=1000)
     groups: list[int] = []
-    forward = engine.model.forward
-    monkeypatch.setattr(engine.model, "forward", lambda **kw: groups.append(kw["plan"].num_groups) or forward(**kw))
+    logits = engine.model.packed_logits
+    monkeypatch.setattr(
+        engine.model, "packed_logits", lambda batch, plan: groups.append(plan.num_groups) or logits(batch, plan)
+    )
     engine.predict(["good", "bad", "film", "plot"], subnet=["w0.5", "w1", "w0.5", "w0.25"])
     assert groups == [3]
 

@@ -358,28 +358,35 @@ class InferenceEngine:
         done = 0
         with torch.inference_mode():
             for encoded, shapes in blocks:
-                lengths = encoded.lengths
-                grouped, _, _ = group_by_shape(shapes)
-                rank: dict[SubnetShape, int] = {}
-                for index in grouped:
-                    rank.setdefault(shapes[index], len(rank))
-                # Equal sub-networks side by side: batches have few groups, and texts of like length stand together.
-                order = sorted(grouped, key=lambda i: (rank[shapes[i]], -lengths[i]))
-                for run in token_batches(lengths, self.max_batch_tokens, order=order):
+                for run in self._batches(encoded.lengths, shapes):
                     batch, plan = self.model.pack(*encoded.rows(run), subnet=[shapes[i] for i in run])
-                    found.append(self.model(batch=batch, plan=plan).logits)  # in the order of run: the batch knows it
+                    found.append(self.model.packed_logits(batch, plan))  # in the order of run: the batch knows it
                     places += [done + i for i in run]
                     if bar is not None:
                         bar.update(len(run))
                 done += len(shapes)
             if not found:
                 return np.zeros((0, len(self.labels)), dtype=np.float32)
-            logits = torch.cat(found)
+            logits = found[0] if len(found) == 1 else torch.cat(found)
             # The one wait for the device: after every batch was issued.
             values = (logits if logits.dtype == torch.float64 else logits.float()).cpu().numpy()
+        if len(places) == 1:
+            return values
         result = np.empty_like(values)
         result[np.asarray(places)] = values
         return result
+
+    def _batches(self, lengths: Sequence[int], shapes: list[SubnetShape]) -> Iterable[list[int]]:
+        """The texts of each batch. Equal sub-networks side by side: batches have few groups, and texts of like length
+        stand together."""
+        if len(shapes) == 1:
+            return [[0]]
+        grouped, _, _ = group_by_shape(shapes)
+        rank: dict[SubnetShape, int] = {}
+        for index in grouped:
+            rank.setdefault(shapes[index], len(rank))
+        order = sorted(grouped, key=lambda i: (rank[shapes[i]], -lengths[i]))
+        return token_batches(lengths, self.max_batch_tokens, order=order)
 
 
 def _bar(total: int, progress: bool | None) -> AbstractContextManager[tqdm[Any] | None]:

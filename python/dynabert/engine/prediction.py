@@ -59,8 +59,8 @@ def interpret(
         threshold: least probability of a label that a multi-label model assigns.
     """
     values = logits.astype(np.float64)
-    broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(broken):
+    if not np.isfinite(values).all():
+        broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
         raise ValueError(
             f"predict: the network's outputs are not finite for {len(broken)} of {len(values)} texts (the first: text "
             f"{broken[0]}, sub-network {subnets[broken[0]]}); its weights hold NaN or infinity, or its dtype "

@@ -19,7 +19,7 @@ from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.modeling import checkpoint
 from dynabert.modeling.encoder import ElasticLayer
 from dynabert.modeling.hub import push_folder
-from dynabert.modeling.inputs import is_listed, packed_positions, shapes_for
+from dynabert.modeling.inputs import packed_positions, shapes_for
 from dynabert.modeling.loading_options import check_attention, take_options
 from dynabert.modeling.names import Parts, encoder_prefix
 from dynabert_kernels import PackedBatch, Plan, SubnetShape, group_by_shape
@@ -197,7 +197,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
             input_ids,
             token_type_ids=token_type_ids,
             position_offset=self.config.position_offset,
-            order=order if is_listed(subnet) else None,
+            order=None if order == list(range(len(order))) else order,
             row_bucket=row_bucket,
             pad_id=max(self.config.padding_idx, 0),
             device=self.device,
