@@ -1,9 +1,9 @@
-"""The README's tables, made from committed measurements: ``python -m benchmarks.readme_table --write``.
+"""The tables of README and docs, made from committed measurements: ``python -m benchmarks.readme_table --write``.
 
 Takes ``benchmarks/results/demo/results.json``, which ``make demo`` left there, and
 ``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and
-``benchmarks/results/cpu-peers-*.json``, rows of ``benchmarks.cpu_peers``, and writes the tables between the README's
-markers. A test holds the README to them.
+``benchmarks/results/cpu-peers-*.json``, rows of ``benchmarks.cpu_peers``, and writes the tables between the markers of
+README.md (two threads) and docs/run.md (one). A test holds the pages to them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu_peers.report import lengths_table
 from benchmarks.cpu_peers.report import readme as peer_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "demo" / "results.json"
 SUITE = ROOT / "benchmarks" / "results" / "cpu-suite.json"
-PEERS = [ROOT / "benchmarks" / "results" / f"cpu-peers-{model}.json" for model in ("minilm", "base")]
+PEERS = {
+    threads: [ROOT / "benchmarks" / "results" / f"cpu-peers-{model}{ending}.json" for model in ("minilm", "base")]
+    for threads, ending in ((1, ""), (2, "-2threads"))
+}
+LENGTHS = ROOT / "benchmarks" / "results" / "cpu-peers-lengths.json"
 FUSED_GOAL = 1.2
 WIDTHS, DEPTHS = ("1", "0.75", "0.5", "0.25"), ("1", "0.75", "0.5")
 
@@ -139,26 +144,33 @@ def kernel_table(suite: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tables() -> dict[str, str]:
-    """Each table's text, by the name in its markers."""
-    demo, suite = (json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, SUITE))
-    peers = [json.loads(path.read_text(encoding="utf-8")) for path in PEERS]
-    return {"demo": table(demo), "kernel": kernel_table(suite), "peers": peer_table(peers)}
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """For each page its tables: their text, by the name in its markers."""
+    one, two = ([_read(path) for path in PEERS[threads]] for threads in (1, 2))
+    return {
+        "README.md": {"demo": table(_read(RESULTS)), "kernel": kernel_table(_read(SUITE)), "peers": peer_table(two)},
+        "docs/run.md": {"peers": peer_table(one), "lengths": lengths_table(_read(LENGTHS))},
+    }
 
 
 def main() -> None:
-    """Prints the tables; with ``--write``, puts them into the README."""
+    """Prints the tables; with ``--write``, puts them into the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--write", action="store_true", help="write it into README.md")
+    parser.add_argument("--write", action="store_true", help="write them into README.md and docs/run.md")
     write = parser.parse_args().write
-    readme = ROOT / "README.md"
-    for name, text in tables().items():
-        if write:
+    for page, named in tables().items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, made in named.items():
             begin, end = f"<!-- {name} table: begin -->", f"<!-- {name} table: end -->"
             pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.S)
-            old = readme.read_text(encoding="utf-8")
-            readme.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", old), encoding="utf-8")  # noqa: B023
-        print(text)
+            text = pattern.sub(lambda _, whole=f"{begin}\n{made}\n{end}": whole, text)  # type: ignore[misc]
+            print(made)
+        if write:
+            (ROOT / page).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

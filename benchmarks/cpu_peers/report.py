@@ -177,6 +177,31 @@ def readme(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def lengths_table(result: Mapping[str, Any]) -> str:
+    """Real lengths of several tasks: a line for each task and order, ours beside the best time of the others."""
+    times = _medians(result)
+    works = [w for w in dict.fromkeys(work for work, _ in times) if "arrival order" in w or "sorted by length" in w]
+    lines = ["| ms | padding | ours bfloat16 | ours int8 | fastest other | how many times as fast: bfloat16, int8 |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for work in works:
+        row = next(row for row in result["rows"] if row["work"] == work)
+        others = {peer: time for (w, peer), time in times.items() if w == work and not peer.startswith("ours")}
+        best = min(others, key=lambda peer: others[peer])
+        half, int8 = times[work, "ours bfloat16"], times[work, "ours int8"]
+        lines.append(
+            f"| {work} | {100 * (1 - row['tokens'] / row['padded_tokens']):.0f} % | {half:.0f} | {int8:.0f} | {best} "
+            f"{others[best]:.0f} | {others[best] / half:.2f}, {others[best] / int8:.2f} |"
+        )
+    plural = "s" * (result["threads"] > 1)
+    lines += [
+        "",
+        f"{SHOWN_MODELS[result['model']]}, {result['rows'][0]['texts']} texts of each task's dev set in batches of 32, "
+        f"{result['device']}, {result['threads']} thread{plural}. *Padding*: the share of it in what the others "
+        "compute. `" + result["command"] + "`; the rows: `benchmarks/results/cpu-peers-lengths.json`.",
+    ]
+    return "\n".join(lines)
+
+
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """One panel for each work that peers take part in: a bar for each engine's median, ours in blue."""
     import matplotlib

@@ -70,3 +70,23 @@ def test_a_bad_text_of_a_later_block_is_named_by_its_place(monkeypatch: pytest.M
     with pytest.raises(ValueError, match="text 13 is too long"):
         list(engine.predict_iter(["a film"] * 4 + texts, lookahead=100))
     assert len(engine.predict(texts, truncate=True)) == 10
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_what_is_kept_of_a_single_text_fits_every_other_of_its_length(architecture: str) -> None:
+    engine = InferenceEngine(tiny_model(architecture), tiny_tokenizer(architecture))
+    texts = ["good film", "bad plot", ("good film", "bad plot"), ("bad film", "good plot")]
+    for _ in range(2):
+        for subnet in ("w1-d1", "w0.5-d0.75"):
+            for text in texts:
+                (alone,) = InferenceEngine(engine.model, engine.tokenizer).predict([text], subnet=subnet)
+                assert engine.predict(text, subnet=subnet).logits == alone.logits
+    assert len(engine._frames) == (4 if architecture == "bert" else 0)  # two lengths, two sub-networks
+
+
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = InferenceEngine(tiny_model(), tiny_tokenizer())
+    monkeypatch.setattr(inference, "KNOWN_FRAMES", 3)
+    for words in range(1, 9):
+        engine.predict("good " * words)
+    assert len(engine._frames) == 3
