@@ -39,6 +39,7 @@ KERNEL_NAMES = [
     "elastic_encoder",
     "LayerWeights",
     "elastic_encoder_int8",
+    "classification_head",
     "quantise_layer",
     "Int8LayerWeights",
     "Int8Linear",

@@ -72,7 +72,7 @@ def _ours(model: ElasticBertForSequenceClassification) -> Callable[..., NDArray[
     def answer(ids: Ids, subnet: Subnets = None) -> NDArray[Any]:
         with torch.inference_mode():
             batch, plan = model.pack(ids, subnet=subnet)
-            return model(batch=batch, plan=plan).logits.float().numpy()  # type: ignore[no-any-return]
+            return model.packed_logits(batch, plan).float().numpy()  # type: ignore[no-any-return]
 
     return answer
 

@@ -2,6 +2,7 @@
 
 from dynabert_kernels.ops import native, triton_providers
 from dynabert_kernels.ops.add_layer_norm import add_layer_norm
+from dynabert_kernels.ops.classification_head import classification_head
 from dynabert_kernels.ops.config import config, show_config
 from dynabert_kernels.ops.distillation_loss import distillation_loss
 from dynabert_kernels.ops.elastic_attention import elastic_attention
@@ -33,6 +34,7 @@ __all__ = [
     "PackedLayerWeights",
     "SlowerProviderWarning",
     "add_layer_norm",
+    "classification_head",
     "config",
     "distillation_loss",
     "elastic_attention",

@@ -7,6 +7,7 @@ of the registered op. The tests hold the written backward against autograd of th
 """
 
 from dynabert_kernels.reference.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
+from dynabert_kernels.reference.classification_head import classification_head
 from dynabert_kernels.reference.distillation_loss import distillation_loss_bwd, distillation_loss_fwd
 from dynabert_kernels.reference.elastic_attention import elastic_attention_bwd, elastic_attention_fwd
 from dynabert_kernels.reference.elastic_encoder import elastic_encoder
@@ -20,6 +21,7 @@ from dynabert_kernels.reference.varlen_attention import varlen_attention_bwd, va
 __all__ = [
     "add_layer_norm_bwd",
     "add_layer_norm_fwd",
+    "classification_head",
     "distillation_loss_bwd",
     "distillation_loss_fwd",
     "elastic_attention_bwd",
