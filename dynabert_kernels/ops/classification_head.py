@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dynabert_kernels import reference
-from dynabert_kernels.ops import checks
+from dynabert_kernels.ops import checks, providers
 from dynabert_kernels.ops.registration import define, needs_save
 
 NAME = "classification_head"
@@ -43,7 +43,8 @@ def classification_head(
 
     Returns (B, labels). Each product is summed in float32 (float64 for float64) and rounded once; so is the tanh.
     Deterministic. Does not synchronise. ``cpu`` computes it in one native call: for one text PyTorch's two products
-    cost more in finding their kernels than in multiplying. Elsewhere it is plain PyTorch.
+    cost more in finding their kernels than in multiplying. Elsewhere, and where a provider that has no such op is
+    forced, it is plain PyTorch.
 
     Raises ``RuntimeError`` where a gradient is wanted; ``ValueError`` on a shape or device that does not fit,
     ``TypeError`` on a dtype that does not.
@@ -60,4 +61,6 @@ def classification_head(
     if (dense_weight is None) != (dense_bias is None):
         raise ValueError(f"{NAME}: dense_weight and dense_bias belong together; give both, or neither")
     checks.indices(NAME, "cu_seqlens", cu_seqlens, x.device, torch.int32)
+    if providers.forced_provider() not in (None, *providers.registered()[NAME]):
+        return reference.classification_head(x, cu_seqlens, dense_weight, dense_bias, out_weight, out_bias)
     return _head(x, cu_seqlens, dense_weight, dense_bias, out_weight, out_bias)

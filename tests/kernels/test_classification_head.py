@@ -94,6 +94,13 @@ def test_no_sequence(provider: str) -> None:
         assert dk.classification_head(*given).shape == (0, 2)  # type: ignore[arg-type]
 
 
+def test_a_provider_without_the_op_leaves_it_to_pytorch() -> None:
+    given = operands(torch.float32, 16, 2)
+    with dk.use_provider("triton"):
+        found = dk.classification_head(*given)  # type: ignore[arg-type]
+    assert torch.equal(found, reference.classification_head(*given))  # type: ignore[arg-type]
+
+
 def test_the_op_holds_to_pytorchs_rules() -> None:
     for dense in (True, False):
         given = operands(torch.float32, 16, 2, dense=dense)
