@@ -96,7 +96,7 @@ def time_works(
     return rows
 
 
-def time_end_to_end(folder: Path, seconds: float, rounds: int = 3, rest: float = 0.0) -> list[dict[str, Any]]:
+def time_end_to_end(folder: Path, seconds: float, rounds: int = 3) -> list[dict[str, Any]]:
     """One text at a time, from a str to a label: our engine, and transformers' pipeline on the whole network."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -117,7 +117,6 @@ def time_end_to_end(folder: Path, seconds: float, rounds: int = 3, rest: float =
         seconds,
         rounds,
         most=400,
-        rest=rest,
     )
     tokens = len(engine.tokenizer(SENTENCE)["input_ids"])
     work = "one text, with tokenising"
@@ -226,7 +225,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     peak = {kind: peak_rate(kind, options.threads) for kind in KINDS}
     rows = time_works(peers, todo, options.seconds, options.rounds, rest)
     if options.works is None or any(part in "one text, with tokenising" for part in options.works):
-        rows += time_end_to_end(folder, options.seconds, options.rounds, rest)
+        rows += time_end_to_end(folder, options.seconds, options.rounds)
     return {
         "rows": rows,
         "not_measured": absent,

@@ -141,7 +141,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         "ONNX",
     ]
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(command, "time_end_to_end", lambda folder, seconds, rounds, rest: [])
+    monkeypatch.setattr(command, "time_end_to_end", lambda folder, seconds, rounds: [])
     assert command.main(given) == 0
     result = json.loads(out.read_text(encoding="utf-8"))
     assert {row["peer"] for row in result["rows"]} >= {"ours float32", "ours bfloat16", "torch eager float32"}
