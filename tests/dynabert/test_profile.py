@@ -581,7 +581,7 @@ def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ValueError, match="the profile is damaged"):
         DeviceProfile.load(path)
-    with pytest.raises(FileNotFoundError, match="there is no file .*none.json; make a profile: dynabert profile"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.json; make a profile: dynabert profile"):
         DeviceProfile.load(tmp_path / "none.json")
 
 
