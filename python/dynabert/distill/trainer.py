@@ -378,7 +378,7 @@ class DistillationTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """A checkpoint's upload copies transformers' own files; where heads and neurons once stood lies in another."""
-        orders, kept = Path(checkpoint_folder) / ELASTIC_FILE, Path(self.args.output_dir) / ELASTIC_FILE
+        orders, kept = Path(checkpoint_folder) / ELASTIC_FILE, Path(self.args.output_dir or ".") / ELASTIC_FILE
         if self.is_world_process_zero() and orders.is_file():
             shutil.copy(orders, kept)
         super()._push_from_checkpoint(checkpoint_folder)
