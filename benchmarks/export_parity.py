@@ -9,10 +9,6 @@ format that refuses a sub-network is a row that says why.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .rows import commit, said_options
+from .rows import write_found
 
 SEED = 0
 LABELS = 2
@@ -133,18 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = export_all(networks(), options.dtypes)
     print(shown(rows))
     if options.rows is not None:
-        found = {
-            "rows": rows,
-            "seconds": round(time.monotonic() - begun, 1),
-            "torch": torch.__version__,
-            "device": f"CPU, {platform.machine()}",
-            "cpus": os.cpu_count(),
-            "commit": commit(),
-            "date": time.strftime("%Y-%m-%d"),
-            "command": shlex.join(["python", "-m", "benchmarks.export_parity", *said_options(argv)]),
-        }
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        options.rows.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_found(options.rows, {"rows": rows}, begun, "benchmarks.export_parity", argv)
     return 0
 
 

@@ -8,10 +8,6 @@ which the answer is float32's.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .rows import commit, said_options
+from .rows import write_found
 
 # dtype of the model, and whether its layers' matrices are int8.
 VARIANTS: dict[str, tuple[torch.dtype, bool]] = {
@@ -119,17 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = score_variants(options.model_name_or_path, options.task_name, options.data_dir, options.max_samples)
     print(shown(found))
     if options.rows is not None:
-        found |= {
-            "seconds": round(time.monotonic() - begun, 1),
-            "torch": torch.__version__,
-            "device": f"CPU, {platform.machine()}",
-            "cpus": os.cpu_count(),
-            "commit": commit(),
-            "date": time.strftime("%Y-%m-%d"),
-            "command": shlex.join(["python", "-m", "benchmarks.int8_scores", *said_options(argv)]),
-        }
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        options.rows.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_found(options.rows, found, begun, "benchmarks.int8_scores", argv)
     return 0
 
 

@@ -11,6 +11,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -116,6 +117,7 @@ def device_name(device: torch.device) -> str:
     """The marketing name of a GPU or CPU, as the machine gives it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    # dynabert.processor reads this too; a comparison runs this module on older revisions of the package, without it.
     description = Path("/proc/cpuinfo")
     if description.exists():
         for line in description.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -141,6 +143,24 @@ def said_options(argv: Sequence[str] | None) -> list[str]:
         path = Path(word)
         words.append(str(Path(*path.parts[-2:])) if path.is_absolute() else word)
     return words
+
+
+def write_found(path: Path, found: Mapping[str, Any], begun: float, module: str, argv: Sequence[str] | None) -> None:
+    """Writes what a command on the CPU found as JSON, with what it ran on: the header of files that hold no `Row`.
+
+    ``begun``: `time.monotonic` at the command's beginning. ``argv``: its options; None takes those of the process.
+    """
+    header = {
+        "seconds": round(time.monotonic() - begun, 1),
+        "torch": torch.__version__,
+        "device": f"CPU, {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", "-m", module, *said_options(argv)]),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**found, **header}, indent=1) + "\n", encoding="utf-8")
 
 
 def source_digest() -> str:

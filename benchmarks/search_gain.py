@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         times = remeasure(
             model, [at, *(one.shape for one in found.finalists)], *shape, rounds=options.rounds, seed=seed
         )
-        at_ms, *finalists_ms = times
+        at_ms, *finalists_ms = (one.ms for one in times)
         fast = [one for one in zip(found.finalists, finalists_ms, strict=True) if one[1] <= LONGER * at_ms]
         kept = [one for one in fast if not one[0].uniform]
         alike = [one for one in fast if one[0].uniform]

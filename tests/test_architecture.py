@@ -27,6 +27,7 @@ MODEL_ROOMS = {
     "importance": {"modeling", "configuration"},
     "rewiring": {"modeling", "configuration", "importance"},
     "data": set(),
+    "processor": set(),
     "engine": {"modeling", "configuration", "data"},
     "evaluation": {"modeling", "configuration", "data"},
     "finetuning": {"modeling", "configuration", "data"},
@@ -41,7 +42,7 @@ MODEL_ROOMS = {
         "configuration",
         "data",
     },
-    "profile": {"engine", "evaluation", "cost", "modeling", "configuration", "data"},
+    "profile": {"engine", "evaluation", "cost", "modeling", "configuration", "data", "processor"},
     "export": {"modeling", "configuration", "cost"},
 }
 

@@ -23,6 +23,7 @@ from benchmarks.cpu_peers.works import Ids, Work, dev_texts, interleave, sst2_li
 from benchmarks.rows import environment
 from dynabert import ElasticBertConfig, InferenceEngine
 from dynabert.cli.demo import default_model_path
+from dynabert.processor import cpu_flags
 
 SEED = 42
 TEXTS = 256
@@ -36,11 +37,7 @@ _FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "a
 
 def instructions() -> list[str]:
     """Those of the processor's instruction sets that matter here; empty where the system does not list them."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    found = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
+    found = cpu_flags()
     return [flag for flag in _FLAGS if flag in found]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import search_gain
+from dynabert.profile.remeasure import Remeasured
 from tests.dynabert.tiny_texts import some_texts, tiny_folder
 
 
@@ -58,7 +59,9 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         rows = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(some_texts(count, seed=count)))
         (data / f"{name}.tsv").write_text("sentence\tlabel\n" + rows, encoding="utf-8")
     monkeypatch.setattr(search_gain, "DeviceProfile", Profile)
-    monkeypatch.setattr(search_gain, "remeasure", lambda model, shapes, *_, **__: [1.0] * len(shapes))
+    monkeypatch.setattr(
+        search_gain, "remeasure", lambda model, shapes, *_, **__: [Remeasured(1.0, 1.0, 0.0, "")] * len(shapes)
+    )
     given = ["--task_name", "sst2", "--model", str(model), "--data_dir", str(tmp_path), "--profile", "p.json"]
     given += ["--at", "w0.5-d0.75", "--seq_length", "50", "--samples", "16", "--evaluations", "20", "--seeds", "0,1"]
     out = tmp_path / "rows" / "row.json"

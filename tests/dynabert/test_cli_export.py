@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,3 +124,35 @@ def test_a_model_without_a_tokenizer(run: Run, folder: str, tmp_path: Path) -> N
     assert "has no tokenizer" in err
     assert "AutoTokenizer" not in out
     assert json.loads((tmp_path / "out" / "export_report.json").read_text())["parity"]["texts"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_end_from_outside_leaves_nothing(
+    run: Run, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(parity, "compare", lambda *_: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    code, _, err = run("--model_name_or_path", folder, "--output_dir", str(tmp_path / "new" / "out"))
+    assert code == 128 + number
+    assert f"dynabert export: ended by {number.name}" in err
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_so(
+    run: Run, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As below ``nohup``."""
+    compare = parity.compare
+
+    def hung_up(*given: object) -> object:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return compare(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(parity, "compare", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run("--model_name_or_path", folder, "--output_dir", str(tmp_path / "out"))[0] == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -251,8 +251,34 @@ def test_a_model_that_cannot_be_had_is_asked_for_once(monkeypatch: pytest.Monkey
         raise OSError("We couldn't connect") from LocalEntryNotFoundError("no file kept")
 
     monkeypatch.setattr(transformers.utils, "cached_file", offline)
+    monkeypatch.setattr(loading, "_nothing_to_ask", lambda: False)
     for load in (loading.load_tokenizer, loading.load_model, loading.load_masked_lm):
         asked.clear()
         with pytest.raises(OSError, match="nobody/nothing is no folder here, and no model of the hub that can be had"):
             load("nobody/nothing")
         assert asked == ["config.json"]
+
+
+def test_a_hub_without_an_address_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.utils
+
+    asked: list[str] = []
+
+    def unknown(*_: Any) -> None:
+        raise OSError("Name or service not known")
+
+    def cached_file(source: str, name: str, **_: Any) -> None:
+        asked.append(name)
+        raise OSError("asked")  # as where the hub answers: the reader says what it lacks
+
+    monkeypatch.setattr(transformers.utils, "cached_file", cached_file)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(OSError, match="the hub's address is not known; give a folder, or go online"):
+        loading.check_there("nobody/nothing")
+    assert not asked
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # it knows addresses that this machine does not
+    loading.check_there("nobody/nothing")
+    assert asked == ["config.json"]

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from dynabert import DistillationTrainer, SubnetConfig
 from dynabert.distill import Stage
 from dynabert.distill.progress import StageProgress, told
 from dynabert.distill.stages import grid
 from dynabert.distill.trainer import NotFiniteError
+from dynabert.modeling.files import ELASTIC_FILE
 from dynabert.modeling.names import to_plain
 from tests.dynabert.slow_distillation import slow_gradients, slow_loss
 from tests.dynabert.tiny_networks import close, plain_model, slow_model
@@ -183,6 +184,20 @@ def test_every_sub_network_is_scored_and_the_best_mean_is_kept(tmp_path: Path) -
     for row in scored:
         values = [row[f"eval_{subnet}"] for subnet in map(str, FOUR)]
         assert row["eval_score"] == pytest.approx(sum(values) / 4)
+
+
+def test_uploads_of_checkpoints_hold_the_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers copies the files that it knows into the folder that it uploads."""
+    student, teacher = pair(tmp_path, **NO_DROPOUT)
+    trainer = DistillationTrainer(student, arguments(tmp_path / "run"), DEPTH, texts(4), None, teacher)
+    uploaded: list[bytes] = []
+    kept = tmp_path / "run" / ELASTIC_FILE
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda *_: uploaded.append(kept.read_bytes()))
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / ELASTIC_FILE).write_bytes(b"orders")
+    trainer._push_from_checkpoint(str(checkpoint))
+    assert uploaded == [b"orders"]
 
 
 def test_no_two_launches_draw_the_same_dropout(tmp_path: Path) -> None:

@@ -209,6 +209,18 @@ def test_the_snippet_runs(cells: dict[str, Cell], form: str) -> None:
     assert tuple(space["logits"].shape) == (2, 3)
 
 
+@pytest.mark.parametrize(("architecture", "given"), [("bert", False), ("roberta", True), ("mpnet", True)])
+def test_the_graph_gets_the_inputs_it_has(tmp_path: Path, architecture: str, given: bool) -> None:
+    """A tokenizer leaves out the token types that the graph has, or gives those that it lacks."""
+    tokenizer = tiny_tokenizer(architecture)
+    names = ["input_ids", "attention_mask"]
+    tokenizer.model_input_names = [*names, "token_type_ids"] if given else names
+    report = export_subnet(tiny_model(architecture), tokenizer, "w0.5", tmp_path / "out", format="onnx")
+    space: dict[str, Any] = {}
+    exec(report.load, space)
+    assert space["logits"].shape == (2, 3)
+
+
 def test_a_path_with_a_quote(tmp_path: Path) -> None:
     for form in ("elastic", "onnx"):
         report = export_subnet(tiny_model(), tiny_tokenizer(), "d0.5", tmp_path / f'a "good" {form}', format=form)

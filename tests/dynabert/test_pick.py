@@ -93,7 +93,7 @@ def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def again_from(fake: Callable[..., list[float]]) -> Callable[..., list[Remeasured]]:
-    """`measure_again` of a clock that other work does not disturb."""
+    """`remeasure` of a clock that other work does not disturb."""
 
     def again(*args: Any, **options: Any) -> list[Remeasured]:
         return [Remeasured(ms, ms, 0.0, "median of 20 passes by the clock") for ms in fake(*args, **options)]
@@ -120,8 +120,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], float]:
             for shape in shapes
         ]
 
-    monkeypatch.setattr("dynabert.profile.remeasure.remeasure", fake)
-    monkeypatch.setattr("dynabert.profile.remeasure.measure_again", again_from(fake))
+    monkeypatch.setattr("dynabert.profile.remeasure.remeasure", again_from(fake))
     return factors
 
 
@@ -237,7 +236,7 @@ def test_a_second_run_confirms(
         ms = 9.0 if len(calls) == 2 else 1.0  # the first candidate's second run is over the limit
         return [Remeasured(ms, 1.5 * ms, 0.25, "low quartile of 3 passes")]
 
-    monkeypatch.setattr("dynabert.profile.remeasure.measure_again", again)
+    monkeypatch.setattr("dynabert.profile.remeasure.remeasure", again)
     code, stdout, stderr = run(
         *options(folder, reviews), "--profile", profile, "--max_latency_ms", "3", "--json", "--min_score", "0.01"
     )

@@ -1,16 +1,20 @@
 """The command ``dynabert``: one module for each subcommand, imported light; torch is only imported when a command runs.
 
 Exit codes: 0 done; 1 refused or failed, with one line that says why (``--traceback`` shows where); 2 wrong usage; 130
-interrupted.
+interrupted; 143 and 129 ended from outside (SIGTERM, SIGHUP).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from dynabert.cli import card, demo, env, evaluate, export, pick, predict, profile, rewire, train
 from dynabert.cli.options import UsageError
@@ -56,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatted = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"dynabert {args.command}: {message}\n"
     try:
-        args.run(args)
+        with _ended_cleanly(args.command):
+            args.run(args)
     except SystemExit as stop:
         return int(stop.code or 0)
     except UsageError as error:
@@ -78,3 +83,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         warnings.formatwarning = formatted
     return 0
+
+
+@contextmanager
+def _ended_cleanly(command: str) -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as an exception does, so that drafts beside an output folder are removed.
+
+    The second one ends it at once. Signals that somebody handles or ignores (``nohup``) stay as they are, and training
+    has checkpoints in place of drafts and a launcher that waits for its processes.
+    """
+    kinds = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    if command == "train" or threading.current_thread() is not threading.main_thread():
+        kinds = []
+    kinds = [kind for kind in kinds if signal.getsignal(kind) is signal.SIG_DFL]
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        print(f"dynabert {command}: ended by {signal.Signals(number).name}", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    for kind in kinds:
+        signal.signal(kind, stop)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_DFL)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
-from pathlib import Path
 from typing import Any
 
 from dynabert.cli.options import add_command
 from dynabert.cli.output import print_json
+from dynabert.processor import cpu_flags, cpu_name
 
 PACKAGES = (
     "dynabert-kernels",
@@ -77,7 +77,7 @@ def environment() -> dict[str, Any]:
 
     import torch
 
-    name, flags = _cpu()
+    flags = cpu_flags()
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
@@ -85,8 +85,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {package: _version(package) for package in PACKAGES},
-        "cpu": name,
-        "cpu_flags": flags,
+        "cpu": cpu_name(),
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -99,18 +99,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> tuple[str | None, list[str]]:
-    """The CPU's name and those of `CPU_FLAGS` that it has, where Linux tells them."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return platform.processor() or None, []
-    name, flags = None, set()
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name" and name is None:
-            name = value.strip()
-        if key.strip() in ("flags", "Features"):
-            flags |= set(value.split())
-    return name, [flag for flag in CPU_FLAGS if flag in flags]

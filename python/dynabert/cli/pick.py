@@ -327,7 +327,7 @@ def latencies(
     if latency.profile is None:
         from dynabert.profile.remeasure import remeasure
 
-        return remeasure(model, shapes, args.batch_size, tokens, rounds=args.rounds)
+        return [one.ms for one in remeasure(model, shapes, args.batch_size, tokens, rounds=args.rounds)]
 
     import numpy as np
 
@@ -437,14 +437,14 @@ def verified(
 
     One run under the limit may be luck, the more so after others have missed it; so a second one confirms it.
     """
-    from dynabert.profile.remeasure import measure_again
+    from dynabert.profile.remeasure import remeasure
 
     assert limits.max_latency_ms is not None
     tried: list[dict[str, Any]] = []
     for candidate in order:
         runs = []
         for seed in range(2):
-            runs += measure_again(
+            runs += remeasure(
                 model, [candidate.shape], args.batch_size, tokens, rounds=args.rounds, seed=args.seed + seed
             )
             if runs[-1].ms > limits.max_latency_ms:
@@ -510,7 +510,8 @@ def compared(
         },
     }
     if verify:
-        times = remeasure(model, [ours.shape, theirs.shape], args.batch_size, tokens, rounds=args.rounds)
+        both = remeasure(model, [ours.shape, theirs.shape], args.batch_size, tokens, rounds=args.rounds)
+        times = [one.ms for one in both]
         record["measured_ms"] = dict(zip((ours.subnet, theirs.subnet), times, strict=True))
         say(f"measured in turns: {times[0]:.4g} ms and {times[1]:.4g} ms")
     return record

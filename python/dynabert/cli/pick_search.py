@@ -219,7 +219,7 @@ def _profile_ratio(
 
     near = sorted(candidates, key=lambda c: abs((c.latency_ms or 0.0) - limit))[:_CALIBRATED]
     times = remeasure(model, [c.shape for c in near], args.batch_size, tokens, rounds=args.rounds)
-    return float(np.median([ms / (c.latency_ms or ms) for c, ms in zip(near, times, strict=True)]))
+    return float(np.median([one.ms / (c.latency_ms or one.ms) for c, one in zip(near, times, strict=True)]))
 
 
 def run_search(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -39,6 +40,7 @@ from dynabert.distill.losses import (
 from dynabert.distill.stages import Stage
 from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
 from dynabert.evaluation import compute_logits, score_logits
+from dynabert.modeling.files import ELASTIC_FILE
 from dynabert.modeling.stacking import Stack, stack
 from dynabert_kernels import SubnetShape
 
@@ -373,6 +375,13 @@ class DistillationTrainer(Trainer):
             raise write_error(Path(str(self.args.output_dir)), error) from error
 
     # What is told ----------------------------------------------------------------------------------------------------
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """A checkpoint's upload copies transformers' own files; where heads and neurons once stood lies in another."""
+        orders, kept = Path(checkpoint_folder) / ELASTIC_FILE, Path(self.args.output_dir or ".") / ELASTIC_FILE
+        if self.is_world_process_zero() and orders.is_file():
+            shutil.copy(orders, kept)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each sub-network's mean loss since the last log."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
@@ -27,6 +30,13 @@ def check_there(path: str | Path) -> None:
     source = str(path)
     if Path(source).is_dir():
         return
+    if _nothing_to_ask() and not isinstance(try_to_load_from_cache(source, "config.json"), str):
+        if any(isinstance(try_to_load_from_cache(source, name), str) for name in _VOCABULARIES):
+            return
+        raise OSError(
+            f"from_pretrained: {source} is no folder here, and no model of the hub that can be had: it is not kept "
+            "here, and the hub's address is not known; give a folder, or go online"
+        )
     try:
         cached_file(source, "config.json")
     except OSError as error:
@@ -37,6 +47,21 @@ def check_there(path: str | Path) -> None:
         raise OSError(
             f"from_pretrained: {source} is no folder here, and no model of the hub that can be had: {error}"
         ) from error
+
+
+def _nothing_to_ask() -> bool:
+    """Whether the hub's host has no address here: the client would ask six times, for half a minute. A proxy knows
+    names of its own, so behind one it is tried."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if host is None or getproxies():
+        return False
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return True
+    return False
 
 
 def load_model(

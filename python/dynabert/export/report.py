@@ -37,17 +37,19 @@ def snippet(form: str, folder: Path, tokenizer: bool) -> str:
     if not tokenizer:
         lines = [first.removesuffix(", AutoTokenizer"), "", opening]
     else:
-        tensors = "np" if form == "onnx" else "pt"
+        # A graph takes the inputs it has, no fewer and no more; a tokenizer may leave token types out, or give them.
+        tensors = '"np", return_token_type_ids=True' if form == "onnx" else '"pt"'
         # The tokenizer is found by the model's type, which transformers alone does not know: it would ask.
         trusted = ", trust_remote_code=True" if form == "hf-remote" else ""
-        last = 'session.run(["logits"], dict(batch))[0]' if form == "onnx" else "model(**batch).logits"
+        inputs = "{one.name: batch[one.name] for one in session.get_inputs()}"
+        last = f'session.run(["logits"], {inputs})[0]' if form == "onnx" else "model(**batch).logits"
         lines = [
             first,
             *(["from transformers import AutoTokenizer"] if "AutoTokenizer" not in first else []),
             "",
             f'tokenizer = AutoTokenizer.from_pretrained("{{folder}}"{trusted})',
             opening,
-            f'batch = tokenizer(["a text", "another, longer text"], padding=True, return_tensors="{tensors}")',
+            f'batch = tokenizer(["a text", "another, longer text"], padding=True, return_tensors={tensors})',
             f"logits = {last}",
         ]
     text = "\n".join(lines) + "\n"

@@ -6,12 +6,12 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 import dynabert_kernels as dk
+from dynabert.processor import cpu_name
 from dynabert.profile.damage import check_count, check_text
 
 Device: TypeAlias = torch.device | str
@@ -64,7 +64,7 @@ class DeviceFacts:
         features = dk.config()["cpu_features"]
         return cls(
             device=torch.cuda.get_device_name(kind) if kind.type == "cuda" else kind.type,
-            cpu=cpu_name(),
+            cpu=cpu_name() or platform.machine() or "unknown",
             cores=os.cpu_count() or 1,
             isa="none" if features is None else str(features["isa"]),
             threads=torch.get_num_threads(),
@@ -89,14 +89,3 @@ class DeviceFacts:
             for field in fields(self)
             if getattr(here, field.name) != getattr(self, field.name)
         ]
-
-
-def cpu_name() -> str:
-    """The CPU's name, where Linux tells it; else what Python knows."""
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine() or "unknown"

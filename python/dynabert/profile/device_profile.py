@@ -21,7 +21,7 @@ from dynabert.profile.encoder_shape import EncoderShape
 if TYPE_CHECKING:
     from dynabert.configuration import ElasticBertConfig
 
-FORMAT = 1
+FORMAT = 2  # 1: without the times taken again later and their drift
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,9 @@ class DeviceProfile:
         """Read back what :meth:`to_dict` gave. Raises ``ValueError`` where it is no profile."""
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             got = values.get("format") if isinstance(values, Mapping) else type(values).__name__
+            other = "of another version of this package" if isinstance(got, int) else "no profile"
             raise ValueError(
-                f"DeviceProfile: not a profile of format {FORMAT}; got format {got!r}; make one: dynabert profile"
+                f"DeviceProfile: {other}: not of format {FORMAT}; got format {got!r}; make one: dynabert profile"
             )
         try:
             with naming("facts"):
@@ -283,6 +284,8 @@ class DeviceProfile:
 
         Raises ``OSError`` where there is no such file, ``ValueError`` for one that is no profile or another device's.
         """
+        if not Path(path).exists():
+            raise FileNotFoundError(f"DeviceProfile: there is no file {path}; make a profile: dynabert profile")
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

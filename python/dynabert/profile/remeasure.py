@@ -40,21 +40,6 @@ def remeasure(
     rounds: int = 20,
     warmup: int = 2,
     seed: int = 0,
-) -> list[float]:
-    """Milliseconds of one pass of each shape, in the given order, comparable among each other; see `measure_again`."""
-    found = measure_again(model, shapes, batch_size, seq_length, rounds=rounds, warmup=warmup, seed=seed)
-    return [one.ms for one in found]
-
-
-def measure_again(
-    model: ElasticBertForSequenceClassification,
-    shapes: Sequence[SubnetShape],
-    batch_size: int,
-    seq_length: int,
-    *,
-    rounds: int = 20,
-    warmup: int = 2,
-    seed: int = 0,
 ) -> list[Remeasured]:
     """The times of each shape, in the given order, with what the machine's other work did to them.
 

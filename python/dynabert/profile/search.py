@@ -105,7 +105,7 @@ def search(
     if space.load([smallest])[0] > 1.0:
         raise ValueError(
             f"search: no network keeps the limits; the smallest, {subnet_text(smallest)}, takes "
-            f"{100 * space.load([smallest])[0]:.0f} % of one; allow more"
+            f"{', '.join(space.excess(smallest))}; allow more"
         )
     start = [shape for shape in seeds if space.load([shape])[0] <= 1.0]
     start = list(dict.fromkeys([*start, *starting_shapes(space, depth_rule), smallest]))

@@ -89,6 +89,12 @@ class SearchSpace:
         shares = [np.asarray(budget.cost(heads, neurons)) / budget.limit for budget in self.budgets]
         return np.max(shares, axis=0).astype(np.float64)
 
+    def excess(self, shape: SubnetShape) -> list[str]:
+        """In words, the costs by which a shape is over the limits."""
+        heads, neurons = np.array([shape.heads], dtype=np.int64), np.array([shape.neurons], dtype=np.int64)
+        costs = [(budget, float(np.asarray(budget.cost(heads, neurons))[0])) for budget in self.budgets]
+        return [f"{budget.name} {cost:.4g} of {budget.limit:.4g}" for budget, cost in costs if cost > budget.limit]
+
     def worth(self, shape: SubnetShape) -> float:
         """The worth of all heads and neurons that a shape keeps; 2.0 for the whole network."""
         return float(
