@@ -21,6 +21,7 @@ import numpy.typing as npt
 from .variants import RECIPES, VARIANTS, is_independent, split_name
 
 STAGES = ("width", "depth", "final")
+TEACHER_PART = "teacher"
 SAME = 0.01  # of a score, when it is taken again
 
 

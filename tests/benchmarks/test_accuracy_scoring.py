@@ -155,7 +155,7 @@ def test_a_variant_of_fewer_seeds_is_held_against_the_same_seeds() -> None:
     seeds = {1: files(LABELS, more, 1), 2: files(LABELS, RIGHT, 2), 3: files(LABELS, RIGHT, 3)}
     scores = TaskScores(seeds, 300, np.random.default_rng(0))
     (row,) = summarise({"sst2": scores})["differences"]
-    assert row["variant"], row["against"] == ("no_rewiring", "dynabert")
+    assert (row["variant"], row["against"]) == ("no_rewiring", "dynabert")
     kept = [scores.retention((name, "w0.5-d1"), (1,))[0] for name in ("no_rewiring", "dynabert")]
     assert row["difference"]["value"] == round(float(kept[0] - kept[1]), 5)
 
