@@ -61,7 +61,10 @@ class Clock(TrainerCallback):
         self._saved = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        ends = state.global_step >= state.max_steps  # what is left is to score it
+        # At the end of an epoch, or of all, comes a checkpoint that is scored. One of the same step that comes before
+        # would be gone on from past that score, and another network might be the best.
+        epoch = state.epoch or 0.0
+        ends = state.global_step >= state.max_steps or abs(epoch - round(epoch)) < 1e-9
         if not ends and (self.over or time.monotonic() - self._saved >= self.save_seconds):
             control.should_save = True
 

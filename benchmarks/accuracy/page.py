@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dynabert.configuration.grid import parse_subnets
+
 from .predictions import TEACHER_PART
 from .scoring import GOALS, STANDARD_ERRORS
 from .tasks import TASKS
@@ -97,7 +99,7 @@ def section(label: str, scoring: Mapping[str, Any], rows: Mapping[tuple[str, int
     for recipe in RECIPES:
         lines += _means(scoring, recipe)
     if (ROWS / "scoring" / f"{label}.png").is_file():
-        lines += [f"![Retention against work](../benchmarks/results/accuracy/scoring/{label}.png)", ""]
+        lines += [f"![Retention of every sub-network](../benchmarks/results/accuracy/scoring/{label}.png)", ""]
     lines += _changes(scoring)
     for name, found in tasks.items():
         lines += _task(name, found)
@@ -253,36 +255,43 @@ def block() -> str:
     return "\n".join(lines).rstrip()
 
 
+def _work(subnet: str) -> tuple[float, float]:
+    (found,) = parse_subnets(subnet)
+    return found.width_mult * found.depth_mult, found.depth_mult
+
+
 def draw(scoring: Mapping[str, Any], path: Path) -> None:
-    """Mean retention against relative work, a line a variant, with the recipe's interval."""
+    """Mean retention of each sub-network, smallest first, with its interval: a colour a variant."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from dynabert.configuration.grid import parse_subnets
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name in dict.fromkeys(row["variant"] for row in scoring["means"]):
-        points = []
-        for row in scoring["means"]:
-            if row["variant"] == name and row["retention"]["value"] is not None:
-                (subnet,) = parse_subnets(row["subnet"])
-                kept = row["retention"]
-                ends = [kept["value"] if kept[end] is None else kept[end] for end in ("low", "high")]
-                points.append((subnet.width_mult * subnet.depth_mult, kept["value"], *ends))
-        if not points:
-            continue
-        work, value, low, high = zip(*sorted(points), strict=True)
-        (line,) = axes.plot(work, [100 * v for v in value], marker="o", markersize=4, linewidth=1, label=name)
-        if split_name(name)[1] == "dynabert":
-            ends = [[100 * v for v in end] for end in (low, high)]
-            axes.fill_between(work, *ends, color=line.get_color(), alpha=0.15, linewidth=0)
+    names = list(dict.fromkeys(row["variant"] for row in scoring["means"]))
+    subnets = sorted({row["subnet"] for row in scoring["means"]}, key=_work)
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    for place, name in enumerate(names):
+        found = {row["subnet"]: row["retention"] for row in scoring["means"] if row["variant"] == name}
+        shift = 0.7 * ((place + 0.5) / len(names) - 0.5)  # side by side
+        points = [(x + shift, found[s]) for x, s in enumerate(subnets) if s in found and found[s]["value"] is not None]
+        axes.errorbar(
+            [x for x, _ in points],
+            [100 * kept["value"] for _, kept in points],
+            yerr=[
+                [0 if kept["low"] is None else 100 * (kept["value"] - kept["low"]) for _, kept in points],
+                [0 if kept["high"] is None else 100 * (kept["high"] - kept["value"]) for _, kept in points],
+            ],
+            fmt="o",
+            markersize=4,
+            linewidth=1,
+            label=name,
+        )
+    axes.set_xticks(range(len(subnets)), [readable(subnet) for subnet in subnets], fontsize=8)
     axes.axhline(100, color="black", linewidth=0.8, linestyle="--", label="teacher")
-    axes.set_xlabel("width times depth")
+    axes.set_xlabel("width, depth")
     axes.set_ylabel("retention over chance, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
