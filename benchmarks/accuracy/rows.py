@@ -55,7 +55,7 @@ def collect(out: Path, variants: Sequence[str] | None = None) -> dict[str, Any]:
                         "part": label,
                         "subnet": row["subnet"],
                         "score": round(row["score"], 5),
-                        "retention": round(row["score"] / top["score"], 4),
+                        "retention": round(row["score"] / top["score"], 4) if top["score"] > 0.0 else None,
                         "corrected_retention": _corrected(row["score"], row["majority"], top["score"]),
                     }
                     | (closeness.get(row["subnet"], {}) if ends else {})
