@@ -110,7 +110,7 @@ def known_commands(path: Path) -> dict[str, list[str]]:
     words = shlex.split(found.get("command", ""))
     if not words:
         return {}
-    named = VARIANTS
+    named: tuple[str, ...] = VARIANTS
     for index, word in enumerate(words):
         if word == "--variants" and index + 1 < len(words):
             named = tuple(words[index + 1].split(","))

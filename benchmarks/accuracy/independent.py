@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,17 @@ from dynabert.distill.stages import Stage
 from dynabert.engine import load_tokenizer
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from dynabert.distill import DistillationArguments
 
 
 def run_independent(
-    inputs: InputArguments, args: DistillationArguments, out: Path, only: str | None = None
+    inputs: InputArguments,
+    args: DistillationArguments,
+    out: Path,
+    only: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> list[StageResult]:
     """A network for each sub-network of the recipe (or of ``only``), fine-tuned on labels, in a folder of its own.
 
@@ -41,7 +48,7 @@ def run_independent(
         own = with_defaults(args, model, {}, print)
         own.num_train_epochs = args.num_train_epochs * len(recipe.stages)
         stage = Stage(name, (subnet,), 0.0, 0.0, labels=True)
-        result = run_stage(stage, model, None, own, data, scored, None, metric, out / name, print)
+        result = run_stage(stage, model, None, own, data, scored, None, metric, out / name, print, callbacks)
         print(f"independent {name}: {100 * result.rows[0].score:.1f}", flush=True)
         found.append(result)
     return found

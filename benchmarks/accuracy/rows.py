@@ -12,17 +12,23 @@ from typing import Any
 
 import torch
 
+from dynabert.evaluation import fidelity
+
 from ..rows import commit
+from .making import made
+from .predictions import Predictions, complete, last_parts, teacher_folder, variants_there
+from .variants import is_independent
 
 
-def _part(folder: Path) -> dict[str, Any] | None:
-    path = folder / "complete.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def collect(out: Path, variants: Sequence[str] | None = None) -> dict[str, Any]:
+    """Every finished row under ``out``: score, plain retention, chance-corrected retention, and seconds of a part.
 
-
-def collect(out: Path, variants: Sequence[str]) -> dict[str, Any]:
-    """Every finished row under ``out``: score, plain retention, chance-corrected retention, and seconds of a part."""
-    teacher = _part(out / "dynabert" / "teacher")
+    Where `predictions` were kept, also each row's agreement with the teacher's decisions and its divergence from them;
+    where the campaign made them, each variant's commands and commits, and its hours. ``variants``: their folders; None
+    for all that are finished.
+    """
+    variants = variants_there(out) if variants is None else variants
+    teacher = complete(teacher_folder(out))
     if teacher is None:
         raise ValueError(f"accuracy: {out} has no finished teacher")
     top = teacher["rows"][0]
@@ -30,13 +36,16 @@ def collect(out: Path, variants: Sequence[str]) -> dict[str, Any]:
     for variant in variants:
         folder = out / variant
         names = ["rewired", "width", "depth", "final"]
-        if variant == "independent":
+        single = is_independent(variant)
+        if single:
             names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        closeness = _closeness(out, variant)
         for name in names:
-            part = _part(folder / name)
+            part = complete(folder / name)
             if part is None:
                 continue
-            label = "fine-tuned" if variant == "independent" else name
+            label = "fine-tuned" if single else name
+            ends = folder / name in last_parts(folder)
             key = f"{variant}/{label}"
             seconds[key] = round(seconds.get(key, 0.0) + part["seconds"], 1)
             for row in part["rows"]:
@@ -46,31 +55,70 @@ def collect(out: Path, variants: Sequence[str]) -> dict[str, Any]:
                         "part": label,
                         "subnet": row["subnet"],
                         "score": round(row["score"], 5),
-                        "retention": round(row["score"] / top["score"], 4),
+                        "retention": round(row["score"] / top["score"], 4) if top["score"] > 0.0 else None,
                         "corrected_retention": _corrected(row["score"], row["majority"], top["score"]),
                     }
+                    | (closeness.get(row["subnet"], {}) if ends else {})
                 )
-    settings = json.loads((out / "dynabert" / "settings.json").read_text(encoding="utf-8"))
-    told = settings["arguments"]
+    settings = {name: _settings(out / name) for name in ("dynabert", *variants)}
+    told = next((found for found in settings.values() if found), {})
+    makers = {name: made(out / name) for name in ("teacher", *variants) if made(out / name)}
     return {
         "metric": top["metric"],
         "examples": top["examples"],
         "majority": round(top["majority"], 5),
         "teacher": round(top["score"], 5),
-        "seed": told["seed"],
-        "learning_rate": told["learning_rate"],
-        "epochs_a_stage": told["num_train_epochs"],
-        "batch_size": told["per_device_train_batch_size"],
-        "half": "bf16" if told["bf16"] else "fp16" if told["fp16"] else "none",
-        "step": told["step"],
+        "seed": told.get("seed"),
+        "learning_rate": told.get("learning_rate"),
+        "epochs_a_stage": told.get("num_train_epochs"),
+        "batch_size": told.get("per_device_train_batch_size"),
+        "half": "bf16" if told.get("bf16") else "fp16" if told.get("fp16") else "none",
+        "step": told.get("step"),
         "seconds": seconds,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
         "cpus": os.cpu_count(),
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
+        **({"made": makers, "commands": _commands(makers), "hours": _hours(makers, seconds)} if makers else {}),
         "rows": rows,
     }
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "settings.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["arguments"] if path.is_file() else {}
+    return found
+
+
+def _closeness(out: Path, variant: str) -> dict[str, dict[str, float | None]]:
+    """Agreement and divergence of each sub-network, from the kept predictions; empty without them."""
+    files = [out / "predictions" / f"{name}.npz" for name in ("teacher", variant)]
+    if not all(path.is_file() for path in files):
+        return {}
+    whole, own = (Predictions.load(path) for path in files)
+    (teacher,) = whole.logits.values()
+    found = {}
+    for name, logits in own.logits.items():
+        close = fidelity(logits, teacher, regression=own.regression)
+        agreement = None if close.agreement is None else round(close.agreement, 5)
+        found[name] = {"agreement": agreement, "divergence": round(close.divergence, 6)}
+    return found
+
+
+def _commands(makers: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+    return {name: list(dict.fromkeys(entry["command"] for entry in entries)) for name, entries in makers.items()}
+
+
+def _hours(makers: dict[str, list[dict[str, Any]]], seconds: dict[str, float]) -> dict[str, Any]:
+    """Hours of the teacher and of each variant, all its parts: of a GPU, or of a CPU's cores that were used."""
+    gpu = torch.cuda.is_available()
+    found: dict[str, Any] = {"of": "GPU" if gpu else "CPU core"}
+    for name, entries in makers.items():
+        cores = 1 if gpu else max(entry["threads"] for entry in entries)
+        own = sum(value for key, value in seconds.items() if key.split("/")[0] == name)
+        found[name] = round(cores * own / 3600.0, 3)
+    return found
 
 
 def _corrected(score: float, majority: float, teacher: float) -> float | None:

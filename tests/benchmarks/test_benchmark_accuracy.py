@@ -101,3 +101,15 @@ def test_the_table_takes_the_last_part() -> None:
     }
     assert final_scores(found) == {"dynabert": {"w1-d1": 0.75}, "rewired only": {"w1-d1": 0.2}}
     assert "| w1-d1 | 75.0 | 20.0 |" in shown(found)
+
+
+def test_a_teacher_without_a_score_has_no_retention(tmp_path: Path) -> None:
+    """CoLA's Matthews of a teacher that learned nothing."""
+    row = {"subnet": "w1-d1", "score": 0.0, "metric": "matthews_correlation", "examples": 4, "majority": 0.0}
+    for part in ("teacher", "dynabert/depth"):
+        (tmp_path / part).mkdir(parents=True)
+        (tmp_path / part / "complete.json").write_text(json.dumps({"rows": [row], "seconds": 1.0}))
+    (tmp_path / "dynabert" / "results.json").write_text("{}")
+    (found,) = collect(tmp_path)["rows"]
+    assert found["retention"] is None
+    assert found["corrected_retention"] is None

@@ -14,6 +14,8 @@ from dynabert.cli.options import PROBLEMS, UsageError, add_command, encode
 from dynabert.cli.output import percent, print_table, say
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from dynabert.configuration import ElasticBertConfig
     from dynabert.data import Encoded, Examples
     from dynabert.distill import DistillationArguments
@@ -141,10 +143,10 @@ def parse(argv: Sequence[str]) -> tuple[InputArguments, DistillationArguments]:
     return inputs, args  # type: ignore[return-value]
 
 
-def run_arguments(argv: Sequence[str]) -> None:
-    """Do what the options say."""
+def run_arguments(argv: Sequence[str], callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Do what the options say; ``callbacks`` as in `dynabert.distill.pipeline.train_elastic`."""
     inputs, args = parse(argv)
-    _train(inputs, args)
+    _train(inputs, args, callbacks)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -272,7 +274,7 @@ def _unused(examples: Examples) -> str:
     return f"{examples.source}: columns that are not used: {listed(examples.unused)}; used: {listed(examples.columns)}"
 
 
-def _train(inputs: InputArguments, args: DistillationArguments) -> None:
+def _train(inputs: InputArguments, args: DistillationArguments, callbacks: Sequence[TrainerCallback] = ()) -> None:
     from accelerate import PartialState
     from transformers.utils.logging import disable_progress_bar
 
@@ -347,6 +349,7 @@ def _train(inputs: InputArguments, args: DistillationArguments) -> None:
         rewiring=not inputs.no_rewiring,
         metric=None if inputs.task_name is None else task_metric(inputs.task_name),
         say=tell,
+        callbacks=callbacks,
     )
     if not quiet:
         show(results, Path(str(args.output_dir)))

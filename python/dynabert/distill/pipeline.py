@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from dynabert.configuration import SubnetConfig
 from dynabert.configuration.grid import subnet_text
@@ -164,6 +164,7 @@ def train_elastic(
     rewiring: bool = True,
     metric: str | None = None,
     say: Callable[[str], None] = print,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> list[StageResult]:
     """Trains an elastic network in ``args.output_dir``: every part that is not there yet.
 
@@ -178,6 +179,8 @@ def train_elastic(
         rewiring: False leaves heads and neurons in their order: for comparison.
         metric: name of the score; None: the task's usual one.
         say: takes a line for people.
+        callbacks: of each stage's trainer, beside its own. One that raises stops the run, which goes on from its last
+            checkpoint when it is called again.
 
     Returns:
         The parts in order: teacher, rewired, then each stage. The last one's folder holds the elastic network and its
@@ -207,7 +210,9 @@ def train_elastic(
         if fine_tuned and not _is_complete(teacher_folder):
             _finish(teacher_folder, model, tokenizer, _scores(model, validation, teacher_stage, metric), 0.0, args)
     results.append(
-        run_stage(teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say)
+        run_stage(
+            teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say, callbacks
+        )
     )
     teacher = _open(teacher_folder)
 
@@ -239,7 +244,9 @@ def train_elastic(
         guide = None if stage.labels else _open(rewired_folder if stage.name == "width" else previous)
         student = _open(previous)
         data = train if stage.labels or unlabelled is None else unlabelled
-        results.append(run_stage(stage, student, guide, args, data, validation, tokenizer, metric, folder, say))
+        results.append(
+            run_stage(stage, student, guide, args, data, validation, tokenizer, metric, folder, say, callbacks)
+        )
         previous = folder
     if args.should_save:
         _write_results(out, results, args)
@@ -259,6 +266,7 @@ def run_stage(
     metric: str | None,
     folder: Path,
     say: Callable[[str], None],
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> StageResult:
     """One stage in ``folder``: read back where it is complete, gone on with where it was cut, else trained."""
     if _is_complete(folder):
@@ -274,9 +282,8 @@ def run_stage(
     if (own.metric_for_best_model or "score").removeprefix("eval_") not in map(subnet_text, stage.subnets):
         own.metric_for_best_model = "score"  # or a sub-network that only a later stage has
     set_seed(args.seed)
-    trainer = DistillationTrainer(
-        student, own, stage, train, validation, teacher, tokenizer, metric, callbacks=[StageProgress(stage.name), clock]
-    )
+    both = [StageProgress(stage.name), clock, *callbacks]
+    trainer = DistillationTrainer(student, own, stage, train, validation, teacher, tokenizer, metric, callbacks=both)
     for usual in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(usual)  # ours says more
     last, passed_over = last_checkpoint(folder)

@@ -1,0 +1,91 @@
+"""What is compared: the method, what it is held against, and the method with one thing changed, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to come to the sub-networks, from the teacher that all variants of a task and seed share.
+
+    Attributes:
+        change: what it changes, in words.
+        options: of ``dynabert train``, beside the recipe's.
+        rate, epochs: by which the recipe's learning rate and epochs are multiplied.
+        independent: True: a network of its own for each shape, fine-tuned on labels from the plain checkpoint.
+    """
+
+    change: str
+    options: tuple[str, ...] = ()
+    rate: float = 1.0
+    epochs: float = 1.0
+    independent: bool = False
+
+
+VARIANTS: dict[str, Variant] = {
+    "dynabert": Variant("the recipe as it is"),
+    "no_rewiring": Variant("heads and neurons stay in their order", ("--no_rewiring",)),
+    "no_distillation": Variant("the same stages and steps, learned from labels", ("--no_distillation",)),
+    "independent": Variant("a network of its own for each shape, with the epochs of all stages", independent=True),
+    "teacher_full": Variant("the second stage's teacher runs at full width", ("--teacher_width", "full")),
+    "teacher_same": Variant("the second stage's teacher runs at the student's width", ("--teacher_width", "same")),
+    "depth_reference": Variant("the released code's rule of which layers stay", ("--depth_rule", "reference")),
+    "importance_accumulated": Variant("gradients of the whole set, then scores", ("--importance_mode", "accumulated")),
+    "importance_reference": Variant("the released code's sum of scores", ("--importance_mode", "reference")),
+    "no_hidden": Variant("no loss of the hidden states", ("--hidden_weights", "0", "0")),
+    "hidden_equal": Variant("the hidden states' loss weighs 1 in both stages", ("--hidden_weights", "1", "1")),
+    "no_logits": Variant("no loss of the logits", ("--logit_weights", "0", "0")),
+    "sandwich": Variant("four sub-networks a step in the second stage", ("--sampling", "sandwich")),
+    "final_stage": Variant("a last stage on labels", ("--final_stage", "True")),
+    "rate_half": Variant("half the learning rate in the stages", rate=0.5),
+    "rate_double": Variant("twice the learning rate in the stages", rate=2.0),
+    "epochs_half": Variant("half the epochs in the stages", epochs=0.5),
+    "epochs_double": Variant("twice the epochs in the stages", epochs=2.0),
+    # Its options are those of --augment: it needs a table of words, which the campaign is given.
+    "augmented": Variant("the stages learn on altered copies of the text (--neighbours)"),
+}
+
+# What was asked for and `dynabert train` has no option for. A page says so, so that nobody looks for rows.
+MISSING = {
+    "attention_relation": "a loss of the relations between queries, keys and values",
+    "width_layer_norm": "LayerNorm weights of their own for each width",
+    "starting_layers": "a student that starts from chosen layers of a deeper network",
+}
+
+FIRST = ("dynabert", "no_rewiring", "no_distillation", "independent")
+
+# Of the whole campaign. `paper` is the method as published, without augmentation; `best` is what is believed to be
+# better, and is a candidate for as long as no rows show it.
+RECIPES: dict[str, Variant] = {
+    "paper": Variant("the published method", ("--recipe", "paper")),
+    "best": Variant(
+        "a candidate, not yet shown to be better: full-width teacher, twice the epochs",
+        ("--recipe", "paper", "--teacher_width", "full"),
+        epochs=2.0,
+    ),
+}
+
+
+def folder_name(recipe: str, variant: str) -> str:
+    """The folder of a variant, beside the teacher that all recipes share: ``no_rewiring``, ``best`` for the whole
+    recipe ``best``, ``best-no_rewiring``."""
+    if recipe == "paper":
+        return variant
+    return recipe if variant == "dynabert" else f"{recipe}-{variant}"
+
+
+def split_name(folder: str) -> tuple[str, str]:
+    """Recipe and variant of a folder's name; ``ValueError`` for another folder."""
+    if folder in RECIPES and folder != "paper":
+        return folder, "dynabert"
+    recipe, dash, variant = folder.partition("-")
+    found = (recipe, variant) if dash else ("paper", folder)
+    if found[0] not in RECIPES or found[1] not in VARIANTS:
+        raise ValueError(f"accuracy: {folder} is no variant's folder; variants: {', '.join(VARIANTS)}")
+    return found
+
+
+def is_independent(folder: str) -> bool:
+    """Whether each sub-network there is a network of its own."""
+    return VARIANTS[split_name(folder)[1]].independent
