@@ -28,24 +28,34 @@ namespace {
 
 }  // namespace
 
+// In namespaces by instruction set, as all code that only some processors can run: a test reads the library for others.
+namespace avx2 {
+namespace {
+[[gnu::noinline]] void turn_float32(int64_t turns) { DYNABERT_TURNS("vfmadd231ps", "ymm"); }
+}  // namespace
+}  // namespace avx2
+namespace avx512 {
+namespace {
+[[gnu::noinline]] void turn_float32(int64_t turns) { DYNABERT_TURNS("vfmadd231ps", "zmm"); }
+[[gnu::noinline]] void turn_bfloat16(int64_t turns) { DYNABERT_TURNS("vdpbf16ps", "zmm"); }
+[[gnu::noinline]] void turn_int8(int64_t turns) { DYNABERT_TURNS("vpdpbusd", "zmm"); }
+}  // namespace
+}  // namespace avx512
+
 int64_t run_at_peak(Products products, int64_t turns) {
   if (turns < 1 || active_isa() == Isa::kGeneric) return 0;
   const bool wide = active_isa() == Isa::kAvx512;
   const int64_t sums = 12 * turns;
   if (products == Products::kFloat32) {
-    if (wide) {
-      DYNABERT_TURNS("vfmadd231ps", "zmm");
-    } else {
-      DYNABERT_TURNS("vfmadd231ps", "ymm");
-    }
+    wide ? avx512::turn_float32(turns) : avx2::turn_float32(turns);
     return sums * (wide ? 16 : 8);
   }
   if (products == Products::kBFloat16 && use_bfloat16_dot()) {
-    DYNABERT_TURNS("vdpbf16ps", "zmm");
+    avx512::turn_bfloat16(turns);
     return sums * 32;
   }
   if (products == Products::kInt8 && use_int8_dot()) {
-    DYNABERT_TURNS("vpdpbusd", "zmm");
+    avx512::turn_int8(turns);
     return sums * 64;
   }
   return 0;
