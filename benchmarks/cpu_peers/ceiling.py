@@ -17,7 +17,7 @@ from dynabert_kernels.ops import NATIVE
 
 KINDS = ("float32", "bfloat16", "int8")
 SAMPLES = 7
-TURNS = 2_000_000  # 12 instructions each: some milliseconds, longer than a thread takes to start
+TURNS = 30_000_000  # 12 instructions each: a tenth of a second, much longer than a thread and its core take to wake
 
 
 def peak_rate(kind: str, threads: int) -> float | None:

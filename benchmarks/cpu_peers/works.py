@@ -16,6 +16,7 @@ Ids = list[list[int]]
 Name = TypeVar("Name")
 WIDTHS = ("w1-d1", "w0.75-d1", "w0.5-d1", "w0.25-d1")
 BATCH = 32
+SHORT = 0.2  # seconds; what takes longer does not notice how it began
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,15 @@ def interleave(
 
     One round warms up; at least ``rounds`` are timed, and at most ``most``. ``rest``: seconds of sleep before each run,
     which do not count: an engine's threads may go on spinning after its answer, and would take the next one's cores.
+    After the rest a short contender runs once untimed, since cores that slept take a while to wake.
     """
     names = list(contenders)
+    short = set()
     for name in names:
+        begun = time.perf_counter()
         contenders[name]()
+        if time.perf_counter() - begun < SHORT:
+            short.add(name)
     times = {name: Times() for name in names}
     until = time.perf_counter() + seconds
     for turn in range(most):
@@ -121,8 +127,11 @@ def interleave(
             break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if rest > 0:
+                begun = time.perf_counter()
                 time.sleep(rest)
-                until += rest
+                if name in short:
+                    contenders[name]()
+                until += time.perf_counter() - begun
             wall, cpu = time.perf_counter(), time.process_time()
             contenders[name]()
             times[name].cpu.append(time.process_time() - cpu)
