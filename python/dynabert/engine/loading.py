@@ -23,15 +23,14 @@ def check_there(path: str | Path) -> None:
     """``OSError`` for a hub id that cannot be reached and is not kept: one file is asked for, not each in turn, since
     the hub's client tries each of them for half a minute. A folder, or an id without the file, is left to the reader.
     """
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
     from transformers.utils import cached_file
 
     source = str(path)
     if Path(source).is_dir():
         return
-    if _nothing_to_ask() and not isinstance(try_to_load_from_cache(source, "config.json"), str):
-        if any(isinstance(try_to_load_from_cache(source, name), str) for name in _VOCABULARIES):
+    if _nothing_to_ask() and not _is_kept(source, "config.json"):
+        if any(_is_kept(source, name) for name in _VOCABULARIES):
             return
         raise OSError(
             f"from_pretrained: {source} is no folder here, and no model of the hub that can be had: it is not kept "
@@ -42,11 +41,22 @@ def check_there(path: str | Path) -> None:
     except OSError as error:
         if not isinstance(error.__cause__, LocalEntryNotFoundError):
             return  # the hub answered: what it lacks is said by who needs it
-        if any(isinstance(try_to_load_from_cache(source, name), str) for name in _VOCABULARIES):
+        if any(_is_kept(source, name) for name in _VOCABULARIES):
             return  # a tokenizer alone, kept here
         raise OSError(
             f"from_pretrained: {source} is no folder here, and no model of the hub that can be had: {error}"
         ) from error
+
+
+def _is_kept(source: str, name: str) -> bool:
+    """Whether a file of this hub id was downloaded before. A path is no id, which the client says with an error."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(source, name), str)
+    except HFValidationError:
+        return False
 
 
 def _nothing_to_ask() -> bool:

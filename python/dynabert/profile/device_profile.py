@@ -21,7 +21,7 @@ from dynabert.profile.encoder_shape import EncoderShape
 if TYPE_CHECKING:
     from dynabert.configuration import ElasticBertConfig
 
-FORMAT = 2  # 1: without the times taken again later and their drift
+FORMAT = 2  # 1: several sets of fields, by the version of this package
 
 
 @dataclass(frozen=True)
