@@ -382,7 +382,7 @@ class InferenceEngine:
 
     def _pack(self, encoded: Encoded, run: list[int], shapes: list[SubnetShape]) -> tuple[PackedBatch, Plan]:
         """Batch and plan of these texts. Of one text alone all but its ids depends only on its length and sub-network,
-        and is kept: a service that is asked one short text at a time would spend a tenth of its time on it."""
+        and is kept, for a service that is asked one short text at a time."""
         ids, types = encoded.rows(run)
         if len(run) > 1 or not self._frames_fit:
             return self.model.pack(ids, types, subnet=[shapes[i] for i in run])
