@@ -252,7 +252,8 @@ class ElasticBertForSequenceClassification(ElasticBertPreTrainedModel):
 
     def packed_logits(self, batch: PackedBatch, plan: Plan) -> Tensor:
         """(B, labels) logits in the caller's order, for inference: the second door without losses, states, and an
-        output to hold them, which a short text would notice. Hooks on the model and on its head are not called. Errors as in :meth:`forward`; ``RuntimeError`` in training mode, or where gradients are wanted."""
+        output to hold them, which a short text would notice. Hooks on the model and on its head are not called. Errors
+        as in :meth:`forward`; ``RuntimeError`` in training mode, or where gradients are wanted."""
         if self.training:
             raise RuntimeError("packed_logits: the model is in training mode; call eval()")
         self.encoder.check_packed(batch, plan)
