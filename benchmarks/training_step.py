@@ -11,6 +11,7 @@ gradients are compared. Batches have the lengths of SST-2's dev sentences (mean 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -24,12 +25,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynabert import ElasticBertForSequenceClassification
 from dynabert.configuration.grid import subnet_grid
-from dynabert.distill.losses import loss_sums, run_teacher
-from dynabert.modeling.stacking import stack
+from dynabert.distill.losses import LossSums, TeacherOutput, loss_sums, run_teacher
+from dynabert.distill.step_weights import StepWeights, compact
+from dynabert.modeling.stacking import Stack, stack
 from dynabert_kernels import SubnetShape
 
 # SST-2 dev under bert-base-uncased's vocabulary: (tokens, sentences), special tokens counted.
@@ -110,14 +112,18 @@ def plain_step(model: Model, teacher: Model, batch: Sequence[Sequence[int]], wid
 
 
 def our_step(model: Model, teacher: Model, batch: Sequence[Sequence[int]], stacked: bool) -> Tensor:
-    """The same by the ops: packed, one launch for all sub-networks or one by one."""
+    """The same by the ops, as the trainer does it: packed, one launch for all sub-networks or one by one."""
     shapes = [model.shape(subnet) for subnet in subnet_grid()]
     packed, _ = model.pack(batch)
     lengths = list(map(len, batch))
     output = run_teacher(teacher, packed, lengths, shapes)
-    total = torch.zeros(())
+    total, weights, rows = torch.zeros(()), step_weights(model), None
+    if not stacked:
+        packed, rows = compact(packed, model.config.padding_idx)
+    named = weights.of_launch(rows)
     for first, run in [(0, shapes)] if stacked else [(i, [shape]) for i, shape in enumerate(shapes)]:
-        losses = loss_sums(model, stack(packed, lengths, run), output, first=first).weighted(
+        given = (stack(packed, lengths, run), output)
+        losses = torch.func.functional_call(weights.module, named, given, {"first": first}).weighted(
             logit_weight=LOGIT_WEIGHT,
             hidden_weight=HIDDEN_WEIGHT,
             num_sequences=len(batch),
@@ -125,7 +131,25 @@ def our_step(model: Model, teacher: Model, batch: Sequence[Sequence[int]], stack
         )
         losses.sum().backward()
         total += losses.sum().detach()
+    weights.finish()
     return total
+
+
+class Losses(nn.Module):
+    """A forward and its losses as a module, which can run on copies of its weights."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, stacked: Stack, output: TeacherOutput, *, first: int) -> LossSums:
+        return loss_sums(self.model, stacked, output, first=first)
+
+
+@functools.cache
+def step_weights(model: Model) -> StepWeights:
+    """A model's, kept from step to step as the trainer keeps them."""
+    return StepWeights(Losses(model), None)
 
 
 def step_of(contender: str, model: Model, teacher: Model) -> Callable[[Sequence[Sequence[int]]], Tensor]:

@@ -38,6 +38,7 @@ from dynabert.distill.losses import (
     run_teacher,
 )
 from dynabert.distill.stages import Stage
+from dynabert.distill.step_weights import StepWeights, compact
 from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
 from dynabert.evaluation import compute_logits, score_logits
 from dynabert.modeling.files import ELASTIC_FILE
@@ -174,6 +175,7 @@ class DistillationTrainer(Trainer):
             )
         self._half = next((HALF[name] for name in HALF if getattr(args, name)), None)
         self._step = _StudentStep(model)
+        self._weights = StepWeights(self._step, self._half)
         self.teacher: Any = None
         if teacher is not None:
             frozen: nn.Module = teacher if self._half is None else copy.deepcopy(teacher)
@@ -260,7 +262,11 @@ class DistillationTrainer(Trainer):
             assert self.teacher is not None  # checked at construction
             output = run_teacher(self.teacher, packed, seqlens, shapes, stage.teacher_width, hidden=wants_hidden)
         sequences, tokens = self._counts
-        runs = [shapes] if self._in_one_launch else [[shape] for shape in shapes]
+        runs, rows = [shapes], None
+        if not self._in_one_launch:
+            runs = [[shape] for shape in shapes]
+            packed, rows = compact(packed, student.config.padding_idx)
+        weights = self._weights.of_launch(rows)
         found, done = [], 0
         for run in runs:
             options: dict[str, Any] = {"dropout_state": state}
@@ -268,7 +274,8 @@ class DistillationTrainer(Trainer):
                 options |= {"first": done, "logits": self._wants_logits(student), "hidden": wants_hidden}
             elif state is not None:
                 options["dropout_state"] = state + torch.tensor([0, done]).to(state.device)
-            sums = self._forward(stack(packed, seqlens, run), output, targets, options)
+            given = (stack(packed, seqlens, run), output, targets)
+            sums = torch.func.functional_call(self._step, weights, given, options)
             losses = sums.weighted(
                 logit_weight=stage.logit_weight,
                 hidden_weight=stage.hidden_weight,
@@ -278,16 +285,8 @@ class DistillationTrainer(Trainer):
             self.accelerator.backward(losses.sum())
             found.append(losses.detach())
             done += len(run)
+        self._weights.finish()
         return torch.cat(found)
-
-    def _forward(
-        self, stacked: Stack, output: TeacherOutput | None, targets: Tensor | None, options: dict[str, Any]
-    ) -> LossSums:
-        if self._half is None:
-            return self._step(stacked, output, targets, **options)
-        # The weights stay in float32; the step runs on copies in half precision, and the cast carries gradients back.
-        half = {name: parameter.to(self._half) for name, parameter in self._step.named_parameters()}
-        return torch.func.functional_call(self._step, half, (stacked, output, targets), options)
 
     def _wants_logits(self, student: ElasticBertForSequenceClassification) -> bool:
         if self.stage.logit_weight == 0.0:
