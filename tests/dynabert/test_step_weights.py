@@ -76,7 +76,8 @@ def test_gradients_are_those_of_casts(tmp_path: Path, architecture: str, dtype: 
                 assert found[name] is None, name
                 continue
             other = found[name]
-            assert other is not None and other.dtype == torch.float32, name
+            assert other is not None, name
+            assert other.dtype == torch.float32, name
             # The sums of a row that stands twice in a text may be taken in another order.
             torch.testing.assert_close(other, gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
         words = next(g for name, g in found.items() if name.endswith("word_embeddings.weight"))
