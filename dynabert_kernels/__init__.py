@@ -12,6 +12,8 @@ from dynabert_kernels.ops import (
     NATIVE as NATIVE,
 )
 from dynabert_kernels.ops import (
+    EmbeddingWeights,
+    HeadWeights,
     Int8LayerWeights,
     Int8Linear,
     LayerWeights,
@@ -22,6 +24,7 @@ from dynabert_kernels.ops import (
     config,
     distillation_loss,
     elastic_attention,
+    elastic_classifier,
     elastic_encoder,
     elastic_encoder_int8,
     elastic_ffn,
@@ -38,6 +41,8 @@ from dynabert_kernels.ops import (
 )
 
 __all__ = [
+    "EmbeddingWeights",
+    "HeadWeights",
     "Int8LayerWeights",
     "Int8Linear",
     "LayerPlan",
@@ -52,6 +57,7 @@ __all__ = [
     "config",
     "distillation_loss",
     "elastic_attention",
+    "elastic_classifier",
     "elastic_encoder",
     "elastic_encoder_int8",
     "elastic_ffn",

@@ -60,7 +60,8 @@ int64_t plan_gemm(SpanGemm& gemm, int64_t threads) {
   const int64_t chunk_bytes = (gemm.dtype == DType::kBFloat16 ? 2 : 4) * std::min<int64_t>(k, 512);
   const int64_t cached = std::max<int64_t>(168, 512 * 1024 / chunk_bytes);
   const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (tasks_per_thread(gemm.num_spans) * threads));
-  const int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
+  int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
+  if (gemm.packed_inputs > 0 && gemm.num_spans == 1) blocks = even_blocks(rows, blocks, gemm.panels, threads);
   gemm.row_block = (rows + blocks - 1) / blocks;
   gemm.row_blocks = blocks;
   return blocks * gemm.panels;

@@ -53,6 +53,15 @@ int64_t packed_panel(DType dtype);
 // differ in cost, and the last one may be a large one.
 constexpr int64_t tasks_per_thread(int64_t num_spans) { return num_spans > 1 ? 12 : 2; }
 
+// At least `blocks` blocks of rows, so many that whole blocks are a thread's share, where a block keeps enough rows for
+// that: a thread then brings only rows of its own into the kernels' order. For weights that are in theirs already, which
+// several blocks may read at no cost.
+constexpr int64_t even_blocks(int64_t rows, int64_t blocks, int64_t panels, int64_t threads) {
+  constexpr int64_t kFewestRows = 42;  // three strips: a panel is read from the cache for so many
+  const int64_t even = (blocks + threads - 1) / threads * threads;
+  return even == blocks || rows / even < kFewestRows || panels < 2 ? blocks : even;
+}
+
 // Cuts the work for this many threads and returns the number of tasks. The result does not depend on the cut.
 int64_t plan_gemm(SpanGemm& gemm, int64_t threads);
 

@@ -44,7 +44,8 @@ int64_t plan_int8_gemm(Int8Gemm& gemm, int64_t threads) {
   // A block's packed rows should stay in the second-level cache.
   const int64_t cached = std::max<int64_t>(168, 512 * 1024 / gemm.cut.bytes(k));
   const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (tasks_per_thread(gemm.num_spans) * threads));
-  const int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
+  int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
+  if (gemm.num_spans == 1) blocks = even_blocks(rows, blocks, gemm.panels, threads);
   gemm.row_block = (rows + blocks - 1) / blocks;
   gemm.row_blocks = blocks;
   return blocks * gemm.panels;

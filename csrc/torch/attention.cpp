@@ -5,8 +5,6 @@
 
 #include <tuple>
 
-#include "torch/share_tasks.h"
-
 namespace dynabert::binding {
 
 Sequences read_sequences(const char* op, const Tensor& cu_seqlens, const std::vector<Span>& spans, int64_t max_seqlen) {
@@ -73,17 +71,21 @@ void zero_heads(void* base, int64_t row_stride, int64_t head_stride, int64_t par
 
 }  // namespace
 
-void attend(cpu::AttentionForward& attention, Sequences& sequences, const std::vector<Span>& spans) {
-  for (const Span& span : spans) {
-    zero_columns(attention.out, attention.out_row, std::max(span.begin, sequences.covered), span.end, 0,
-                 span.count * attention.head_size, attention.dtype);
+void attend(cpu::AttentionForward& attention, Sequences& sequences, const std::vector<Span>& spans, Crew& crew) {
+  if (!spans.empty() && sequences.covered < spans.back().end) {
+    crew.share(1, 1, [&](int64_t, int64_t) {
+      for (const Span& span : spans) {
+        zero_columns(attention.out, attention.out_row, std::max(span.begin, sequences.covered), span.end, 0,
+                     span.count * attention.head_size, attention.dtype);
+      }
+    });
   }
   if (sequences.active.empty()) return;
   attention.sequences = sequences.active.data();
   attention.num_sequences = static_cast<int64_t>(sequences.active.size());
-  const int64_t tasks = cpu::plan_attention(attention, static_cast<int64_t>(torch::stable::get_num_threads()));
-  share_tasks(attention, tasks, sequences.active.size() == 1,
-              [&](int64_t begin, int64_t end) { cpu::run_attention(attention, begin, end); });
+  const int64_t tasks = cpu::plan_attention(attention, crew.threads());
+  crew.share_tasks(attention, tasks, sequences.active.size() == 1,
+                   [&](int64_t begin, int64_t end) { cpu::run_attention(attention, begin, end); });
 }
 
 Tensor attend_backward(cpu::AttentionBackward& a, Sequences& sequences, const std::vector<Span>& spans,
@@ -102,8 +104,9 @@ Tensor attend_backward(cpu::AttentionBackward& a, Sequences& sequences, const st
     sums = torch::stable::new_empty(*position_bias, {plan.sums}, wide);
     a.sums = sums.mutable_data_ptr();
   }
-  share_tasks(a, plan.tasks, sequences.active.size() == 1,
-              [&](int64_t begin, int64_t end) { cpu::run_attention_backward(a, begin, end); });
+  Crew crew;
+  crew.share_tasks(a, plan.tasks, sequences.active.size() == 1,
+                   [&](int64_t begin, int64_t end) { cpu::run_attention_backward(a, begin, end); });
   if (!position_bias.has_value()) return sums;
   const int64_t heads = position_bias->size(0), distances = position_bias->size(1);
   Tensor dbias = torch::stable::new_empty(*position_bias, {heads, distances});
@@ -171,7 +174,8 @@ std::tuple<Tensor, Tensor> varlen_attention_fwd(const Tensor& qkv, const Tensor&
     }
     zero_columns(a.lse, tokens, 0, max_heads, std::min(done, sequences.covered), tokens, wide);
   }
-  attend(a, sequences, spans);
+  Crew crew;
+  attend(a, sequences, spans, crew);
   return {out, lse};
 }
 

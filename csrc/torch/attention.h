@@ -5,6 +5,7 @@
 
 #include "cpu/attention.h"
 #include "torch/arguments.h"
+#include "torch/crew.h"
 
 namespace dynabert::binding {
 
@@ -28,7 +29,7 @@ PositionBias read_position_bias(const char* op, const std::optional<Tensor>& pos
                                 int64_t heads, int64_t max_seqlen);
 
 // Runs the attention on all threads, and writes zeros to the active heads of rows that belong to no sequence.
-void attend(cpu::AttentionForward& attention, Sequences& sequences, const std::vector<Span>& spans);
+void attend(cpu::AttentionForward& attention, Sequences& sequences, const std::vector<Span>& spans, Crew& crew);
 
 // Runs the backward on all threads: dqkv of the active heads, zeros there for rows that belong to no sequence, and the
 // gradient of the bias table, which is returned: like the table, or empty without one.

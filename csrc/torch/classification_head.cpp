@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "torch/arguments.h"
+#include "torch/inference.h"
 #include "torch/matmul.h"
 
 namespace dynabert::binding {
@@ -70,9 +71,12 @@ Tensor linear(const char* op, const char* weight_name, const char* bias_name, co
   p.bias = vector_of(op, bias_name, bias, outputs, x.scalar_type(), "(outputs,)");
   p.c = y.mutable_data_ptr();
   p.c_stride = outputs;
-  multiply_spans(p, {{0, rows, outputs, x.size(1)}});
+  Crew crew;
+  multiply_spans(p, {{0, rows, outputs, x.size(1)}}, crew);
   return y;
 }
+
+}  // namespace
 
 Tensor classification_head(const Tensor& x, const Tensor& cu_seqlens, std::optional<Tensor> dense_weight,
                            std::optional<Tensor> dense_bias, const Tensor& out_weight, const Tensor& out_bias) {
@@ -102,7 +106,6 @@ Tensor classification_head(const Tensor& x, const Tensor& cu_seqlens, std::optio
   return linear(op, "out_weight", "out_bias", first, out_weight, out_bias, dtype);
 }
 
-}  // namespace
 }  // namespace dynabert::binding
 
 STABLE_TORCH_LIBRARY_IMPL(dynabert_cpu, CPU, m) {

@@ -83,7 +83,7 @@ AttentionOperands attention_operands(const char* op, const Tensor& x, const Tens
 }
 
 void run_attention_sublayer(const AttentionOperands& operands, cpu::AttentionForward attention, const SublayerEnd& end,
-                            Sequences& sequences, const std::vector<Span>& spans) {
+                            Sequences& sequences, const std::vector<Span>& spans, Crew& crew) {
   const int64_t size = operands.size, columns = operands.max_heads * size;
   void* qkv = const_cast<void*>(attention.qkv);
   // qkv[t, :k] = x[t] . weight[:k]^T + bias[:k] with k heads.
@@ -98,7 +98,7 @@ void run_attention_sublayer(const AttentionOperands& operands, cpu::AttentionFor
     into.bias = at(operands.qkv_bias, block.column, end.dtype);
     into.c = at(qkv, block.column, end.dtype);
     into.c_stride = 3 * columns;
-    multiply_spans(into, block.spans);
+    multiply_spans(into, block.spans, crew);
   }
 
   attention.dtype = end.dtype;
@@ -109,7 +109,7 @@ void run_attention_sublayer(const AttentionOperands& operands, cpu::AttentionFor
   attention.out_head = size;
   attention.lse_head = end.tokens;
   attention.head_size = size;
-  attend(attention, sequences, spans);
+  attend(attention, sequences, spans, crew);
 
   Product out = {};
   out.dtype = end.dtype;
@@ -120,8 +120,8 @@ void run_attention_sublayer(const AttentionOperands& operands, cpu::AttentionFor
   out.packed_inputs = operands.out.packed_inputs;
   out.c = end.projected;
   out.c_stride = end.columns;
-  multiply_spans(out, product_spans(spans, 0, end.columns, size, 0));
-  finish_sublayer(end, spans);
+  multiply_spans(out, product_spans(spans, 0, end.columns, size, 0), crew);
+  finish_sublayer(end, spans, crew);
 }
 
 namespace {
@@ -179,7 +179,8 @@ AttentionOutputs elastic_attention_fwd(const Tensor& x, const Tensor& qkv_weight
                            .rstd = save ? rstd.mutable_data_ptr() : nullptr,
                            .eps = eps,
                            .dropout = dropout_of(op, dropout_state, hidden_dropout, dropout_stream + 1)};
-  run_attention_sublayer(operands, attention, end, sequences, spans);
+  Crew crew;
+  run_attention_sublayer(operands, attention, end, sequences, spans, crew);
   if (save) return {y, qkv, context, lse, hidden, mean, rstd};
   return {y, nothing(type), nothing(type), lse, hidden, mean, rstd};
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "torch/inference.h"
 #include "torch/sublayers.h"
 
 namespace dynabert::binding {
@@ -18,6 +19,22 @@ struct WorkingMemory {
   void *qkv, *context, *active, *between;
 };
 
+// What follows a sub-layer's last product.
+struct EndVectors {
+  const void *out_bias, *ln_weight, *ln_bias;
+};
+
+// A layer that runs, checked.
+struct Layer {
+  AttentionOperands attention;
+  EndVectors attention_end;
+  FfnOperands ffn;
+  EndVectors ffn_end;
+  Sequences sequences;
+  PositionBias bias;
+  std::vector<Span> heads, neurons;  // the plan's, in this layer
+};
+
 WorkingMemory working_memory(const Tensor& x, int64_t most_columns, int64_t most_neurons, DType dtype) {
   const int64_t tokens = x.size(0), width = x.size(1);
   // A sub-layer's inner results are dead when the next one starts.
@@ -26,6 +43,8 @@ WorkingMemory working_memory(const Tensor& x, int64_t most_columns, int64_t most
   void* start = owner.mutable_data_ptr();
   return {owner, start, at(start, tokens * 3 * most_columns, dtype), start, at(start, tokens * inner, dtype)};
 }
+
+}  // namespace
 
 Tensor elastic_encoder(const Tensor& x, std::vector<Tensor> weights, std::vector<Tensor> position_biases,
                        const Tensor& cu_seqlens, const Tensor& table, int64_t num_groups,
@@ -48,18 +67,7 @@ Tensor elastic_encoder(const Tensor& x, std::vector<Tensor> weights, std::vector
   const int64_t most_neurons = layers == 0 ? 0 : *std::max_element(max_neurons.begin(), max_neurons.end());
   const WorkingMemory memory = working_memory(x, most_columns, std::max<int64_t>(most_neurons, 0), dtype);
   Tensor y = torch::stable::new_empty(x, {tokens, width});
-  SublayerEnd end = {};
-  end.dtype = dtype;
-  end.x = x.const_data_ptr();
-  end.tokens = tokens;
-  end.columns = width;
-  end.x_stride = x.stride(0);
-  end.eps = eps;
-  cpu::AttentionForward attention = {};
-  attention.scale = scale;
-  attention.qkv = memory.qkv;
-  attention.out = memory.context;
-  bool ran = false;
+  std::vector<Layer> read;
   for (int64_t layer = 0; layer < layers; ++layer) {
     if (max_heads[layer] == 0 && max_neurons[layer] == 0) continue;
     const int64_t start = num_groups + 1 + 2 * num_groups * layer;
@@ -67,38 +75,56 @@ Tensor elastic_encoder(const Tensor& x, std::vector<Tensor> weights, std::vector
     const Tensor neuron_counts = torch::stable::narrow(numbers, 0, start + num_groups, num_groups);
     const Tensor* w = weights.data() + kWeightsPerLayer * layer;
     const auto vector = [&](int64_t index, const char* name) { return vector_of(op, name, w[index], width, type); };
-
-    std::vector<Span> spans = read_spans(op, rows, head_counts, "head_counts", 1, max_heads[layer], tokens);
-    const AttentionOperands attended = attention_operands(op, x, w[0], w[1], w[2], spans, max_heads[layer], packed);
-    Sequences sequences = read_sequences(op, cu_seqlens, spans, max_seqlen);
+    Layer& into = read.emplace_back();
+    into.heads = read_spans(op, rows, head_counts, "head_counts", 1, max_heads[layer], tokens);
+    into.attention = attention_operands(op, x, w[0], w[1], w[2], into.heads, max_heads[layer], packed);
+    into.sequences = read_sequences(op, cu_seqlens, into.heads, max_seqlen);
     if (!position_biases.empty()) {
-      const PositionBias bias = read_position_bias(op, position_biases[layer], type, max_heads[layer], max_seqlen);
-      attention.position_bias = bias.table;
-      attention.bias_head = bias.head;
-      attention.bias_centre = bias.centre;
+      into.bias = read_position_bias(op, position_biases[layer], type, max_heads[layer], max_seqlen);
     }
-    end.out_bias = vector(3, "out_bias");
-    end.ln_weight = vector(4, "ln_weight");
-    end.ln_bias = vector(5, "ln_bias");
-    end.projected = end.y = memory.between;
-    run_attention_sublayer(attended, attention, end, sequences, spans);
-
-    spans = read_spans(op, rows, neuron_counts, "neuron_counts", 1, max_neurons[layer], tokens);
-    const FfnOperands fed = ffn_operands(op, x, w[6], w[7], w[8], max_neurons[layer], activation, packed);
-    end.x = memory.between;
-    end.x_stride = width;
-    end.out_bias = vector(9, "out_bias");
-    end.ln_weight = vector(10, "ln_weight");
-    end.ln_bias = vector(11, "ln_bias");
-    end.projected = end.y = y.mutable_data_ptr();
-    run_ffn_sublayer(fed, memory.active, nullptr, end, spans);
-    end.x = y.const_data_ptr();
-    ran = true;
+    into.attention_end = {vector(3, "out_bias"), vector(4, "ln_weight"), vector(5, "ln_bias")};
+    into.neurons = read_spans(op, rows, neuron_counts, "neuron_counts", 1, max_neurons[layer], tokens);
+    into.ffn = ffn_operands(op, x, w[6], w[7], w[8], max_neurons[layer], activation, packed);
+    into.ffn_end = {vector(9, "out_bias"), vector(10, "ln_weight"), vector(11, "ln_bias")};
   }
-  return ran ? y : torch::stable::clone(x);
+  if (read.empty()) return torch::stable::clone(x);
+  void* result = y.mutable_data_ptr();
+  // PyTorch's products make regions of their own.
+  with_crew(cpu::has_gemm(dtype), [&](Crew& crew) {
+    SublayerEnd end = {};
+    end.dtype = dtype;
+    end.x = x.const_data_ptr();
+    end.tokens = tokens;
+    end.columns = width;
+    end.x_stride = x.stride(0);
+    end.eps = eps;
+    const auto ends_with = [&](const EndVectors& vectors, void* into) {
+      end.out_bias = vectors.out_bias;
+      end.ln_weight = vectors.ln_weight;
+      end.ln_bias = vectors.ln_bias;
+      end.projected = end.y = into;
+    };
+    cpu::AttentionForward attention = {};
+    attention.scale = scale;
+    attention.qkv = memory.qkv;
+    attention.out = memory.context;
+    for (const Layer& layer : read) {
+      Sequences sequences = layer.sequences;
+      attention.position_bias = layer.bias.table;
+      attention.bias_head = layer.bias.head;
+      attention.bias_centre = layer.bias.centre;
+      ends_with(layer.attention_end, memory.between);
+      run_attention_sublayer(layer.attention, attention, end, sequences, layer.heads, crew);
+      end.x = memory.between;
+      end.x_stride = width;
+      ends_with(layer.ffn_end, result);
+      run_ffn_sublayer(layer.ffn, memory.active, nullptr, end, layer.neurons, crew);
+      end.x = result;
+    }
+  });
+  return y;
 }
 
-}  // namespace
 }  // namespace dynabert::binding
 
 STABLE_TORCH_LIBRARY_IMPL(dynabert_cpu, CPU, m) {

@@ -7,6 +7,7 @@
 
 #include "torch/attention.h"
 #include "torch/int8_linear.h"
+#include "torch/inference.h"
 #include "torch/sublayers.h"
 
 namespace dynabert::binding {
@@ -25,6 +26,8 @@ struct Layer {
   Norm attention_norm, ffn_norm;
   int64_t head_size;
   std::vector<Span> heads, neurons;  // the plan's, in this layer
+  Sequences sequences;
+  PositionBias bias;
 };
 
 Layer read_layer(const char* op, const Tensor* w, const Tensor& x, ScalarType type, int64_t max_heads,
@@ -81,6 +84,8 @@ WorkingMemory working_memory(const Tensor& x, int64_t most_columns, int64_t most
           .activations = Int8Activations(x, tokens, row_bytes)};
 }
 
+}  // namespace
+
 Tensor elastic_encoder_int8(const Tensor& x, std::vector<Tensor> weights, std::vector<Tensor> position_biases,
                             const Tensor& cu_seqlens, const Tensor& table, int64_t num_groups,
                             std::vector<int64_t> max_heads, std::vector<int64_t> max_neurons, int64_t max_seqlen,
@@ -110,6 +115,10 @@ Tensor elastic_encoder_int8(const Tensor& x, std::vector<Tensor> weights, std::v
                              max_heads[l], tokens);
     layer.neurons = read_spans(op, rows, torch::stable::narrow(numbers, 0, start + num_groups, num_groups),
                                "neuron_counts", 1, max_neurons[l], tokens);
+    layer.sequences = read_sequences(op, cu_seqlens, layer.heads, max_seqlen);
+    if (!position_biases.empty()) {
+      layer.bias = read_position_bias(op, position_biases[l], type, max_heads[l], max_seqlen);
+    }
     most_columns = std::max(most_columns, max_heads[l] * layer.head_size);
     most_neurons = std::max(most_neurons, max_neurons[l]);
     for (const Int8Linear* linear : {&layer.qkv, &layer.ffn_in}) {
@@ -121,59 +130,60 @@ Tensor elastic_encoder_int8(const Tensor& x, std::vector<Tensor> weights, std::v
   if (!runs) return torch::stable::clone(x);
   WorkingMemory memory = working_memory(x, most_columns, most_neurons, row_bytes, dtype);
   Tensor y = torch::stable::new_empty(x, {tokens, width});
-  SublayerEnd end = {};
-  end.dtype = dtype;
-  end.x = x.const_data_ptr();
-  end.tokens = tokens;
-  end.columns = width;
-  end.x_stride = x.stride(0);
-  end.eps = eps;
-  cpu::AttentionForward attention = {};
-  attention.dtype = dtype;
-  attention.scale = scale;
-  attention.qkv = memory.qkv;
-  attention.out = memory.context;
-  for (int64_t l = 0; l < layers; ++l) {
-    if (max_heads[l] == 0 && max_neurons[l] == 0) continue;
-    const Layer& layer = read[l];
-    const int64_t size = layer.head_size, columns = max_heads[l] * size;
-    Sequences sequences = read_sequences(op, cu_seqlens, layer.heads, max_seqlen);
-    if (!position_biases.empty()) {
-      const PositionBias bias = read_position_bias(op, position_biases[l], type, max_heads[l], max_seqlen);
-      attention.position_bias = bias.table;
-      attention.bias_head = bias.head;
-      attention.bias_centre = bias.centre;
-    }
-    multiply_int8(layer.qkv, dtype, end.x, end.x_stride, memory.qkv, 3 * columns, Activation::kNone,
-                  product_spans(layer.heads, 3 * size, 0, 0, width), memory.activations);
-    attention.qkv_row = 3 * columns;
-    attention.qkv_head = 3 * size;
-    attention.qkv_part = attention.out_head = attention.head_size = size;
-    attention.out_row = columns;
-    attend(attention, sequences, layer.heads);
-    end.projected = end.y = memory.between;
-    multiply_int8(layer.attention, dtype, memory.context, columns, end.projected, width, Activation::kNone,
-                  product_spans(layer.heads, 0, width, size, 0), memory.activations);
-    end.ln_weight = layer.attention_norm.weight;
-    end.ln_bias = layer.attention_norm.bias;
-    finish_sublayer(end, layer.heads);
+  void* result = y.mutable_data_ptr();
+  SublayerEnd ends = {};
+  ends.dtype = dtype;
+  ends.x = x.const_data_ptr();
+  ends.tokens = tokens;
+  ends.columns = width;
+  ends.x_stride = x.stride(0);
+  ends.eps = eps;
+  cpu::AttentionForward attended = {};
+  attended.dtype = dtype;
+  attended.scale = scale;
+  attended.qkv = memory.qkv;
+  attended.out = memory.context;
+  with_crew(true, [&](Crew& crew) {
+    SublayerEnd end = ends;
+    cpu::AttentionForward attention = attended;
+    for (int64_t l = 0; l < layers; ++l) {
+      if (max_heads[l] == 0 && max_neurons[l] == 0) continue;
+      const Layer& layer = read[l];
+      const int64_t size = layer.head_size, columns = max_heads[l] * size;
+      Sequences sequences = layer.sequences;
+      attention.position_bias = layer.bias.table;
+      attention.bias_head = layer.bias.head;
+      attention.bias_centre = layer.bias.centre;
+      multiply_int8(layer.qkv, dtype, end.x, end.x_stride, memory.qkv, 3 * columns, Activation::kNone,
+                    product_spans(layer.heads, 3 * size, 0, 0, width), memory.activations, crew);
+      attention.qkv_row = 3 * columns;
+      attention.qkv_head = 3 * size;
+      attention.qkv_part = attention.out_head = attention.head_size = size;
+      attention.out_row = columns;
+      attend(attention, sequences, layer.heads, crew);
+      end.projected = end.y = memory.between;
+      multiply_int8(layer.attention, dtype, memory.context, columns, end.projected, width, Activation::kNone,
+                    product_spans(layer.heads, 0, width, size, 0), memory.activations, crew);
+      end.ln_weight = layer.attention_norm.weight;
+      end.ln_bias = layer.attention_norm.bias;
+      finish_sublayer(end, layer.heads, crew);
 
-    end.x = memory.between;
-    end.x_stride = width;
-    multiply_int8(layer.ffn_in, dtype, end.x, width, memory.active, max_neurons[l], act,
-                  product_spans(layer.neurons, 1, 0, 0, width), memory.activations);
-    end.projected = end.y = y.mutable_data_ptr();
-    multiply_int8(layer.ffn_out, dtype, memory.active, max_neurons[l], end.projected, width, Activation::kNone,
-                  product_spans(layer.neurons, 0, width, 1, 0), memory.activations);
-    end.ln_weight = layer.ffn_norm.weight;
-    end.ln_bias = layer.ffn_norm.bias;
-    finish_sublayer(end, layer.neurons);
-    end.x = y.const_data_ptr();
-  }
+      end.x = memory.between;
+      end.x_stride = width;
+      multiply_int8(layer.ffn_in, dtype, end.x, width, memory.active, max_neurons[l], act,
+                    product_spans(layer.neurons, 1, 0, 0, width), memory.activations, crew);
+      end.projected = end.y = result;
+      multiply_int8(layer.ffn_out, dtype, memory.active, max_neurons[l], end.projected, width, Activation::kNone,
+                    product_spans(layer.neurons, 0, width, 1, 0), memory.activations, crew);
+      end.ln_weight = layer.ffn_norm.weight;
+      end.ln_bias = layer.ffn_norm.bias;
+      finish_sublayer(end, layer.neurons, crew);
+      end.x = result;
+    }
+  });
   return y;
 }
 
-}  // namespace
 }  // namespace dynabert::binding
 
 STABLE_TORCH_LIBRARY_IMPL(dynabert_cpu, CPU, m) {

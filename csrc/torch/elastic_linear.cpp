@@ -96,7 +96,8 @@ std::tuple<Tensor, Tensor> elastic_linear_fwd(const Tensor& x, const Tensor& wei
 
   zero_beyond(p.c, max_out, tokens, spans, &ProductSpan::n, p.dtype);
   if (keep_pre) zero_beyond(p.pre, max_out, tokens, spans, &ProductSpan::n, p.dtype);
-  multiply_spans(p, spans);
+  Crew crew;
+  multiply_spans(p, spans, crew);
   return {y, pre};
 }
 

@@ -9,7 +9,7 @@
 #include "cpu/embedding.h"
 #include "cpu/layer_norm.h"
 #include "cpu/scratch.h"
-#include "torch/arguments.h"
+#include "torch/inference.h"
 
 namespace dynabert::binding {
 namespace {
@@ -101,6 +101,8 @@ class FirstWrong {
   std::atomic<int64_t> first_{kNone};
 };
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> embed_layer_norm_fwd(const Tensor& input_ids, const Tensor& position_ids,
                                                         std::optional<Tensor> token_type_ids, const Tensor& word,
                                                         const Tensor& position, std::optional<Tensor> token_type,
@@ -131,6 +133,8 @@ std::tuple<Tensor, Tensor, Tensor> embed_layer_norm_fwd(const Tensor& input_ids,
   wrong.refuse_if_any(op, a.lookups);
   return {y, mean, rstd};
 }
+
+namespace {
 
 // Runs of equal ids, ascending, and each run's tokens in their order. `without`: an id that is left out.
 std::vector<cpu::TokenRun> runs_of(const cpu::Lookup& lookup, int64_t tokens, int64_t without,

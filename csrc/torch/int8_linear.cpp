@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "torch/share_tasks.h"
-
 namespace dynabert::binding {
 
 Int8Linear read_int8_linear(const char* op, const Int8Names& names, const Tensor* given, int64_t inputs, int64_t chunk,
@@ -48,14 +46,16 @@ Int8Activations::Int8Activations(const Tensor& like, int64_t rows, int64_t row_b
       stride(row_bytes) {}
 
 void multiply_int8(const Int8Linear& linear, DType dtype, const void* a, int64_t a_stride, void* c, int64_t c_stride,
-                   Activation activation, const std::vector<ProductSpan>& spans, Int8Activations& activations) {
+                   Activation activation, const std::vector<ProductSpan>& spans, Int8Activations& activations,
+                   Crew& crew) {
   if (spans.empty()) return;
   uint8_t* bytes = static_cast<uint8_t*>(activations.bytes.mutable_data_ptr());
   float* scale = static_cast<float*>(activations.scale.mutable_data_ptr());
   // One launch for all spans: many short texts of different widths are still shared by all threads.
   int64_t most = 1;
   for (const ProductSpan& span : spans) most = std::max(most, span.k);
-  torch::stable::parallel_for(spans.front().begin, spans.back().end, row_grain(most), [&](int64_t first, int64_t last) {
+  const int64_t start = spans.front().begin;
+  crew.share(spans.back().end - start, row_grain(most), [&](int64_t first, int64_t last) {
     cpu::Int8Rows rows = {.dtype = dtype,
                           .x = a,
                           .x_stride = a_stride,
@@ -65,7 +65,7 @@ void multiply_int8(const Int8Linear& linear, DType dtype, const void* a, int64_t
                           .a_stride = activations.stride,
                           .scale = scale};
     for (const ProductSpan& span : spans) {
-      const int64_t begin = std::max(first, span.begin), end = std::min(last, span.end);
+      const int64_t begin = std::max(start + first, span.begin), end = std::min(start + last, span.end);
       rows.k = span.k;
       if (begin < end) cpu::run_int8_rows(rows, begin, end);
     }
@@ -87,9 +87,9 @@ void multiply_int8(const Int8Linear& linear, DType dtype, const void* a, int64_t
   gemm.activation = activation;
   gemm.spans = spans.data();
   gemm.num_spans = static_cast<int64_t>(spans.size());
-  const int64_t tasks = cpu::plan_int8_gemm(gemm, static_cast<int64_t>(torch::stable::get_num_threads()));
-  share_tasks(gemm, tasks, spans.size() == 1,
-              [&](int64_t begin, int64_t end) { cpu::run_int8_gemm(gemm, begin, end); });
+  const int64_t tasks = cpu::plan_int8_gemm(gemm, crew.threads());
+  crew.share_tasks(gemm, tasks, spans.size() == 1,
+                   [&](int64_t begin, int64_t end) { cpu::run_int8_gemm(gemm, begin, end); });
 }
 
 namespace {
@@ -111,8 +111,9 @@ Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& scale, c
   Tensor y = torch::stable::new_empty(x, {tokens, n});
   if (tokens == 0) return y;
   Int8Activations activations(x, tokens, linear.cut.bytes(linear.inputs));
+  Crew crew;
   multiply_int8(linear, dtype, x.const_data_ptr(), x.stride(0), y.mutable_data_ptr(), n, activation_of(op, activation),
-                {{0, tokens, n, k}}, activations);
+                {{0, tokens, n, k}}, activations, crew);
   return y;
 }
 

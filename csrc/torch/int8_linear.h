@@ -43,6 +43,7 @@ struct Int8Activations {
 // c[r, :n] = act(a[r, :k] . weight[:n, :k]^T + bias[:n]), a quantised row by row over its k active numbers. Nothing
 // outside the spans' rows and columns is read of a or written to c. n and k are at least 1.
 void multiply_int8(const Int8Linear& linear, DType dtype, const void* a, int64_t a_stride, void* c, int64_t c_stride,
-                   Activation activation, const std::vector<ProductSpan>& spans, Int8Activations& activations);
+                   Activation activation, const std::vector<ProductSpan>& spans, Int8Activations& activations,
+                   Crew& crew);
 
 }  // namespace dynabert::binding

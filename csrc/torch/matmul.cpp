@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <array>
 
-#include "torch/share_tasks.h"
-
 namespace dynabert::binding {
 namespace {
 
@@ -75,16 +73,17 @@ void span_by_torch(const Product& p, const ProductSpan& span) {
                               [&](int64_t begin, int64_t end) { cpu::run_epilogue(epilogue, begin, end); });
 }
 
-void run_on_all_threads(cpu::SpanGemm& gemm, const std::vector<ProductSpan>& spans) {
+void run_on_all_threads(cpu::SpanGemm& gemm, const std::vector<ProductSpan>& spans, Crew& crew) {
   gemm.spans = spans.data();
   gemm.num_spans = static_cast<int64_t>(spans.size());
-  const int64_t tasks = cpu::plan_gemm(gemm, static_cast<int64_t>(torch::stable::get_num_threads()));
-  share_tasks(gemm, tasks, spans.size() == 1, [&](int64_t begin, int64_t end) { cpu::run_gemm(gemm, begin, end); });
+  const int64_t tasks = cpu::plan_gemm(gemm, crew.threads());
+  crew.share_tasks(gemm, tasks, spans.size() == 1,
+                   [&](int64_t begin, int64_t end) { cpu::run_gemm(gemm, begin, end); });
 }
 
 }  // namespace
 
-void multiply_spans(const Product& p, const std::vector<ProductSpan>& spans) {
+void multiply_spans(const Product& p, const std::vector<ProductSpan>& spans, Crew& crew) {
   std::vector<ProductSpan> mine;
   for (const ProductSpan& span : spans) {
     if (span.end <= span.begin || span.n == 0) continue;
@@ -110,7 +109,7 @@ void multiply_spans(const Product& p, const std::vector<ProductSpan>& spans) {
   gemm.pre_stride = p.pre_stride;
   gemm.packed_inputs = p.packed_inputs;
   gemm.activation = p.activation;
-  run_on_all_threads(gemm, mine);
+  run_on_all_threads(gemm, mine, crew);
 }
 
 namespace {
@@ -240,7 +239,8 @@ void input_gradient(const InputGradient& p, const std::vector<ProductSpan>& span
   gemm.activated = p.activated;
   gemm.activated_stride = p.activated_stride;
   gemm.activation = p.activation;
-  run_on_all_threads(gemm, mine);
+  Crew crew;
+  run_on_all_threads(gemm, mine, crew);
 }
 
 void weight_gradient(const WeightGradient& p, const std::vector<ProductSpan>& spans) {
@@ -256,10 +256,10 @@ void weight_gradient(const WeightGradient& p, const std::vector<ProductSpan>& sp
     gemm.dw = p.dw;
     gemm.dw_stride = p.dw_stride;
     cpu::WeightPlan plan;
-    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-    const int64_t tasks = cpu::plan_weight_gemm(gemm, plan, spans, threads);
-    share_tasks(gemm, tasks, spans.size() == 1,
-                [&](int64_t begin, int64_t end) { cpu::run_weight_gemm(gemm, begin, end); });
+    Crew crew;
+    const int64_t tasks = cpu::plan_weight_gemm(gemm, plan, spans, crew.threads());
+    crew.share_tasks(gemm, tasks, spans.size() == 1,
+                     [&](int64_t begin, int64_t end) { cpu::run_weight_gemm(gemm, begin, end); });
     reached_rows = plan.reached_rows;
     reached_columns = plan.reached_columns;
   } else {

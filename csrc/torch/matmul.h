@@ -6,6 +6,7 @@
 #include "cpu/gemm.h"
 #include "cpu/weight_gradient.h"
 #include "torch/arguments.h"
+#include "torch/crew.h"
 
 namespace dynabert::binding {
 
@@ -27,7 +28,8 @@ struct Product {
 };
 
 // Nothing outside the spans' rows and columns is read or written. Spans with n = 0 write nothing; k = 0 sums to 0.
-void multiply_spans(const Product& product, const std::vector<ProductSpan>& spans);
+// Inside a region only dtypes of cpu::has_gemm, and no span with k = 0.
+void multiply_spans(const Product& product, const std::vector<ProductSpan>& spans, Crew& crew);
 
 // The gradients of a linear map y[r, :n] = x[r, :k] . w[:n, :k]^T + b[:n], over the same spans as the map itself.
 

@@ -17,7 +17,7 @@ std::vector<Span> merge_active(std::vector<Span> spans) {
 
 }  // namespace
 
-void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
+void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans, Crew& crew) {
   const int64_t tokens = end.tokens, columns = end.columns, x_stride = end.x_stride;
   const void* x = end.x;
   cpu::LayerNormForward shared = {};
@@ -36,10 +36,12 @@ void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
   for (const Span& span : dropping ? spans : merge_active(spans)) {
     done = span.end;
     if (span.count == 0) {
-      for (int64_t row = span.begin; row < span.end; ++row) {
-        std::memcpy(at(end.y, row * columns, end.dtype), at(x, row * x_stride, end.dtype),
-                    static_cast<size_t>(columns * element_size(end.dtype)));
-      }
+      crew.share(span.end - span.begin, row_grain(columns), [&](int64_t begin, int64_t last) {
+        for (int64_t row = span.begin + begin; row < span.begin + last; ++row) {
+          std::memcpy(at(end.y, row * columns, end.dtype), at(x, row * x_stride, end.dtype),
+                      static_cast<size_t>(columns * element_size(end.dtype)));
+        }
+      });
       continue;
     }
     cpu::LayerNormForward a = shared;
@@ -50,10 +52,12 @@ void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans) {
     a.mean = end.mean ? at(end.mean, span.begin, wide) : nullptr;
     a.rstd = end.rstd ? at(end.rstd, span.begin, wide) : nullptr;
     a.dropout = of_group(end.dropout, span.group);
-    torch::stable::parallel_for(0, span.end - span.begin, row_grain(columns),
-                                [&](int64_t begin, int64_t last) { cpu::layer_norm_forward(a, begin, last); });
+    crew.share(span.end - span.begin, row_grain(columns),
+               [&](int64_t begin, int64_t last) { cpu::layer_norm_forward(a, begin, last); });
   }
-  zero_columns(end.y, columns, done, tokens, 0, columns, end.dtype);
+  if (done < tokens) {
+    crew.share(1, 1, [&](int64_t, int64_t) { zero_columns(end.y, columns, done, tokens, 0, columns, end.dtype); });
+  }
 }
 
 std::vector<ProductSpan> product_spans(const std::vector<Span>& spans, int64_t n_per_count, int64_t fixed_n,
@@ -149,7 +153,7 @@ FfnOperands ffn_operands(const char* op, const Tensor& x, const Tensor& in_weigh
 }
 
 void run_ffn_sublayer(const FfnOperands& operands, void* active, void* pre, const SublayerEnd& end,
-                      const std::vector<Span>& spans) {
+                      const std::vector<Span>& spans, Crew& crew) {
   Product into = {};
   into.dtype = end.dtype;
   into.a = end.x;
@@ -163,7 +167,7 @@ void run_ffn_sublayer(const FfnOperands& operands, void* active, void* pre, cons
   into.pre = pre;
   into.pre_stride = operands.max_neurons;
   into.activation = operands.activation;
-  multiply_spans(into, product_spans(spans, 1, 0, 0, end.columns));
+  multiply_spans(into, product_spans(spans, 1, 0, 0, end.columns), crew);
 
   Product out = {};
   out.dtype = end.dtype;
@@ -174,8 +178,8 @@ void run_ffn_sublayer(const FfnOperands& operands, void* active, void* pre, cons
   out.packed_inputs = operands.out.packed_inputs;
   out.c = end.projected;
   out.c_stride = end.columns;
-  multiply_spans(out, product_spans(spans, 0, end.columns, 1, 0));
-  finish_sublayer(end, spans);
+  multiply_spans(out, product_spans(spans, 0, end.columns, 1, 0), crew);
+  finish_sublayer(end, spans, crew);
 }
 
 namespace {
@@ -216,7 +220,8 @@ FfnOutputs elastic_ffn_fwd(const Tensor& x, const Tensor& in_weight, const Tenso
                            .rstd = save ? rstd.mutable_data_ptr() : nullptr,
                            .eps = eps,
                            .dropout = dropout_of(op, dropout_state, hidden_dropout, dropout_stream)};
-  run_ffn_sublayer(operands, active.mutable_data_ptr(), save ? pre.mutable_data_ptr() : nullptr, end, spans);
+  Crew crew;
+  run_ffn_sublayer(operands, active.mutable_data_ptr(), save ? pre.mutable_data_ptr() : nullptr, end, spans, crew);
   return {y, pre, hidden, mean, rstd};
 }
 

@@ -42,7 +42,7 @@ struct SublayerEnd {
 };
 
 // y = LayerNorm(x + dropout(projected + out_bias)) for spans with a count, y = x for spans without, 0 for other rows.
-void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans);
+void finish_sublayer(const SublayerEnd& end, const std::vector<Span>& spans, Crew& crew);
 
 struct SublayerEndBackward {
   const char* op;
@@ -97,7 +97,7 @@ AttentionOperands attention_operands(const char* op, const Tensor& x, const Tens
 
 // `attention` brings its bias table, dropout, scale, and the memory qkv (T, max_heads, 3, D) and out (T, max_heads, D).
 void run_attention_sublayer(const AttentionOperands& operands, cpu::AttentionForward attention, const SublayerEnd& end,
-                            Sequences& sequences, const std::vector<Span>& spans);
+                            Sequences& sequences, const std::vector<Span>& spans, Crew& crew);
 
 struct FfnOperands {
   WeightMatrix in, out;
@@ -112,7 +112,7 @@ FfnOperands ffn_operands(const char* op, const Tensor& x, const Tensor& in_weigh
 
 // `active` (T, max_neurons) is working memory; `pre`, of the same shape, receives the values before the activation.
 void run_ffn_sublayer(const FfnOperands& operands, void* active, void* pre, const SublayerEnd& end,
-                      const std::vector<Span>& spans);
+                      const std::vector<Span>& spans, Crew& crew);
 
 // What an op of a whole encoder checks of its lists and its plan's table; returns the borders of the groups' rows.
 Tensor check_encoder(const char* op, const std::vector<Tensor>& weights, int64_t weights_per_layer,

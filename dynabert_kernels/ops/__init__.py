@@ -6,6 +6,7 @@ from dynabert_kernels.ops.classification_head import classification_head
 from dynabert_kernels.ops.config import config, show_config
 from dynabert_kernels.ops.distillation_loss import distillation_loss
 from dynabert_kernels.ops.elastic_attention import elastic_attention
+from dynabert_kernels.ops.elastic_classifier import EmbeddingWeights, HeadWeights, elastic_classifier
 from dynabert_kernels.ops.elastic_encoder import (
     LayerWeights,
     PackedLayerWeights,
@@ -28,6 +29,8 @@ triton_providers.load()
 
 __all__ = [
     "NATIVE",
+    "EmbeddingWeights",
+    "HeadWeights",
     "Int8LayerWeights",
     "Int8Linear",
     "LayerWeights",
@@ -38,6 +41,7 @@ __all__ = [
     "config",
     "distillation_loss",
     "elastic_attention",
+    "elastic_classifier",
     "elastic_encoder",
     "elastic_encoder_int8",
     "elastic_ffn",

@@ -61,6 +61,7 @@ def classification_head(
     if (dense_weight is None) != (dense_bias is None):
         raise ValueError(f"{NAME}: dense_weight and dense_bias belong together; give both, or neither")
     checks.indices(NAME, "cu_seqlens", cu_seqlens, x.device, torch.int32)
-    if providers.forced_provider() not in (None, *providers.registered()[NAME]):
+    forced = providers.forced_provider()
+    if forced is not None and not providers.has(NAME, forced):
         return reference.classification_head(x, cu_seqlens, dense_weight, dense_bias, out_weight, out_bias)
     return _head(x, cu_seqlens, dense_weight, dense_bias, out_weight, out_bias)

@@ -181,7 +181,7 @@ def elastic_encoder(
         raise RuntimeError(f"{NAME}: it has no backward; run it under torch.no_grad(), or the layers' own ops")
     number = checks.activation_code(NAME, activation)
     forced = providers.forced_provider()
-    here = x.device.type == "cpu" and (forced is None or forced in providers.registered()[NAME])
+    here = x.device.type == "cpu" and (forced is None or providers.has(NAME, forced))
     if packed and not here:
         raise ValueError(
             f"{NAME}: packed weights run on the CPU by the native library or the reference; x is on {x.device}, and "

@@ -58,10 +58,8 @@ class Int8LayerWeights(NamedTuple):
 
     def tensors(self) -> list[Tensor]:
         """All twenty, in the order in which the op takes them."""
-        flat: list[Tensor] = []
-        for part in self:
-            flat += [part] if isinstance(part, Tensor) else part
-        return flat
+        norms, last = (self.attention_norm_weight, self.attention_norm_bias), (self.ffn_norm_weight, self.ffn_norm_bias)
+        return [*self.qkv, *self.attention, *norms, *self.ffn_in, *self.ffn_out, *last]
 
 
 def _units(chunk: int) -> int:

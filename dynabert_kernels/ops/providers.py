@@ -71,6 +71,11 @@ def registered() -> dict[str, tuple[str, ...]]:
     return {op: tuple(name for name in NAMES if name in table) for op, table in sorted(_registry.items())}
 
 
+def has(op: str, name: str) -> bool:
+    """Whether the provider ``name`` has ``op``."""
+    return name in _registry[op]
+
+
 def forced_provider() -> str | None:
     """The provider forced by :func:`use_provider` in this context, or None."""
     return _forced.get()

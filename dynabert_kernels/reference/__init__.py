@@ -10,6 +10,7 @@ from dynabert_kernels.reference.add_layer_norm import add_layer_norm_bwd, add_la
 from dynabert_kernels.reference.classification_head import classification_head
 from dynabert_kernels.reference.distillation_loss import distillation_loss_bwd, distillation_loss_fwd
 from dynabert_kernels.reference.elastic_attention import elastic_attention_bwd, elastic_attention_fwd
+from dynabert_kernels.reference.elastic_classifier import elastic_classifier
 from dynabert_kernels.reference.elastic_encoder import elastic_encoder
 from dynabert_kernels.reference.elastic_encoder_int8 import elastic_encoder_int8, int8_linear
 from dynabert_kernels.reference.elastic_ffn import elastic_ffn_bwd, elastic_ffn_fwd
@@ -26,6 +27,7 @@ __all__ = [
     "distillation_loss_fwd",
     "elastic_attention_bwd",
     "elastic_attention_fwd",
+    "elastic_classifier",
     "elastic_encoder",
     "elastic_encoder_int8",
     "elastic_ffn_bwd",

@@ -36,6 +36,7 @@ NOT_DIFFERENTIABLE = {
     "plan_table": "integers: tests/kernels/test_plan_table.py",
     "elastic_encoder": "for inference: tests/kernels/test_elastic_encoder.py",
     "elastic_encoder_int8": "for inference: tests/kernels/test_elastic_encoder_int8.py",
+    "elastic_classifier": "for inference: tests/kernels/test_elastic_classifier.py",
     "classification_head": "for inference: tests/kernels/test_classification_head.py",
     "int8_linear": "for inference: tests/kernels/test_elastic_encoder_int8.py",
 }

@@ -89,6 +89,18 @@ class ElasticEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(types, config.hidden_size) if types > 0 else None
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
+    def weights(self) -> dk.EmbeddingWeights:
+        """All of them, as `dynabert_kernels.elastic_classifier` takes them."""
+        parts: Any = self._modules
+        types = parts["token_type_embeddings"]
+        return dk.EmbeddingWeights(
+            _own(parts["word_embeddings"], "weight"),
+            _own(parts["position_embeddings"], "weight"),
+            None if types is None else _own(types, "weight"),
+            _own(parts["norm"], "weight"),
+            _own(parts["norm"], "bias"),
+        )
+
     def forward(self, batch: PackedBatch, plan: Plan, dropout_state: Tensor | None) -> Tensor:
         """(T, C) for packed tokens."""
         types = self.token_type_embeddings

@@ -127,6 +127,26 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
             eps=self.config.layer_norm_eps,
         )
 
+    def infer_logits(self, batch: PackedBatch, plan: Plan, head: dk.HeadWeights) -> Tensor:
+        """(B, labels) in packed order, for inference: one native call on a CPU, where nobody sees the modules' own."""
+        embeddings = self.embeddings
+        hooked = embeddings._forward_hooks or embeddings._forward_pre_hooks
+        if hooked or torch.is_grad_enabled() or not self._layers_are_plain():
+            x, _ = self.encode(batch, plan)
+            return dk.classification_head(x, batch.cu_seqlens, *head)
+        layers = self.elastic_layers
+        bias = None if self.relative_position_bias is None else self.relative_position_bias(plan.max_seqlen)
+        return dk.elastic_classifier(
+            batch,
+            plan,
+            embeddings.weights(),
+            [layer.weights() if layer.int8 is None else layer.int8 for layer in layers],  # type: ignore[arg-type]
+            head,
+            position_biases=[] if bias is None else [bias.t().index_select(0, layer.head_order) for layer in layers],
+            activation=self.config.activation,
+            eps=self.config.layer_norm_eps,
+        )
+
     def check_packed(self, batch: PackedBatch, plan: Plan) -> None:
         """Raises ``ValueError`` (``TypeError``) when batch, plan and model do not belong together. Reads no tensor."""
         if not isinstance(batch, PackedBatch) or not isinstance(plan, Plan):
@@ -257,18 +277,15 @@ class ElasticBertForSequenceClassification(ElasticBertPreTrainedModel):
         if self.training:
             raise RuntimeError("packed_logits: the model is in training mode; call eval()")
         self.encoder.check_packed(batch, plan)
-        x, _ = self.encoder.encode(batch, plan)
         pooler, head = self.encoder.pooler, self.classifier
         dense = head.dense if pooler is None else pooler.dense
-        out = head.out_proj
-        logits = dk.classification_head(
-            x,
-            batch.cu_seqlens,
+        weights = dk.HeadWeights(
             None if dense is None else dense.weight,
             None if dense is None else dense.bias,
-            out.weight,
-            out.bias,
+            head.out_proj.weight,
+            head.out_proj.bias,
         )
+        logits = self.encoder.infer_logits(batch, plan, weights)
         if batch.order is not None:
             logits = torch.empty_like(logits).index_copy(0, batch.order, logits)
         return logits
