@@ -26,13 +26,13 @@ def test_rows_state_their_conditions() -> None:
 def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     ran: list[tuple[int, ...]] = []
-    forward = model.forward
+    run = model.packed_logits
 
-    def watched(**given: Any) -> Any:
-        ran.append(given["plan"].max_heads)
-        return forward(**given)
+    def watched(batch: Any, plan: Any) -> Any:
+        ran.append(plan.max_heads)
+        return run(batch, plan)
 
-    monkeypatch.setattr(model, "forward", watched)
+    monkeypatch.setattr(model, "packed_logits", watched)
     measure_latency(model, SUBNETS, rounds=8, warmup=2, seq_length=4)
     shapes = [model.shape(subnet).heads for subnet in SUBNETS]
     assert ran[:6] == shapes * 2  # warm-up

@@ -92,7 +92,7 @@ class ElasticEmbeddings(nn.Module):
     def weights(self) -> dk.EmbeddingWeights:
         """All of them, as `dynabert_kernels.elastic_classifier` takes them."""
         parts: Any = self._modules
-        types = parts["token_type_embeddings"]
+        types = self.token_type_embeddings
         return dk.EmbeddingWeights(
             _own(parts["word_embeddings"], "weight"),
             _own(parts["position_embeddings"], "weight"),

@@ -329,7 +329,7 @@ class ModelTimer:
         plan = self._plans.get(shape)
         if plan is None:
             plan = self._plans[shape] = Plan.uniform(shape, self._lengths, device=self._model.device)
-        return timed(lambda: self._model(batch=self._batch, plan=plan), self._model.device)
+        return timed(lambda: self._model.packed_logits(self._batch, plan), self._model.device)
 
 
 def neuron_step(dtype: str, device: torch.device) -> int:
