@@ -62,6 +62,8 @@ AttentionOperands attention_operands(const char* op, const Tensor& x, const Tens
     check_shape(op, "qkv_bias", qkv_bias, {-1, 3, -1}, "(H, 3, D)");
     operands.heads = qkv_bias.size(0);
     operands.size = qkv_bias.size(2);
+    if (operands.size == 0)
+      refuse(op, "qkv_bias has shape ", shape_of(qkv_bias), "; allowed: a head size of at least 1");
     check_max_heads(op, max_heads, operands.heads);
     const int64_t inner = operands.heads * operands.size;
     operands.qkv = packed_matrix(op, "qkv_weight", qkv_weight, x, 3 * inner, width);
