@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ def options_of(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     flags.add_argument("--save_minutes", type=float, default=10.0, help="between two checkpoints to go on from")
     flags.add_argument("--keep_checkpoints", action="store_true", help="also those of parts that are complete")
     flags.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's")
-    flags.add_argument("--rows", type=Path, help="folder for the rows, one file a task and seed")
+    flags.add_argument("--rows", type=Path, help="folder for the rows, one file a task and seed, and answers")
     flags.add_argument("--model_label", default="minilm", help="of the network, in the rows' names")
     flags.add_argument("--plan_only", action="store_true", help="say what is left, and train nothing")
     options, rest = flags.parse_known_args(argv)
@@ -124,7 +125,8 @@ def told(seconds: float) -> str:
 
 
 def write_rows(plan: Plan, folder: Path | None, label: str) -> None:
-    """The rows of a task and seed, beside its parts and under ``folder``."""
+    """The rows of a task and seed, beside its parts and under ``folder``; there also what every sub-network answered, so
+    that scores can be taken over runs of several machines: ``predictions/LABEL`` is a folder for the scoring."""
     found = collect(plan.folder, None)
     text = json.dumps(found, indent=1) + "\n"
     (plan.folder / "rows.json").write_text(text, encoding="utf-8")
@@ -135,6 +137,10 @@ def write_rows(plan: Plan, folder: Path | None, label: str) -> None:
         path.write_text(text, encoding="utf-8")
         if picture is not None:
             path.with_suffix(".png").write_bytes(picture.read_bytes())
+        kept = folder / "predictions" / label / plan.task / f"seed{plan.seed}" / "predictions"
+        kept.mkdir(parents=True, exist_ok=True)
+        for answers in (plan.folder / "predictions").glob("*.npz"):
+            shutil.copyfile(answers, kept / answers.name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

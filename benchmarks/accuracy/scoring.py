@@ -2,7 +2,8 @@
 
     python -m benchmarks.accuracy.scoring RUNS --out benchmarks/results/accuracy/scoring/minilm.json
 
-``RUNS/TASK/seedN/predictions`` are what the campaign kept (or ``python -m benchmarks.accuracy.predictions``).
+``RUNS/TASK/seedN/predictions`` are what the campaign kept (or ``python -m benchmarks.accuracy.predictions``); with its
+``--rows FOLDER`` they are also under ``FOLDER/predictions/LABEL``.
 
 * *Retention* is chance-corrected: ``(score - majority) / (teacher - majority)``, scores being means over the seeds,
   each seed with its own teacher. ``majority`` is the score of the dev split's most frequent class; of a correlation, 0.

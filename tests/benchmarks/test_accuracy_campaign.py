@@ -53,6 +53,8 @@ def test_a_campaign_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     assert not list(cell.rglob("checkpoint-*"))
     assert variants_there(cell) == ["dynabert", "independent"]
     found = json.loads((tmp_path / "rows" / "rte-tiny-seed1.json").read_text())
+    kept = tmp_path / "rows" / "predictions" / "tiny" / "rte" / "seed1" / "predictions"
+    assert {path.name for path in kept.iterdir()} >= {"teacher.npz", "dynabert.npz"}
     assert list(found["made"]) == ["teacher", "dynabert", "independent"]
     assert str(tmp_path) not in json.dumps(found)
     assert found["hours"]["of"] in ("CPU core", "GPU")
