@@ -430,13 +430,14 @@ def _recipe(training: CardTraining | None) -> str:
         ("depths", "depths"),
         ("logit_weights", "weight of the logits' loss, width and depth stage"),
         ("hidden_weights", "weight of the hidden states' loss, width and depth stage"),
+        ("relation_weights", "weight of the loss of query, key and value relations, width and depth stage"),
         ("teacher_width", "the depth stage's teacher"),
         ("sampling", "sub-networks of a step"),
         ("depth_rule", "layers that a depth keeps"),
         ("distillation", "distillation"),
         ("final", "a last stage on labels"),
     ):
-        if key in recipe:
+        if key in recipe and not (key == "relation_weights" and not any(recipe[key])):
             lines.append(f"{what}: {_plain(recipe[key])}")
     for key, what in _SETTINGS:
         if key in arguments and not (key == "max_steps" and arguments[key] in (-1, None)):

@@ -128,6 +128,16 @@ class DistillationArguments(TrainingArguments):
     hidden_weights: list[float] | None = field(
         default=None, metadata={"help": "of the hidden states' loss in the first and the second stage"}
     )
+    relation_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "of the loss of query, key and value relations in the first and the second stage; default: 0"
+        },
+    )
+    relation_heads: int | None = field(
+        default=None,
+        metadata={"help": "heads that the relations are cut into; default: as many as a head has numbers"},
+    )
     regression_logits: bool | None = field(
         default=None, metadata={"help": "True or False: distil the logits of a regression too"} | _SWITCH
     )
@@ -180,7 +190,7 @@ class DistillationArguments(TrainingArguments):
             given = getattr(self, name)
             if given is not None and given not in values:
                 raise ValueError(f"--{name} is {given!r}; allowed: {', '.join(values)}")
-        for name in ("logit_weights", "hidden_weights"):
+        for name in ("logit_weights", "hidden_weights", "relation_weights"):
             given = getattr(self, name)
             if given is not None and len(given) != 2:
                 raise ValueError(f"--{name} has {len(given)} numbers; allowed: 2, for the first and the second stage")
@@ -212,6 +222,8 @@ class DistillationArguments(TrainingArguments):
             "teacher_width",
             "logit_weights",
             "hidden_weights",
+            "relation_weights",
+            "relation_heads",
             "regression_logits",
             "sampling",
         ):

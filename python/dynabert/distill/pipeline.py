@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from dynabert.distill.card import versions, write_card
 from dynabert.distill.checkpoints import last_checkpoint, room_warning, write_error
 from dynabert.distill.losses import STEPS, teacher_shapes
 from dynabert.distill.progress import StageClock, StageProgress, told
+from dynabert.distill.relations import resolved_relation_heads
 from dynabert.distill.stages import Recipe, Stage
 from dynabert.distill.trainer import DistillationTrainer
 from dynabert.evaluation import EvaluationRow, evaluate
@@ -124,7 +125,9 @@ def check_recipe(model: ElasticBertForSequenceClassification, recipe: Recipe) ->
     for stage in recipe.stages:
         shapes = [model.shape(subnet) for subnet in stage.subnets]
         if not stage.labels:
-            teacher_shapes(model, shapes, stage.teacher_width)
+            wanted, _ = teacher_shapes(model, shapes, stage.teacher_width)
+            if stage.relation_weight != 0.0:
+                resolved_relation_heads(stage.relation_heads, model.config.head_dim, (*wanted, *shapes))
 
 
 def with_defaults(
@@ -448,6 +451,9 @@ def check_settings(
         begun = _begun(out)
         # What is free now may have been a setting of the version that began it.
         begun["arguments"] = {k: v for k, v in begun.get("arguments", {}).items() if k not in _FREE}
+        # A version without one of the recipe's switches trained as its default does.
+        usual = {f.name: f.default for f in fields(Recipe) if f.init}
+        begun["recipe"] = json.loads(json.dumps(usual | begun.get("recipe", {})))
         if "saves" not in begun:
             wanted.pop("saves", None)  # written by a version that did not say
         differences = list(_differences(begun, wanted, ""))
