@@ -115,6 +115,13 @@ class DistillationArguments(TrainingArguments):
     subnets: str | None = field(
         default=None, metadata={"help": "named sub-networks in place of the grid, such as 'w1,w0.5-l0,2,5'"}
     )
+    starting_layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "the teacher's layers that the student starts from, from 0, such as '0,2,4'; depths are parts of "
+            "these; default: all"
+        },
+    )
     depth_rule: str | None = field(default=None, metadata={"help": f"one of {', '.join(DEPTH_RULES)}"})
     importance_mode: str | None = field(
         default=None, metadata={"help": f"one of {', '.join(MODES)}; per_batch depends on the batch size"}
@@ -234,6 +241,14 @@ class DistillationArguments(TrainingArguments):
             if self.widths is not None or self.depths is not None:
                 raise ValueError("--subnets takes the place of --widths and --depths; give one or the other")
             changes["subnets"] = tuple(parse_subnets(self.subnets))
+        if self.starting_layers is not None:
+            words = [word.strip() for word in self.starting_layers.split(",")]
+            if not all(word.isascii() and word.isdigit() for word in words):
+                raise ValueError(
+                    f"--starting_layers is {self.starting_layers!r}; allowed: numbers of layers, from 0, between "
+                    "commas, such as 0,2,4"
+                )
+            changes["starting_layers"] = tuple(map(int, words))
         if self.final_stage is not None:
             changes["final"] = self.final_stage
         changes["distillation"] = self.distillation

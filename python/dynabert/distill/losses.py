@@ -6,7 +6,8 @@ and, where it is asked for, the relations between the last layer's queries, keys
 
 DynaBERT, arXiv 2004.04037, section 2.2. The student's states are what enters each layer that the sub-network keeps, and
 the last; K[j] is what enters the same layer of the teacher, and its last. So the two are compared layer by layer in
-place: a group that skips a layer has no loss there.
+place: a group that skips a layer has no loss there. A student of fewer layers than its teacher was cut out of the same
+network: its layer's place there (``config.layer_index``) says which layer of the teacher is the same.
 
 Everything here adds up; nothing is divided but in `distillation_losses`. A mean runs over a whole optimiser step, and
 only the trainer knows how many sequences and tokens that has.
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 import dynabert_kernels as dk
-from dynabert.configuration import Subnet, SubnetConfig
+from dynabert.configuration import ElasticBertConfig, Subnet, SubnetConfig
 from dynabert.data.examples import MULTI_LABEL, REGRESSION
 from dynabert.distill.relations import Relations, chunks_of, project, relation_sum, resolved_relation_heads
 from dynabert.modeling.inputs import pack_padded
@@ -84,18 +85,19 @@ class TeacherOutput:
     """What the teacher said of a batch, without gradient, at ``W`` widths.
 
     ``logits``: (W*B, labels). ``states``: what enters each layer, and the last, each (W*T, C). ``copies``: for each
-    sub-network of the step, which of the ``W`` it is compared with. ``relations``: what the last layer's relations are
-    made of, or None where they were not asked for.
+    sub-network of the step, which of the ``W`` it is compared with. ``layer_index``: the teacher's, see its
+    configuration. ``relations``: what the last layer's relations are made of, or None where they were not asked for.
     """
 
     logits: Tensor
     states: tuple[Tensor, ...]
     copies: tuple[int, ...]
+    layer_index: tuple[int, ...]
     relations: Relations | None = None
 
 
 def teacher_shapes(
-    teacher: ElasticBertForSequenceClassification, shapes: Sequence[SubnetShape], teacher_width: str
+    teacher: ElasticBertConfig, shapes: Sequence[SubnetShape], teacher_width: str
 ) -> tuple[list[SubnetShape], tuple[int, ...]]:
     """The teacher's sub-networks, each once, and for each of the student's which one is its teacher.
 
@@ -112,24 +114,44 @@ def teacher_shapes(
     found: list[SubnetShape] = []
     copies = []
     for shape in shapes:
-        wide = _all_layers(shape)
+        wide = _all_layers(shape, teacher.num_hidden_layers)
         if wide not in found:
             found.append(wide)
         copies.append(found.index(wide))
     return found, tuple(copies)
 
 
-def _all_layers(shape: SubnetShape) -> SubnetShape:
+def _all_layers(shape: SubnetShape, num_layers: int) -> SubnetShape:
     kept = shape.kept_layers
     heads, neurons = {shape.heads[i] for i in kept}, {shape.neurons[i] for i in kept}
-    if len(kept) == shape.num_layers:
+    if len(kept) == num_layers:
         return shape
     if len(heads) != 1 or len(neurons) != 1:
         raise ValueError(
             "teacher_width 'same': a sub-network that skips layers and differs in width from layer to layer says no "
             f"width for the skipped ones; got {shape}; use teacher_width='full'"
         )
-    return SubnetShape((heads.pop(),) * shape.num_layers, (neurons.pop(),) * shape.num_layers)
+    return SubnetShape((heads.pop(),) * num_layers, (neurons.pop(),) * num_layers)
+
+
+def teacher_layers(student: ElasticBertConfig, layer_index: Sequence[int]) -> tuple[int, ...]:
+    """For each layer of the student the teacher's layer that is the same; ``layer_index``: the teacher's.
+
+    With as many layers as the student each is that in its place. Else both were cut out of one network, and the places
+    there are compared. Raises ``ValueError`` where the teacher has not all of the student's layers.
+    """
+    if len(layer_index) == student.num_hidden_layers:
+        return tuple(range(len(layer_index)))
+    places = {own: place for place, own in enumerate(layer_index)}
+    missing = [own for own in student.layer_index if own not in places]
+    if missing:
+        raise ValueError(
+            f"distillation: num_hidden_layers is {student.num_hidden_layers} in the student and {len(layer_index)} in "
+            f"the teacher, whose layers are {list(layer_index)} of the network that both come from; the student's are "
+            f"{list(student.layer_index)}; allowed: equally many, or some of the teacher's; take a teacher of the same "
+            "network"
+        )
+    return tuple(places[own] for own in student.layer_index)
 
 
 def check_pair(
@@ -139,8 +161,9 @@ def check_pair(
     relation: bool = False,
 ) -> None:
     """Raises ``ValueError`` where the teacher's states and logits, and with ``relation`` its heads, are not of the
-    student's kind."""
-    names = ("architecture", "num_hidden_layers", "hidden_size", "vocab_size", "num_labels")
+    student's kind. It may have more layers: see `teacher_layers`."""
+    teacher_layers(student.config, teacher.config.layer_index)
+    names = ("architecture", "hidden_size", "vocab_size", "num_labels")
     for name in (*names, "head_dim") if relation else names:
         mine, other = getattr(student.config, name), getattr(teacher.config, name)
         if mine != other:
@@ -180,7 +203,7 @@ def run_teacher(
     ``relation``: also what the relations of its last layer are made of; ``relation_heads``: into how many heads they
     are cut, None for the size of a head. ``ValueError`` where a width cannot be cut so.
     """
-    wanted, copies = teacher_shapes(teacher, shapes, teacher_width)
+    wanted, copies = teacher_shapes(teacher.config, shapes, teacher_width)
     stacked = stack(batch, seqlens, wanted)
     x, states = teacher.encoder.encode(stacked.batch, stacked.plan, None, keep_states=hidden or relation)
     logits = teacher.classify(x.index_select(0, stacked.batch.cu_seqlens[:-1]))
@@ -191,7 +214,7 @@ def run_teacher(
         relations = Relations(
             tuple(_last_projections(teacher, stacked, states)), chunks_of(seqlens, cut, batch.device), cut
         )
-    return TeacherOutput(logits, states or (), copies, relations)
+    return TeacherOutput(logits, states or (), copies, teacher.config.layer_index, relations)
 
 
 def loss_sums(
@@ -220,7 +243,8 @@ def loss_sums(
     total = None
     if hidden:
         assert states is not None  # asked for above
-        total = _hidden_sums(stacked, states, teacher.states, copies)
+        same = teacher_layers(student.config, teacher.layer_index)
+        total = _hidden_sums(stacked, states, [*(teacher.states[i] for i in same), teacher.states[-1]], copies)
     apart = None
     if relation:
         assert states is not None  # asked for above
@@ -330,7 +354,8 @@ def distillation_losses(
 
     Args:
         student: the network that learns. In training mode each sub-network has its own dropout masks.
-        teacher: a network of the same sizes; runs once, without dropout and without gradient.
+        teacher: a network of the same sizes, with all of the student's layers or more (a student that was cut out of
+            it compares each layer with the one that it was); runs once, without dropout and without gradient.
         batch: a padded batch as the model takes it (``input_ids``, ``attention_mask``, ``token_type_ids``,
             ``position_ids``; labels are not used), or ``{"batch": PackedBatch}`` without row padding.
         subnets: the student's sub-networks, each once.
@@ -446,5 +471,6 @@ __all__ = [
     "distillation_losses",
     "loss_sums",
     "run_teacher",
+    "teacher_layers",
     "teacher_shapes",
 ]

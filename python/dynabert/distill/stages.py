@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from dynabert.configuration import SubnetConfig
 from dynabert.configuration.grid import DEPTHS, WIDTHS
@@ -95,6 +96,8 @@ class Recipe:
             layer. None for the grid.
         logit_weights, hidden_weights, relation_weights: of the first and the second stage.
         relation_heads: of the relations' loss; None: as many as a head has numbers.
+        starting_layers: the teacher's layers that the student starts from, 0-based and rising; its sub-networks are
+            parts of these alone. None: all.
         teacher_width: of the second stage (in the first the teacher is the fine-tuned network itself).
         sampling: of the second and the final stage.
         importance_mode: how the scores of batches add up.
@@ -118,6 +121,7 @@ class Recipe:
     distillation: bool = True
     relation_weights: tuple[float, float] = (0.0, 0.0)
     relation_heads: int | None = None
+    starting_layers: tuple[int, ...] | None = None
     stages: tuple[Stage, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
@@ -125,6 +129,12 @@ class Recipe:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} are {list(values)}; allowed: at least one, each once")
+        if self.starting_layers is not None:
+            layers = self.starting_layers
+            if not layers or layers[0] < 0 or any(b <= a for a, b in pairwise(layers)):
+                raise ValueError(
+                    f"starting_layers are {list(layers)}; allowed: at least one, from 0, each above the one before"
+                )
         both = grid(self.widths, self.depths) if self.subnets is None else self.subnets
         wide = tuple(subnet for subnet in both if _keeps_all_layers(subnet))
         stages = []

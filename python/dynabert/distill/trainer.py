@@ -164,7 +164,7 @@ class DistillationTrainer(Trainer):
             check_pair(model, teacher, relation=relation)
             if relation:
                 shapes = list(self._shapes.values())
-                wanted, _ = teacher_shapes(teacher, shapes, stage.teacher_width)
+                wanted, _ = teacher_shapes(teacher.config, shapes, stage.teacher_width)
                 resolved_relation_heads(stage.relation_heads, model.config.head_dim, (*wanted, *shapes))
         super().__init__(
             model=model,
