@@ -3,10 +3,10 @@
     R_a = softmax(A_a A_a^T / sqrt(d))      A: the queries, the keys or the values of one sequence, d numbers a head
     REL = sum over q, k, v of the mean over relation heads a and positions t of KL(teacher R_a[t] || student R_a[t])
 
-MiniLMv2, arXiv 2012.15828, section 3.1, all three weighing 1. The vectors of all heads are put side by side and cut
+MiniLMv2, arXiv 2012.15828, all three weighing 1. The vectors of all heads are put side by side and cut
 anew into ``relation_heads`` equal parts. So student and teacher may differ in heads: of ``h`` active heads of ``D``
 numbers each relation head takes ``h * D / relation_heads``. The default is ``D`` relation heads: they divide ``h * D``
-at every width, and the paper found many small heads better than few (48 of 16 numbers for BERT-base, here 64 of 12).
+at every width. The paper, too, cuts into more relation heads than its networks have heads.
 
 Sequences are packed; those of about one length are compared together, padded to the longest. The relations of a
 sequence take ``3 * relation_heads * n * n`` numbers. So the gradient is computed at once, some sequences at a time, and
