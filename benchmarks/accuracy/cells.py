@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dynabert.cli.options import encode
 from dynabert.cli.train import open_model, parse, read_inputs, run_arguments
 from dynabert.configuration import SubnetConfig
+from dynabert.configuration.subnet import kept_layers
 from dynabert.data import task_metric
 from dynabert.distill.pipeline import run_stage, with_defaults
 from dynabert.distill.stages import Recipe, Stage
@@ -123,6 +124,8 @@ class Plan:
                 if self.neighbours is None:
                     raise ValueError("accuracy: the variant augmented needs --neighbours, a table of words")
                 own += ["--augment", "neighbours", str(self.neighbours)]
+            if variant.depth != 1.0:
+                own += ["--starting_layers", ",".join(map(str, starting_layers(self.model, variant.depth)))]
         fresh = name == TEACHER or VARIANTS[name].independent
         model = [self.model] if fresh else [str(self.folder / TEACHER), "--fine_tuned"]
         numbers = ["--learning_rate", f"{rate:g}", "--num_train_epochs", f"{epochs:g}"]
@@ -158,7 +161,7 @@ class Plan:
         else:
             passes = sum(stage.forward_passes(shares(stage)) for stage in recipe.stages)
         copies = 20.0 if name == "augmented" else 1.0
-        return passes * copies * args.num_train_epochs * examples
+        return passes * copies * VARIANTS[name].depth * args.num_train_epochs * examples
 
     def run(self, name: str, clock: Clock, command: str) -> float:
         """Trains what is left of a part, and keeps by which command and commit. Returns the seconds that it took.
@@ -199,6 +202,12 @@ class Plan:
             if (part / "complete.json").is_file():
                 for path in part.glob("checkpoint-*"):
                     shutil.rmtree(path)
+
+
+def starting_layers(model: str, depth: float) -> tuple[int, ...]:
+    """The layers of the plain checkpoint that a student of this depth starts from, spread over it, the last among
+    them."""
+    return kept_layers(AutoConfig.from_pretrained(model).num_hidden_layers, depth, "keep_last")
 
 
 def _parts(folder: Path) -> set[Path]:

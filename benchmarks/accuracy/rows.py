@@ -17,7 +17,7 @@ from dynabert.evaluation import fidelity
 from ..rows import commit
 from .making import made
 from .predictions import Predictions, complete, last_parts, teacher_folder, variants_there
-from .variants import is_independent
+from .variants import VARIANTS, is_independent, split_name
 
 
 def collect(out: Path, variants: Sequence[str] | None = None) -> dict[str, Any]:
@@ -175,10 +175,12 @@ def draw(found: dict[str, Any], path: Path) -> Path | None:
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for variant, scores in final_scores(found).items():
+        # Beside the variants stand "rewired only" and folders of recipes.
+        share = 1.0 if variant == "rewired only" else VARIANTS[split_name(variant)[1]].depth
         points = []
         for name, score in scores.items():
             (subnet,) = parse_subnets(name)
-            points.append((subnet.width_mult * subnet.depth_mult, 100 * score))
+            points.append((subnet.width_mult * subnet.depth_mult * share, 100 * score))
         points.sort()
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1, label=variant.replace("_", " "))
     axes.axhline(100 * found["teacher"], color="black", linewidth=0.8, linestyle="--", label="teacher")

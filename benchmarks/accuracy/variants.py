@@ -13,6 +13,7 @@ class Variant:
         change: what it changes, in words.
         options: of ``dynabert train``, beside the recipe's.
         rate, epochs: by which the recipe's learning rate and epochs are multiplied.
+        depth: the share of the teacher's layers that the student starts from; its sub-networks are parts of these.
         independent: True: a network of its own for each shape, fine-tuned on labels from the plain checkpoint.
     """
 
@@ -20,6 +21,7 @@ class Variant:
     options: tuple[str, ...] = ()
     rate: float = 1.0
     epochs: float = 1.0
+    depth: float = 1.0
     independent: bool = False
 
 
@@ -36,21 +38,28 @@ VARIANTS: dict[str, Variant] = {
     "no_hidden": Variant("no loss of the hidden states", ("--hidden_weights", "0", "0")),
     "hidden_equal": Variant("the hidden states' loss weighs 1 in both stages", ("--hidden_weights", "1", "1")),
     "no_logits": Variant("no loss of the logits", ("--logit_weights", "0", "0")),
+    "attention_relation": Variant(
+        "also a loss of the relations between queries, keys and values", ("--relation_weights", "1", "1")
+    ),
     "sandwich": Variant("four sub-networks a step in the second stage", ("--sampling", "sandwich")),
     "final_stage": Variant("a last stage on labels", ("--final_stage", "True")),
     "rate_half": Variant("half the learning rate in the stages", rate=0.5),
     "rate_double": Variant("twice the learning rate in the stages", rate=2.0),
     "epochs_half": Variant("half the epochs in the stages", epochs=0.5),
     "epochs_double": Variant("twice the epochs in the stages", epochs=2.0),
+    # Its option, --starting_layers, depends on the network. Two thirds: of six layers, too, each of the
+    # usual depths then keeps another number.
+    "starting_layers": Variant(
+        "the student starts from two thirds of the layers, and its depth 1 is these: smaller at the same name",
+        depth=2 / 3,
+    ),
     # Its options are those of --augment: it needs a table of words, which the campaign is given.
     "augmented": Variant("the stages learn on altered copies of the text (--neighbours)"),
 }
 
 # What was asked for and `dynabert train` has no option for. A page says so, so that nobody looks for rows.
 MISSING = {
-    "attention_relation": "a loss of the relations between queries, keys and values",
     "width_layer_norm": "LayerNorm weights of their own for each width",
-    "starting_layers": "a student that starts from chosen layers of a deeper network",
 }
 
 FIRST = ("dynabert", "no_rewiring", "no_distillation", "independent")

@@ -38,6 +38,10 @@ _SETTINGS = (
 )
 
 
+# A recipe's switches that are off by default: not worth a line then.
+_UNUSED: dict[str, Any] = {"relation_weights": [0.0, 0.0], "starting_layers": None}
+
+
 class HasConfig(Protocol):
     """An elastic model."""
 
@@ -430,13 +434,15 @@ def _recipe(training: CardTraining | None) -> str:
         ("depths", "depths"),
         ("logit_weights", "weight of the logits' loss, width and depth stage"),
         ("hidden_weights", "weight of the hidden states' loss, width and depth stage"),
+        ("relation_weights", "weight of the loss of query, key and value relations, width and depth stage"),
+        ("starting_layers", "layers of the teacher that the student started from, the first is 0"),
         ("teacher_width", "the depth stage's teacher"),
         ("sampling", "sub-networks of a step"),
         ("depth_rule", "layers that a depth keeps"),
         ("distillation", "distillation"),
         ("final", "a last stage on labels"),
     ):
-        if key in recipe:
+        if key in recipe and recipe[key] != _UNUSED.get(key, ...):
             lines.append(f"{what}: {_plain(recipe[key])}")
     for key, what in _SETTINGS:
         if key in arguments and not (key == "max_steps" and arguments[key] in (-1, None)):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import BertConfig
 
 from benchmarks.accuracy import page
 from benchmarks.accuracy.campaign import NOT_DONE, main, options_of, plans
-from benchmarks.accuracy.cells import Clock
+from benchmarks.accuracy.cells import Clock, starting_layers
 from benchmarks.accuracy.predictions import Predictions, keep_predictions, teacher_folder, variants_there
 from benchmarks.accuracy.rows import final_scores
 from benchmarks.accuracy.tasks import split_qnli, task_folder
@@ -96,9 +97,12 @@ def test_a_campaign_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     assert main(given) == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times
     begun = given.index("--variants")
-    more = [*given[: begun + 1], "no_hidden", *given[begun + 3 :], "--recipe", "best"]
+    more = [*given[: begun + 1], "no_hidden", "starting_layers", *given[begun + 3 :], "--recipe", "best"]
     assert main(more) == 0
-    assert variants_there(cell) == ["dynabert", "independent", "best-no_hidden"]
+    assert variants_there(cell) == ["dynabert", "independent", "best-no_hidden", "best-starting_layers"]
+    shallow = json.loads((cell / "best-starting_layers" / "settings.json").read_text())
+    assert shallow["recipe"]["starting_layers"] == list(starting_layers(given[1], 2 / 3))
+    assert len(final_scores(json.loads((cell / "rows.json").read_text()))["best-starting_layers"]) == 4
     settings = json.loads((cell / "best-no_hidden" / "settings.json").read_text())
     assert settings["recipe"]["hidden_weights"] == [0.0, 0.0]
     assert settings["recipe"]["teacher_width"] == "full"
@@ -140,7 +144,8 @@ def test_what_does_not_hold_is_refused(more: list[str], said: str, capsys: pytes
 
 def test_every_variant_is_one_that_training_takes(tmp_path: Path) -> None:
     given = ["--data_dir", "glue", "--output_dir", str(tmp_path / "out"), "--tasks", "cola", "--seeds", "7"]
-    given += ["--neighbours", "near.tsv", "--model_name_or_path", "m", "--learning_rate", "1e-4"]
+    model, _ = write_files(tmp_path)
+    given += ["--neighbours", "near.tsv", "--model_name_or_path", str(model), "--learning_rate", "1e-4"]
     recipes = {}
     for name in RECIPES:
         (plan,) = plans(*options_of([*given, "--recipe", name]))
@@ -151,11 +156,20 @@ def test_every_variant_is_one_that_training_takes(tmp_path: Path) -> None:
             assert args.seed == 7
             assert plan.work(variant, 100) > 0.0
         assert plan.work("sandwich", 100) < plan.work("dynabert", 100) < plan.work("final_stage", 100)
+        assert plan.work("starting_layers", 100) == pytest.approx(plan.work("dynabert", 100) * 2 / 3)
+        assert recipes[name, "attention_relation"][0].relation_weights == (1.0, 1.0)
+        assert recipes[name, "starting_layers"][0].starting_layers == starting_layers(str(model), 2 / 3)
     # Each changes something: an option of the trainer, or that there is one network for all. A recipe may have it.
     same = {key for key, found in recipes.items() if found == recipes[key[0], "dynabert"]}
     expected = {(name, variant) for name in RECIPES for variant in ("dynabert", "independent")}
     assert same == expected | {("paper", "teacher_same"), ("best", "teacher_full")}
     assert recipes["best", "dynabert"] != recipes["paper", "dynabert"]
+
+
+@pytest.mark.parametrize(("layers", "wanted"), [(4, (0, 1, 3)), (6, (0, 2, 3, 5)), (12, (0, 2, 3, 5, 6, 8, 9, 11))])
+def test_where_a_shallower_student_starts(tmp_path: Path, layers: int, wanted: tuple[int, ...]) -> None:
+    BertConfig(num_hidden_layers=layers).save_pretrained(tmp_path)
+    assert starting_layers(str(tmp_path), VARIANTS["starting_layers"].depth) == wanted
 
 
 def test_names_of_folders() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tests.dynabert.slow_model import Slow
+from tests.dynabert.slow_model import NAMES, Slow
 
 Text = tuple[list[int], list[int], list[int] | None]
 
@@ -53,8 +53,10 @@ def slow_loss(
     regression_logits: bool = True,
     layers: Sequence[int] | None = None,
     cut: tuple[list[list[int]], list[list[int]]] | None = None,
+    relation_weight: float = 0.0,
+    relation_heads: int = 0,
 ) -> Tensor:
-    """One sub-network's loss on a batch: `logit_weight * SCE + hidden_weight * HID`.
+    """One sub-network's loss on a batch: `logit_weight * SCE + hidden_weight * HID + relation_weight * REL`.
 
     ``layers``: those that are kept, in place of ``depth``'s. ``cut``: their heads and neurons, in place of ``width``'s.
     """
@@ -64,6 +66,7 @@ def slow_loss(
     teacher_heads, teacher_neurons = parts(teacher, 1.0 if teacher_width == "full" else width, range(total))
     soft = torch.zeros((), dtype=torch.float64)
     squares, tokens = torch.zeros((), dtype=torch.float64), 0
+    related = torch.zeros((), dtype=torch.float64)
     for ids, positions, types in texts:
         states, logits = student(ids, positions, types, heads, neurons)
         with torch.no_grad():
@@ -80,8 +83,46 @@ def slow_loss(
         for state, place in zip(states, [*layers, total], strict=True):
             squares = squares + ((state - told[place]) ** 2).sum()
         tokens += len(ids)
+        if relation_weight:
+            # What enters the last kept layer is the last state but one.
+            own = slow_vectors(student, states[-2], layers[-1], heads[layers[-1]])
+            with torch.no_grad():
+                aims = slow_vectors(teacher, told[-2], total - 1, teacher_heads[-1])
+            for mine, aim in zip(own, aims, strict=True):
+                related = related + slow_divergence(mine, aim, relation_heads)
     numbers = tokens * student.config.hidden_size
-    return logit_weight * soft / len(texts) + hidden_weight * squares / numbers
+    both = logit_weight * soft / len(texts) + hidden_weight * squares / numbers
+    return both + relation_weight * related / len(texts)
+
+
+def slow_vectors(slow: Slow, state: Tensor, layer: int, heads: Sequence[int]) -> list[Tensor]:
+    """Query, key and value of a text's tokens, those of these heads side by side."""
+    size = slow.config.hidden_size // slow.config.num_attention_heads
+    found = []
+    for name in NAMES[slow.architecture][:3]:
+        at = f"{slow.architecture}.encoder.layer.{layer}.{name}"
+        parts = [slice(head * size, (head + 1) * size) for head in heads]
+        rows = [
+            torch.cat([slow.weights[f"{at}.weight"][p] @ x + slow.weights[f"{at}.bias"][p] for p in parts])
+            for x in state
+        ]
+        found.append(torch.stack(rows))
+    return found
+
+
+def slow_divergence(mine: Tensor, aim: Tensor, heads: int) -> Tensor:
+    """MiniLMv2's loss of one text's queries (or keys, or values): head by head and token by token, averaged."""
+    total = torch.zeros((), dtype=torch.float64)
+    for head in range(heads):
+        rows = []
+        for vectors in (mine, aim):
+            size = vectors.shape[1] // heads
+            part = vectors[:, head * size : (head + 1) * size]
+            scores = [[(part[i] * part[j]).sum() / math.sqrt(size) for j in range(len(part))] for i in range(len(part))]
+            rows.append([torch.softmax(torch.stack(row), 0) for row in scores])
+        for found, wanted in zip(*rows, strict=True):
+            total = total + (wanted * (torch.log(wanted) - torch.log(found))).sum()
+    return total / (heads * len(mine))
 
 
 def slow_task_loss(

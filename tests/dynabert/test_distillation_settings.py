@@ -203,6 +203,20 @@ def test_when_checkpoints_are_written_is_a_setting_where_there_are_scores(tmp_pa
     train_elastic(network(tmp_path), other, texts(8), validation, say=lambda _: None)
 
 
+def test_a_folder_of_a_version_with_fewer_switches_goes_on(tmp_path: Path) -> None:
+    args = arguments(tmp_path / "run", **SMALL)
+    train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
+    begun = settings(tmp_path / "run")
+    for part in ("arguments", "recipe"):
+        for name in ("relation_weights", "relation_heads", "starting_layers"):
+            del begun[part][name]
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(begun))
+    train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
+    other = arguments(tmp_path / "run", **SMALL, relation_weights=[0.0, 1.0])
+    with pytest.raises(ValueError, match=r"recipe\.relation_weights was \[0\.0, 0\.0\], now \[0\.0, 1\.0\]"):
+        train_elastic(network(tmp_path), other, texts(8))
+
+
 def test_seconds_of_a_stage_are_those_of_all_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(pipeline.StageProgress):
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:

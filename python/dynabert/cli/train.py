@@ -280,7 +280,7 @@ def _train(inputs: InputArguments, args: DistillationArguments, callbacks: Seque
 
     from dynabert.cli.train_augment import augmented, check_options
     from dynabert.data import task_metric, tokenise_once
-    from dynabert.distill.pipeline import check_recipe, stage_costs, train_elastic
+    from dynabert.distill.pipeline import check_recipe, stage_costs, student_config, train_elastic
     from dynabert.engine import load_tokenizer
 
     quiet = args.process_index != 0
@@ -326,6 +326,11 @@ def _train(inputs: InputArguments, args: DistillationArguments, callbacks: Seque
     with args.main_process_first(local=True, desc="token ids"):  # the others find them kept
         data, scored, others = encoded(train), encoded(validation), encoded(unlabelled)
     assert data is not None  # a training set is there
+    if recipe.starting_layers is not None:
+        tell(
+            f"the student starts from {len(recipe.starting_layers)} of {model.config.num_hidden_layers} layers; its "
+            "sub-networks are parts of these"
+        )
     if not quiet:
         for cost in stage_costs(model, recipe):
             print_table(
@@ -353,7 +358,7 @@ def _train(inputs: InputArguments, args: DistillationArguments, callbacks: Seque
     )
     if not quiet:
         show(results, Path(str(args.output_dir)))
-        draw(results, model.config, Path(str(args.output_dir)))
+        draw(results, student_config(model.config, recipe), Path(str(args.output_dir)))
     if args.world_size > 1:
         # The group's threads, left running, may abort a process at its end.
         PartialState().destroy_process_group()

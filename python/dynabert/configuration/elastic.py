@@ -228,6 +228,23 @@ class ElasticBertConfig(PreTrainedConfig):
             return _known_shape(subnet, tuple(self.layer_heads), tuple(self.layer_neurons), self.depth_rule)
         return subnet_shape(subnet, self.layer_heads, self.layer_neurons, self.depth_rule)
 
+    def cut(self, shape: SubnetShape) -> ElasticBertConfig:
+        """The configuration of the network that ``shape``, one of this network's, makes of it: its kept layers alone.
+
+        ``layer_index`` says where they stood in the first network.
+        """
+        kept = shape.kept_layers
+        values = self.to_dict()
+        for name in ("model_type", "transformers_version"):
+            values.pop(name, None)
+        values |= {
+            "num_hidden_layers": len(kept),
+            "layer_heads": [shape.heads[layer] for layer in kept],
+            "layer_neurons": [shape.neurons[layer] for layer in kept],
+            "layer_index": [self.layer_index[layer] for layer in kept],
+        }
+        return type(self)(**values)
+
     # Plain configurations --------------------------------------------------------------------------------------------
 
     @classmethod

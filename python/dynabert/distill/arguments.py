@@ -115,6 +115,13 @@ class DistillationArguments(TrainingArguments):
     subnets: str | None = field(
         default=None, metadata={"help": "named sub-networks in place of the grid, such as 'w1,w0.5-l0,2,5'"}
     )
+    starting_layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "the teacher's layers that the student starts from, from 0, such as '0,2,4'; depths are parts of "
+            "these; default: all"
+        },
+    )
     depth_rule: str | None = field(default=None, metadata={"help": f"one of {', '.join(DEPTH_RULES)}"})
     importance_mode: str | None = field(
         default=None, metadata={"help": f"one of {', '.join(MODES)}; per_batch depends on the batch size"}
@@ -127,6 +134,16 @@ class DistillationArguments(TrainingArguments):
     )
     hidden_weights: list[float] | None = field(
         default=None, metadata={"help": "of the hidden states' loss in the first and the second stage"}
+    )
+    relation_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "of the loss of query, key and value relations in the first and the second stage; default: 0"
+        },
+    )
+    relation_heads: int | None = field(
+        default=None,
+        metadata={"help": "heads that the relations are cut into; default: as many as a head has numbers"},
     )
     regression_logits: bool | None = field(
         default=None, metadata={"help": "True or False: distil the logits of a regression too"} | _SWITCH
@@ -180,7 +197,7 @@ class DistillationArguments(TrainingArguments):
             given = getattr(self, name)
             if given is not None and given not in values:
                 raise ValueError(f"--{name} is {given!r}; allowed: {', '.join(values)}")
-        for name in ("logit_weights", "hidden_weights"):
+        for name in ("logit_weights", "hidden_weights", "relation_weights"):
             given = getattr(self, name)
             if given is not None and len(given) != 2:
                 raise ValueError(f"--{name} has {len(given)} numbers; allowed: 2, for the first and the second stage")
@@ -212,6 +229,8 @@ class DistillationArguments(TrainingArguments):
             "teacher_width",
             "logit_weights",
             "hidden_weights",
+            "relation_weights",
+            "relation_heads",
             "regression_logits",
             "sampling",
         ):
@@ -222,6 +241,14 @@ class DistillationArguments(TrainingArguments):
             if self.widths is not None or self.depths is not None:
                 raise ValueError("--subnets takes the place of --widths and --depths; give one or the other")
             changes["subnets"] = tuple(parse_subnets(self.subnets))
+        if self.starting_layers is not None:
+            words = [word.strip() for word in self.starting_layers.split(",")]
+            if not all(word.isascii() and word.isdigit() for word in words):
+                raise ValueError(
+                    f"--starting_layers is {self.starting_layers!r}; allowed: numbers of layers, from 0, between "
+                    "commas, such as 0,2,4"
+                )
+            changes["starting_layers"] = tuple(map(int, words))
         if self.final_stage is not None:
             changes["final"] = self.final_stage
         changes["distillation"] = self.distillation

@@ -1,11 +1,13 @@
-"""What each sub-network is told by its teacher: soft cross-entropy of the logits, squared error of the hidden states.
+"""What each sub-network is told by its teacher: soft cross-entropy of the logits, squared error of the hidden states,
+and, where it is asked for, the relations between the last layer's queries, keys and values (`relations`).
 
     SCE = - mean over sequences of sum_c softmax(t)_c log_softmax(s)_c
     HID = sum over states j of MSE(student state j, teacher state K[j])
 
 DynaBERT, arXiv 2004.04037, section 2.2. The student's states are what enters each layer that the sub-network keeps, and
 the last; K[j] is what enters the same layer of the teacher, and its last. So the two are compared layer by layer in
-place: a group that skips a layer has no loss there.
+place: a group that skips a layer has no loss there. A student of fewer layers than its teacher was cut out of the same
+network: its layer's place there (``config.layer_index``) says which layer of the teacher is the same.
 
 Everything here adds up; nothing is divided but in `distillation_losses`. A mean runs over a whole optimiser step, and
 only the trainer knows how many sequences and tokens that has.
@@ -13,7 +15,7 @@ only the trainer knows how many sequences and tokens that has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,9 @@ import torch
 from torch import Tensor
 
 import dynabert_kernels as dk
-from dynabert.configuration import Subnet, SubnetConfig
+from dynabert.configuration import ElasticBertConfig, Subnet, SubnetConfig
 from dynabert.data.examples import MULTI_LABEL, REGRESSION
+from dynabert.distill.relations import Relations, chunks_of, project, relation_sum, resolved_relation_heads
 from dynabert.modeling.inputs import pack_padded
 from dynabert.modeling.stacking import Stack, stack
 from dynabert_kernels import PackedBatch, SubnetShape
@@ -40,18 +43,27 @@ class LossSums:
 
     ``logits``: over sequences (for several outputs of a regression: their mean), or None where it was not asked for.
     ``hidden``: over states, tokens and features, or None. ``task``: of the task's own loss over sequences, or None.
+    ``relation``: of the relations' loss over sequences, or None.
     """
 
     logits: Tensor | None
     hidden: Tensor | None
     task: Tensor | None = None
+    relation: Tensor | None = None
 
     def weighted(
-        self, *, logit_weight: float, hidden_weight: float, num_sequences: float, hidden_numbers: float
+        self,
+        *,
+        logit_weight: float,
+        hidden_weight: float,
+        num_sequences: float,
+        hidden_numbers: float,
+        relation_weight: float = 0.0,
     ) -> Tensor:
-        """(S,): ``logit_weight * SCE + hidden_weight * HID``, or the mean task loss.
+        """(S,): ``logit_weight * SCE + hidden_weight * HID + relation_weight * REL``, or the mean task loss.
 
-        ``num_sequences``: over which SCE is a mean. ``hidden_numbers``: tokens times features, over which HID is.
+        ``num_sequences``: over which SCE and REL are means. ``hidden_numbers``: tokens times features, over which HID
+        is.
         """
         parts = []
         if self.task is not None:
@@ -60,6 +72,8 @@ class LossSums:
             parts.append(self.logits * (logit_weight / num_sequences))
         if self.hidden is not None:
             parts.append(self.hidden * (hidden_weight / hidden_numbers))
+        if self.relation is not None:
+            parts.append(self.relation * (relation_weight / num_sequences))
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -71,16 +85,19 @@ class TeacherOutput:
     """What the teacher said of a batch, without gradient, at ``W`` widths.
 
     ``logits``: (W*B, labels). ``states``: what enters each layer, and the last, each (W*T, C). ``copies``: for each
-    sub-network of the step, which of the ``W`` it is compared with.
+    sub-network of the step, which of the ``W`` it is compared with. ``layer_index``: the teacher's, see its
+    configuration. ``relations``: what the last layer's relations are made of, or None where they were not asked for.
     """
 
     logits: Tensor
     states: tuple[Tensor, ...]
     copies: tuple[int, ...]
+    layer_index: tuple[int, ...]
+    relations: Relations | None = None
 
 
 def teacher_shapes(
-    teacher: ElasticBertForSequenceClassification, shapes: Sequence[SubnetShape], teacher_width: str
+    teacher: ElasticBertConfig, shapes: Sequence[SubnetShape], teacher_width: str
 ) -> tuple[list[SubnetShape], tuple[int, ...]]:
     """The teacher's sub-networks, each once, and for each of the student's which one is its teacher.
 
@@ -97,29 +114,57 @@ def teacher_shapes(
     found: list[SubnetShape] = []
     copies = []
     for shape in shapes:
-        wide = _all_layers(shape)
+        wide = _all_layers(shape, teacher.num_hidden_layers)
         if wide not in found:
             found.append(wide)
         copies.append(found.index(wide))
     return found, tuple(copies)
 
 
-def _all_layers(shape: SubnetShape) -> SubnetShape:
+def _all_layers(shape: SubnetShape, num_layers: int) -> SubnetShape:
     kept = shape.kept_layers
     heads, neurons = {shape.heads[i] for i in kept}, {shape.neurons[i] for i in kept}
-    if len(kept) == shape.num_layers:
+    if len(kept) == num_layers:
         return shape
     if len(heads) != 1 or len(neurons) != 1:
         raise ValueError(
             "teacher_width 'same': a sub-network that skips layers and differs in width from layer to layer says no "
             f"width for the skipped ones; got {shape}; use teacher_width='full'"
         )
-    return SubnetShape((heads.pop(),) * shape.num_layers, (neurons.pop(),) * shape.num_layers)
+    return SubnetShape((heads.pop(),) * num_layers, (neurons.pop(),) * num_layers)
 
 
-def check_pair(student: ElasticBertForSequenceClassification, teacher: ElasticBertForSequenceClassification) -> None:
-    """Raises ``ValueError`` where the teacher's states and logits are not of the student's kind."""
-    for name in ("architecture", "num_hidden_layers", "hidden_size", "vocab_size", "num_labels"):
+def teacher_layers(student: ElasticBertConfig, layer_index: Sequence[int]) -> tuple[int, ...]:
+    """For each layer of the student the teacher's layer that is the same; ``layer_index``: the teacher's.
+
+    With as many layers as the student each is that in its place. Else both were cut out of one network, and the places
+    there are compared. Raises ``ValueError`` where the teacher has not all of the student's layers.
+    """
+    if len(layer_index) == student.num_hidden_layers:
+        return tuple(range(len(layer_index)))
+    places = {own: place for place, own in enumerate(layer_index)}
+    missing = [own for own in student.layer_index if own not in places]
+    if missing:
+        raise ValueError(
+            f"distillation: num_hidden_layers is {student.num_hidden_layers} in the student and {len(layer_index)} in "
+            f"the teacher, whose layers are {list(layer_index)} of the network that both come from; the student's are "
+            f"{list(student.layer_index)}; allowed: equally many, or some of the teacher's; take a teacher of the same "
+            "network"
+        )
+    return tuple(places[own] for own in student.layer_index)
+
+
+def check_pair(
+    student: ElasticBertForSequenceClassification,
+    teacher: ElasticBertForSequenceClassification,
+    *,
+    relation: bool = False,
+) -> None:
+    """Raises ``ValueError`` where the teacher's states and logits, and with ``relation`` its heads, are not of the
+    student's kind. It may have more layers: see `teacher_layers`."""
+    teacher_layers(student.config, teacher.config.layer_index)
+    names = ("architecture", "hidden_size", "vocab_size", "num_labels")
+    for name in (*names, "head_dim") if relation else names:
         mine, other = getattr(student.config, name), getattr(teacher.config, name)
         if mine != other:
             raise ValueError(
@@ -150,13 +195,26 @@ def run_teacher(
     teacher_width: str = "full",
     *,
     hidden: bool = True,
+    relation: bool = False,
+    relation_heads: int | None = None,
 ) -> TeacherOutput:
-    """The teacher's logits and, with ``hidden``, states, in one forward, without dropout whatever its mode is."""
-    wanted, copies = teacher_shapes(teacher, shapes, teacher_width)
+    """The teacher's logits and, with ``hidden``, states, in one forward, without dropout whatever its mode is.
+
+    ``relation``: also what the relations of its last layer are made of; ``relation_heads``: into how many heads they
+    are cut, None for the size of a head. ``ValueError`` where a width cannot be cut so.
+    """
+    wanted, copies = teacher_shapes(teacher.config, shapes, teacher_width)
     stacked = stack(batch, seqlens, wanted)
-    x, states = teacher.encoder.encode(stacked.batch, stacked.plan, None, keep_states=hidden)
+    x, states = teacher.encoder.encode(stacked.batch, stacked.plan, None, keep_states=hidden or relation)
     logits = teacher.classify(x.index_select(0, stacked.batch.cu_seqlens[:-1]))
-    return TeacherOutput(logits, states or (), copies)
+    relations = None
+    if relation:
+        assert states is not None  # asked for above
+        cut = resolved_relation_heads(relation_heads, teacher.config.head_dim, (*wanted, *shapes))
+        relations = Relations(
+            tuple(_last_projections(teacher, stacked, states)), chunks_of(seqlens, cut, batch.device), cut
+        )
+    return TeacherOutput(logits, states or (), copies, teacher.config.layer_index, relations)
 
 
 def loss_sums(
@@ -167,6 +225,7 @@ def loss_sums(
     first: int = 0,
     logits: bool = True,
     hidden: bool = True,
+    relation: bool = False,
     dropout_state: Tensor | None = None,
 ) -> LossSums:
     """The sums of every sub-network in ``stacked``, which are number ``first`` and on of the teacher's ``copies``.
@@ -175,7 +234,7 @@ def loss_sums(
     are the same in one launch and alone.
     """
     state = _shifted(dropout_state, first)
-    x, states = student.encoder.encode(stacked.batch, stacked.plan, state, keep_states=hidden)
+    x, states = student.encoder.encode(stacked.batch, stacked.plan, state, keep_states=hidden or relation)
     copies = teacher.copies[first : first + stacked.num_groups]
     found = None
     if logits:
@@ -184,8 +243,16 @@ def loss_sums(
     total = None
     if hidden:
         assert states is not None  # asked for above
-        total = _hidden_sums(stacked, states, teacher.states, copies)
-    return LossSums(found, total)
+        same = teacher_layers(student.config, teacher.layer_index)
+        total = _hidden_sums(stacked, states, [*(teacher.states[i] for i in same), teacher.states[-1]], copies)
+    apart = None
+    if relation:
+        assert states is not None  # asked for above
+        assert teacher.relations is not None  # and of the teacher
+        told = teacher.relations
+        pairs = zip(_last_projections(student, stacked, states), copies, strict=True)
+        apart = torch.stack([relation_sum(mine, told.projections[copy], told) for mine, copy in pairs])
+    return LossSums(found, total, relation=apart)
 
 
 def _shifted(dropout_state: Tensor | None, first: int) -> Tensor | None:
@@ -253,6 +320,19 @@ def _hidden_sums(
     return torch.stack([*sums, last]).sum(0)
 
 
+def _last_projections(
+    model: ElasticBertForSequenceClassification, stacked: Stack, states: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """For each group the queries, keys and values of the last layer that it keeps, (T, 3, h*D), from what enters it."""
+    plan = stacked.plan
+    kept = [layer for layer in range(plan.num_layers) if plan.max_heads[layer] > 0]
+    size = stacked.token_rows.shape[0] // stacked.num_groups
+    for group, shape in enumerate(stacked.shapes):
+        last = shape.kept_layers[-1]
+        state = states[kept.index(last)][group * size : (group + 1) * size]
+        yield project(model.elastic_encoder.elastic_layers[last], state, shape.heads[last])
+
+
 def distillation_losses(
     student: ElasticBertForSequenceClassification,
     teacher: ElasticBertForSequenceClassification,
@@ -263,14 +343,19 @@ def distillation_losses(
     teacher_width: str = "full",
     regression_logits: bool = True,
     *,
+    relation_weight: float = 0.0,
+    relation_heads: int | None = None,
     step: str = "stacked",
     dropout_state: Tensor | None = None,
 ) -> Tensor:
-    """The distillation loss of each sub-network on one batch: ``logit_weight * SCE + hidden_weight * HID``.
+    """The distillation loss of each sub-network on one batch.
+
+    ``logit_weight * SCE + hidden_weight * HID + relation_weight * REL``.
 
     Args:
         student: the network that learns. In training mode each sub-network has its own dropout masks.
-        teacher: a network of the same sizes; runs once, without dropout and without gradient.
+        teacher: a network of the same sizes, with all of the student's layers or more (a student that was cut out of
+            it compares each layer with the one that it was); runs once, without dropout and without gradient.
         batch: a padded batch as the model takes it (``input_ids``, ``attention_mask``, ``token_type_ids``,
             ``position_ids``; labels are not used), or ``{"batch": PackedBatch}`` without row padding.
         subnets: the student's sub-networks, each once.
@@ -278,6 +363,10 @@ def distillation_losses(
         hidden_weight: weight of the hidden states' squared error, over real tokens.
         teacher_width: ``"full"``: one teacher for all. ``"same"``: the teacher at the student's width, at full depth.
         regression_logits: False leaves the logits' loss of a regression out, as the released code does.
+        relation_weight: weight of the relations' loss, MiniLMv2, arXiv 2012.15828: between the queries, the keys and
+            the values of the last layer that the sub-network keeps, against those of the teacher's last layer.
+        relation_heads: into how many heads the vectors of all active heads, side by side, are cut for it. None: as
+            many as a head has numbers, which fits every width.
         step: ``"stacked"``: all sub-networks in one launch. ``"loop"``: one by one. The same losses and gradients.
         dropout_state: (2,) int64, seed and offset, to repeat a draw; None draws one in training mode.
 
@@ -287,24 +376,34 @@ def distillation_losses(
 
     Raises:
         ValueError: no sub-network, one named twice or one that does not fit; networks that do not belong together;
-            an unknown ``teacher_width`` or ``step``; weights that leave nothing to learn; a batch as in the model.
+            an unknown ``teacher_width`` or ``step``; weights that leave nothing to learn; ``relation_heads`` that do
+            not divide a width; a batch as in the model.
 
     Reads the sequences' lengths back once. Source: DynaBERT, arXiv 2004.04037, equations 2 to 5.
     """
     if step not in STEPS:
         raise ValueError(f"distillation_losses: step is {step!r}; allowed: {', '.join(map(repr, STEPS))}")
-    check_pair(student, teacher)
+    check_pair(student, teacher, relation=relation_weight != 0.0)
     shapes = checked_shapes(student, subnets)
     packed = _packed(student, batch)
     seqlens = packed.cu_seqlens.diff().tolist()
     wants_logits = logit_weight != 0.0 and (regression_logits or problem_of(student) != REGRESSION)
-    wants_hidden = hidden_weight != 0.0
-    if not wants_logits and not wants_hidden:
+    wants_hidden, wants_relation = hidden_weight != 0.0, relation_weight != 0.0
+    if not wants_logits and not wants_hidden and not wants_relation:
         raise ValueError(
-            f"distillation_losses: logit_weight {logit_weight} and hidden_weight {hidden_weight} leave no loss; give "
-            "one of them"
+            f"distillation_losses: logit_weight {logit_weight}, hidden_weight {hidden_weight} and relation_weight "
+            f"{relation_weight} leave no loss; give one of them"
         )
-    output = run_teacher(teacher, packed, seqlens, shapes, teacher_width, hidden=wants_hidden)
+    output = run_teacher(
+        teacher,
+        packed,
+        seqlens,
+        shapes,
+        teacher_width,
+        hidden=wants_hidden,
+        relation=wants_relation,
+        relation_heads=relation_heads,
+    )
     if dropout_state is None:
         dropout_state = student.draw_dropout_state()
     runs = [shapes] if step == "stacked" else [[shape] for shape in shapes]
@@ -317,6 +416,7 @@ def distillation_losses(
             first=done,
             logits=wants_logits,
             hidden=wants_hidden,
+            relation=wants_relation,
             dropout_state=dropout_state,
         )
         done += len(run)
@@ -324,6 +424,7 @@ def distillation_losses(
             sums.weighted(
                 logit_weight=logit_weight,
                 hidden_weight=hidden_weight,
+                relation_weight=relation_weight,
                 num_sequences=len(seqlens),
                 hidden_numbers=sum(seqlens) * student.config.hidden_size,
             )
@@ -370,5 +471,6 @@ __all__ = [
     "distillation_losses",
     "loss_sums",
     "run_teacher",
+    "teacher_layers",
     "teacher_shapes",
 ]

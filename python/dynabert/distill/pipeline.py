@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
-from dynabert.configuration import SubnetConfig
+from dynabert.configuration import ElasticBertConfig, SubnetConfig
 from dynabert.configuration.grid import subnet_text
 from dynabert.cost import subnet_cost
 from dynabert.data.tokenisation import Encoded
@@ -31,6 +31,7 @@ from dynabert.distill.card import versions, write_card
 from dynabert.distill.checkpoints import last_checkpoint, room_warning, write_error
 from dynabert.distill.losses import STEPS, teacher_shapes
 from dynabert.distill.progress import StageClock, StageProgress, told
+from dynabert.distill.relations import resolved_relation_heads
 from dynabert.distill.stages import Recipe, Stage
 from dynabert.distill.trainer import DistillationTrainer
 from dynabert.evaluation import EvaluationRow, evaluate
@@ -38,6 +39,7 @@ from dynabert.finetuning import labelled_batches
 from dynabert.importance import compute_importance
 from dynabert.modeling import ElasticBertForSequenceClassification
 from dynabert.rewiring import rewire
+from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,18 +95,45 @@ class StageResult:
     history: tuple[dict[str, Any], ...] = ()
 
 
+def starting_shape(config: ElasticBertConfig, recipe: Recipe) -> SubnetShape:
+    """What the student of the first stage is of the network that is distilled: ``recipe.starting_layers``, or all.
+
+    Raises ``ValueError`` for a layer that the network has not.
+    """
+    layers = recipe.starting_layers
+    if layers is None:
+        return config.shape()
+    if layers[-1] >= config.num_hidden_layers:
+        raise ValueError(
+            f"starting_layers are {list(layers)} and the network has {config.num_hidden_layers} layers; allowed: 0 to "
+            f"{config.num_hidden_layers - 1}"
+        )
+    kept = range(config.num_hidden_layers)
+    return SubnetShape(
+        tuple(config.layer_heads[i] if i in layers else 0 for i in kept),
+        tuple(config.layer_neurons[i] if i in layers else 0 for i in kept),
+    )
+
+
+def student_config(config: ElasticBertConfig, recipe: Recipe) -> ElasticBertConfig:
+    """The configuration of the network that the stages train, which sub-networks are parts of."""
+    return config if recipe.starting_layers is None else config.cut(starting_shape(config, recipe))
+
+
 def stage_costs(model: ElasticBertForSequenceClassification, recipe: Recipe) -> list[dict[str, Any]]:
     """For each stage: its sub-networks with parameters and GFLOP (one text of 128 tokens), and what a step costs in
     forward passes of the full network."""
     length = min(128, model.config.max_sequence_length)
     full = subnet_cost(model.config, None, seq_length=length).gflop
+    student, teacher = student_config(model.config, recipe), model.config
     found = []
     for stage in recipe.stages:
-        costs = [subnet_cost(model.config, subnet, seq_length=length) for subnet in stage.subnets]
-        teachers = None
+        costs = [subnet_cost(student, subnet, seq_length=length) for subnet in stage.subnets]
+        widths = [1.0]
         if stage.teacher_width == "same":
             widths = sorted({subnet.width_mult for subnet in stage.subnets if subnet.heads is None}, reverse=True)
-            teachers = [subnet_cost(model.config, SubnetConfig(w), seq_length=length).gflop / full for w in widths]
+        teachers = [subnet_cost(teacher, SubnetConfig(w), seq_length=length).gflop / full for w in widths]
+        teacher = student
         found.append(
             {
                 "stage": stage.name,
@@ -121,10 +150,14 @@ def stage_costs(model: ElasticBertForSequenceClassification, recipe: Recipe) -> 
 def check_recipe(model: ElasticBertForSequenceClassification, recipe: Recipe) -> None:
     """``ValueError`` for a sub-network that the model has not, or that a stage's teacher cannot be for: before
     anything is trained, though it would fail in the second stage only."""
+    student, teacher = student_config(model.config, recipe), model.config
     for stage in recipe.stages:
-        shapes = [model.shape(subnet) for subnet in stage.subnets]
+        shapes = [student.shape(subnet) for subnet in stage.subnets]
         if not stage.labels:
-            teacher_shapes(model, shapes, stage.teacher_width)
+            wanted, _ = teacher_shapes(teacher, shapes, stage.teacher_width)
+            teacher = student  # each later stage learns from what came out of the one before
+            if stage.relation_weight != 0.0:
+                resolved_relation_heads(stage.relation_heads, model.config.head_dim, (*wanted, *shapes))
 
 
 def with_defaults(
@@ -232,7 +265,7 @@ def train_elastic(
                     quiet=bool(args.disable_tqdm),
                 )
                 student = rewire(student, compute_importance(teacher, batches, recipe.importance_mode))
-            rows = _scores(student, validation, recipe.stages[-1], metric)
+            rows = _scores(_started(student, recipe), validation, recipe.stages[-1], metric)
             _finish(rewired_folder, student, tokenizer, rows, time.perf_counter() - begun, args)
     results.append(_result("rewired", rewired_folder))
 
@@ -240,9 +273,12 @@ def train_elastic(
     for stage in recipe.stages:
         folder = out / stage.name
         # The first stage learns from the fine-tuned network; each later one from what came out of the one before. Both
-        # are taken in rewired order, so that a teacher at the student's width is its leading part too.
+        # are taken in rewired order, so that a teacher at the student's width is its leading part too. The fine-tuned
+        # network keeps all its layers also where the student starts from some of them.
         guide = None if stage.labels else _open(rewired_folder if stage.name == "width" else previous)
         student = _open(previous)
+        if previous == rewired_folder:
+            student = _started(student, recipe)
         data = train if stage.labels or unlabelled is None else unlabelled
         results.append(
             run_stage(stage, student, guide, args, data, validation, tokenizer, metric, folder, say, callbacks)
@@ -309,6 +345,11 @@ def _scores(
     model: ElasticBertForSequenceClassification, validation: Encoded | None, stage: Stage, metric: str | None
 ) -> list[EvaluationRow]:
     return [] if validation is None else evaluate(model, validation, list(stage.subnets), metric=metric)
+
+
+def _started(model: ElasticBertForSequenceClassification, recipe: Recipe) -> ElasticBertForSequenceClassification:
+    """What the first stage trains of the rewired network: all of it, or ``recipe.starting_layers``."""
+    return model if recipe.starting_layers is None else model.extract(starting_shape(model.config, recipe))
 
 
 def _open(folder: Path) -> ElasticBertForSequenceClassification:
@@ -448,6 +489,9 @@ def check_settings(
         begun = _begun(out)
         # What is free now may have been a setting of the version that began it.
         begun["arguments"] = {k: v for k, v in begun.get("arguments", {}).items() if k not in _FREE}
+        # A version without one of the recipe's switches trained as its default does.
+        usual = {f.name: f.default for f in fields(Recipe) if f.init}
+        begun["recipe"] = json.loads(json.dumps(usual | begun.get("recipe", {})))
         if "saves" not in begun:
             wanted.pop("saves", None)  # written by a version that did not say
         differences = list(_differences(begun, wanted, ""))

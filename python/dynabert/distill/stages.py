@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from dynabert.configuration import SubnetConfig
 from dynabert.configuration.grid import DEPTHS, WIDTHS
@@ -27,11 +28,14 @@ class Stage:
     Attributes:
         name: ``"width"``, ``"depth"`` or ``"final"``; its folder.
         subnets: those of a step, largest first.
-        logit_weight, hidden_weight: of the distillation loss; both 0 in a stage that learns from labels.
+        logit_weight, hidden_weight, relation_weight: of the distillation loss; all 0 in a stage that learns from
+            labels.
         teacher_width: ``"full"`` or ``"same"``.
         sampling: ``"all"``: each of ``subnets`` in every step. ``"sandwich"``: the first, the last and two others.
         labels: True: the task's own loss on labels, without a teacher.
         regression_logits: False leaves the logits' loss of a regression out.
+        relation_heads: into how many heads queries, keys and values are cut for their relations; None: as many as a
+            head has numbers.
     """
 
     name: str
@@ -42,17 +46,21 @@ class Stage:
     sampling: str = "all"
     labels: bool = False
     regression_logits: bool = True
+    relation_weight: float = 0.0
+    relation_heads: int | None = None
 
     def __post_init__(self) -> None:
         if not self.subnets:
             raise ValueError(f"stage {self.name}: no sub-network; give at least one")
         if self.sampling not in SAMPLING:
             raise ValueError(f"stage {self.name}: sampling is {self.sampling!r}; allowed: {', '.join(SAMPLING)}")
-        for name in ("logit_weight", "hidden_weight"):
+        for name in ("logit_weight", "hidden_weight", "relation_weight"):
             if not getattr(self, name) >= 0.0:
                 raise ValueError(f"stage {self.name}: {name} is {getattr(self, name)}; allowed: 0 or more")
-        if not self.labels and self.logit_weight == 0.0 and self.hidden_weight == 0.0:
-            raise ValueError(f"stage {self.name}: both weights are 0, so there is nothing to learn; give one of them")
+        if self.relation_heads is not None and self.relation_heads < 1:
+            raise ValueError(f"stage {self.name}: relation_heads is {self.relation_heads}; allowed: 1 or more")
+        if not self.labels and self.logit_weight == self.hidden_weight == self.relation_weight == 0.0:
+            raise ValueError(f"stage {self.name}: all weights are 0, so there is nothing to learn; give one of them")
 
     def chosen(self, step: int, seed: int) -> tuple[SubnetConfig, ...]:
         """The sub-networks of optimiser step ``step``: the same in every process, and in a resumed run."""
@@ -86,7 +94,10 @@ class Recipe:
         widths, depths: the multipliers; the first stage trains the widths, the second every pair.
         subnets: named sub-networks in place of the grid, largest first; the first stage trains those that keep every
             layer. None for the grid.
-        logit_weights, hidden_weights: of the first and the second stage.
+        logit_weights, hidden_weights, relation_weights: of the first and the second stage.
+        relation_heads: of the relations' loss; None: as many as a head has numbers.
+        starting_layers: the teacher's layers that the student starts from, 0-based and rising; its sub-networks are
+            parts of these alone. None: all.
         teacher_width: of the second stage (in the first the teacher is the fine-tuned network itself).
         sampling: of the second and the final stage.
         importance_mode: how the scores of batches add up.
@@ -108,6 +119,9 @@ class Recipe:
     regression_logits: bool = True
     final: bool = False
     distillation: bool = True
+    relation_weights: tuple[float, float] = (0.0, 0.0)
+    relation_heads: int | None = None
+    starting_layers: tuple[int, ...] | None = None
     stages: tuple[Stage, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
@@ -115,12 +129,27 @@ class Recipe:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} are {list(values)}; allowed: at least one, each once")
+        if self.starting_layers is not None:
+            layers = self.starting_layers
+            if not layers or layers[0] < 0 or any(b <= a for a, b in pairwise(layers)):
+                raise ValueError(
+                    f"starting_layers are {list(layers)}; allowed: at least one, from 0, each above the one before"
+                )
         both = grid(self.widths, self.depths) if self.subnets is None else self.subnets
         wide = tuple(subnet for subnet in both if _keeps_all_layers(subnet))
         stages = []
         if wide:
-            first = self.logit_weights[0], self.hidden_weights[0]
-            stages.append(Stage("width", wide, *first, regression_logits=self.regression_logits))
+            stages.append(
+                Stage(
+                    "width",
+                    wide,
+                    self.logit_weights[0],
+                    self.hidden_weights[0],
+                    regression_logits=self.regression_logits,
+                    relation_weight=self.relation_weights[0],
+                    relation_heads=self.relation_heads,
+                )
+            )
         stages.append(
             Stage(
                 "depth",
@@ -130,12 +159,17 @@ class Recipe:
                 teacher_width=self.teacher_width,
                 sampling=self.sampling,
                 regression_logits=self.regression_logits,
+                relation_weight=self.relation_weights[1],
+                relation_heads=self.relation_heads,
             )
         )
         if self.final:
             stages.append(Stage("final", both, 0.0, 0.0, sampling=self.sampling, labels=True))
         if not self.distillation:
-            stages = [replace(stage, logit_weight=0.0, hidden_weight=0.0, labels=True) for stage in stages]
+            stages = [
+                replace(stage, logit_weight=0.0, hidden_weight=0.0, relation_weight=0.0, labels=True)
+                for stage in stages
+            ]
         object.__setattr__(self, "stages", tuple(stages))
 
 

@@ -36,7 +36,9 @@ from dynabert.distill.losses import (
     loss_sums,
     problem_of,
     run_teacher,
+    teacher_shapes,
 )
+from dynabert.distill.relations import resolved_relation_heads
 from dynabert.distill.stages import Stage
 from dynabert.distill.step_weights import StepWeights, compact
 from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
@@ -150,15 +152,20 @@ class DistillationTrainer(Trainer):
         if not stage.labels and teacher is None:
             raise ValueError(f"DistillationTrainer: stage {stage.name} distils and has no teacher; give teacher=")
         told = stage.regression_logits or problem_of(model) != REGRESSION
-        if not stage.labels and stage.hidden_weight == 0.0 and not told:
+        if not stage.labels and stage.hidden_weight == stage.relation_weight == 0.0 and not told:
             raise ValueError(
                 f"DistillationTrainer: stage {stage.name} leaves out a regression's logits and has a hidden_weight of "
-                "0, so there is nothing to learn; give one of them"
+                "0 (and a relation_weight of 0), so there is nothing to learn; give one of them"
             )
         self.stage, self.metric = stage, metric
         self._shapes = {subnet: model.shape(subnet) for subnet in stage.subnets}
         if teacher is not None:
-            check_pair(model, teacher)
+            relation = stage.relation_weight != 0.0
+            check_pair(model, teacher, relation=relation)
+            if relation:
+                shapes = list(self._shapes.values())
+                wanted, _ = teacher_shapes(teacher.config, shapes, stage.teacher_width)
+                resolved_relation_heads(stage.relation_heads, model.config.head_dim, (*wanted, *shapes))
         super().__init__(
             model=model,
             args=args,
@@ -255,12 +262,21 @@ class DistillationTrainer(Trainer):
         packed, _ = student.pack(launch.input_ids, None if types is None else list(types))
         seqlens = [len(ids) for ids in launch.input_ids]
         stage, output, targets = self.stage, None, None
-        wants_hidden = stage.hidden_weight != 0.0
+        wants_hidden, wants_relation = stage.hidden_weight != 0.0, stage.relation_weight != 0.0
         if stage.labels:
             targets = self._targets(student, launch)
         else:
             assert self.teacher is not None  # checked at construction
-            output = run_teacher(self.teacher, packed, seqlens, shapes, stage.teacher_width, hidden=wants_hidden)
+            output = run_teacher(
+                self.teacher,
+                packed,
+                seqlens,
+                shapes,
+                stage.teacher_width,
+                hidden=wants_hidden,
+                relation=wants_relation,
+                relation_heads=stage.relation_heads,
+            )
         sequences, tokens = self._counts
         runs, rows = [shapes], None
         if not self._in_one_launch:
@@ -271,7 +287,8 @@ class DistillationTrainer(Trainer):
         for run in runs:
             options: dict[str, Any] = {"dropout_state": state}
             if output is not None:
-                options |= {"first": done, "logits": self._wants_logits(student), "hidden": wants_hidden}
+                options |= {"first": done, "logits": self._wants_logits(student)}
+                options |= {"hidden": wants_hidden, "relation": wants_relation}
             elif state is not None:
                 options["dropout_state"] = state + torch.tensor([0, done]).to(state.device)
             given = (stack(packed, seqlens, run), output, targets)
@@ -279,6 +296,7 @@ class DistillationTrainer(Trainer):
             losses = sums.weighted(
                 logit_weight=stage.logit_weight,
                 hidden_weight=stage.hidden_weight,
+                relation_weight=stage.relation_weight,
                 num_sequences=sequences,
                 hidden_numbers=tokens * student.config.hidden_size,
             )

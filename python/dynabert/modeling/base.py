@@ -220,16 +220,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         """
         shape = self.shape(subnet)
         kept = shape.kept_layers
-        values = self.config.to_dict()
-        for name in ("model_type", "transformers_version"):
-            values.pop(name, None)
-        values |= {
-            "num_hidden_layers": len(kept),
-            "layer_heads": [shape.heads[layer] for layer in kept],
-            "layer_neurons": [shape.neurons[layer] for layer in kept],
-            "layer_index": [self.config.layer_index[layer] for layer in kept],
-        }
-        config = type(self.config)(**values)
+        config = self.config.cut(shape)
         with torch.device("meta"):
             small = type(self)(config)
         state = self.state_dict()

@@ -16,7 +16,8 @@ class Stack:
     """``S`` copies of a batch of ``B`` sequences and ``T`` tokens; copy ``s`` runs as group ``s`` of the plan.
 
     ``token_rows``: (S*T,) int32, the row in the single batch of each stacked token; ``sequence_rows``: (S*B,) int32,
-    the same for sequences; ``sequence_borders``: (S+1,) int32, each copy's border among the sequences.
+    the same for sequences; ``sequence_borders``: (S+1,) int32, each copy's border among the sequences; ``shapes``: the
+    sub-network of each copy, as the host knows it.
     """
 
     batch: PackedBatch
@@ -24,6 +25,7 @@ class Stack:
     token_rows: Tensor
     sequence_rows: Tensor
     sequence_borders: Tensor
+    shapes: tuple[SubnetShape, ...]
 
     @property
     def num_groups(self) -> int:
@@ -64,4 +66,5 @@ def stack(batch: PackedBatch, seqlens: Sequence[int], shapes: Sequence[SubnetSha
         torch.arange(tokens, dtype=torch.int32, device=device).repeat(copies),
         torch.arange(count, dtype=torch.int32, device=device).repeat(copies),
         torch.arange(copies + 1, dtype=torch.int32, device=device) * count,
+        tuple(shapes),
     )
