@@ -125,8 +125,10 @@ def told(seconds: float) -> str:
 
 
 def write_rows(plan: Plan, folder: Path | None, label: str) -> None:
-    """The rows of a task and seed, beside its parts and under ``folder``; there also what every sub-network answered, so
-    that scores can be taken over runs of several machines: ``predictions/LABEL`` is a folder for the scoring."""
+    """The rows of a task and seed, beside its parts and under ``folder``.
+
+    There also what every sub-network answered: ``predictions/LABEL`` is a folder for the scoring, over the runs of
+    several machines."""
     found = collect(plan.folder, None)
     text = json.dumps(found, indent=1) + "\n"
     (plan.folder / "rows.json").write_text(text, encoding="utf-8")
