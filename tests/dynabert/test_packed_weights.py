@@ -108,3 +108,19 @@ def test_every_instruction_set_gives_the_same_answers(tmp_path: Path, dtype: str
         dk.NATIVE.set_cpu_isa("auto")
     for found in answers.values():
         assert found == pytest.approx(answers["generic"], abs=1e-5 if dtype == "float32" else 0.1)
+
+
+def test_parametrised_weights_are_refused_before_anything_is_packed() -> None:
+    class Half(torch.nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight * 0.5
+
+    model = elastic(plain_model("bert")).float().eval()
+    layer = model.encoder.layers[1]
+    torch.nn.utils.parametrize.register_parametrization(layer, "ffn_in_weight", Half())
+    for pack in (model.pack_weights, model.quantise_weights):
+        with pytest.raises(RuntimeError, match=r"layer 1 has parametrised weights \(ffn_in_weight\)"):
+            pack()
+        assert not model.has_packed_weights
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "ffn_in_weight")
+    assert model.pack_weights() is model

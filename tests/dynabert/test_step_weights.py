@@ -115,3 +115,27 @@ def test_a_gradient_that_is_there_is_added_to(tmp_path: Path) -> None:
         assert gradient is not None
         assert single is not None
         torch.testing.assert_close(gradient, 2.0 * single)
+
+
+def test_weights_may_be_frozen_let_go_and_replaced_between_steps(tmp_path: Path) -> None:
+    module = Holder(network(tmp_path, "bert"))
+    layers = module.model.encoder.layers
+    batch, _ = module.model.pack(IDS)
+    plans = [module.model.pack(IDS, subnet="w1-d1")[1]]
+    weights = StepWeights(module, torch.bfloat16)
+    layers[0].ffn_in_weight.requires_grad_(False)
+    by_copies(weights, module, batch, plans, 0, True)
+    assert layers[0].ffn_in_weight.grad is None
+    assert layers[1].ffn_in_weight.grad is not None
+    layers[0].ffn_in_weight.requires_grad_(True)
+    layers[1].ffn_in_weight.requires_grad_(False)
+    layers[2].ffn_in_weight = nn.Parameter(layers[2].ffn_in_weight.detach() * 0.5)
+    wanted = by_casts(module, batch, plans, torch.bfloat16)
+    found = by_copies(weights, module, batch, plans, 0, True)
+    for name, gradient in wanted.items():
+        if gradient is None:
+            assert found[name] is None, name
+        else:
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+    assert layers[1].ffn_in_weight.grad is None
+    assert layers[2].ffn_in_weight.grad is not None

@@ -19,6 +19,7 @@ class StepWeights:
     A backward's gradient of a copy is added to the weight's ``.grad``, in the weight's dtype, as soon as it is there;
     the copy keeps none. So half precision costs one cast of each weight a launch, and the sum over sub-networks is in
     float32. Copies and gradients lie in the same memory at every step: fresh memory costs more than what is done in it.
+    So a ``.grad`` that is kept from an earlier step is overwritten; clone it.
 
     Args:
         module: whose weights.
@@ -55,13 +56,13 @@ class StepWeights:
         return named
 
     def _copy(self, name: str, parameter: nn.Parameter, dtype: torch.dtype) -> Tensor:
-        leaf = self._copies.get(name)
-        if leaf is None or leaf.shape != parameter.shape or leaf.device != parameter.device:
-            leaf = self._copies[name] = torch.empty_like(parameter, dtype=dtype, requires_grad=parameter.requires_grad)
-            if parameter.requires_grad:
-                _hooked(leaf, lambda gradient: self._add(name, parameter, gradient))
-        with torch.no_grad():
-            leaf.copy_(parameter)
+        kept = self._copies.get(name)
+        if kept is None or kept.shape != parameter.shape or kept.device != parameter.device:
+            kept = self._copies[name] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        # A leaf of its own every time: a weight may be frozen, let go or replaced between two steps.
+        leaf = kept.copy_(parameter.detach()).detach()
+        if parameter.requires_grad:
+            _hooked(leaf.requires_grad_(), lambda gradient: self._add(name, parameter, gradient))
         return leaf
 
     def _add(self, name: str, parameter: nn.Parameter, gradient: Tensor) -> None:

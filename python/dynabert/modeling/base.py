@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import dynabert_kernels as dk
@@ -115,18 +116,31 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         the more so the fewer the tokens. Afterwards the model serves inference only: it cannot be trained, saved,
         rewired or moved, and the batches that want gradients or the states of each layer are refused. Where weights are
         not packed (`dynabert_kernels.packed_panel` is 0: no AVX2, another dtype than float32 and bfloat16) nothing is
-        changed. Returns the model.
+        changed. A layer's other weights may still change in place; a parameter put in their place is not seen. Returns
+        the model.
 
-        Raises ``ValueError`` for a model that is not on the CPU, ``RuntimeError`` in training mode.
+        Raises ``ValueError`` for a model that is not on the CPU, ``RuntimeError`` in training mode and for parametrised
+        layers.
         """
         if self.device.type != "cpu":
             raise ValueError(f"pack_weights: the model is on {self.device}; allowed: the CPU; elsewhere leave it out")
         if self.training:
             raise RuntimeError("pack_weights: the model is in training mode; packed weights do not train; call eval()")
+        self._check_own_weights("pack_weights")
         if dk.packed_panel(self.dtype):
             for layer in self.elastic_encoder.elastic_layers:
                 layer.pack_weights()
         return self
+
+    def _check_own_weights(self, op: str) -> None:
+        """Raises ``RuntimeError`` where a layer computes a weight: it cannot be taken out."""
+        for index, layer in enumerate(self.elastic_encoder.elastic_layers):
+            if is_parametrized(layer):
+                names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
+                raise RuntimeError(
+                    f"{op}: layer {index} has parametrised weights ({names}); call "
+                    "torch.nn.utils.parametrize.remove_parametrizations on them first"
+                )
 
     def quantise_weights(self, dtype: torch.dtype = torch.bfloat16) -> Self:
         """Turns the layers' matrices into int8, once for every sub-network, for inference on a CPU.
@@ -138,7 +152,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         :meth:`pack_weights`. Returns the model.
 
         Raises ``ValueError`` for a model that is not on the CPU, another ``dtype``, or weights that are packed or not
-        finite; ``RuntimeError`` in training mode.
+        finite; ``RuntimeError`` in training mode and for parametrised layers.
         """
         if self.device.type != "cpu":
             raise ValueError(f"quantise_weights: the model is on {self.device}; allowed: the CPU; load it there")
@@ -151,6 +165,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
                 "quantise_weights: the weights are packed or in int8 already; load the checkpoint anew with "
                 "pack_weights=False"
             )
+        self._check_own_weights("quantise_weights")
         layers = self.elastic_encoder.elastic_layers
         for layer in layers:
             layer.quantise_weights(dtype)
