@@ -54,8 +54,8 @@ int64_t packed_panel(DType dtype);
 constexpr int64_t tasks_per_thread(int64_t num_spans) { return num_spans > 1 ? 12 : 2; }
 
 // At least `blocks` blocks of rows, so many that whole blocks are a thread's share, where a block keeps enough rows for
-// that: a thread then brings only rows of its own into the kernels' order. For weights that are in theirs already, which
-// several blocks may read at no cost.
+// that: a thread then brings only rows of its own into the kernels' order. For weights that are in theirs already,
+// which several blocks may read at no cost.
 constexpr int64_t even_blocks(int64_t rows, int64_t blocks, int64_t panels, int64_t threads) {
   constexpr int64_t kFewestRows = 42;  // three strips: a panel is read from the cache for so many
   const int64_t even = (blocks + threads - 1) / threads * threads;
