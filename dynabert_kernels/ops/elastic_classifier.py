@@ -93,12 +93,12 @@ def elastic_classifier(
     bound that does not fit; ``TypeError`` on a dtype, or layers of several kinds; on a CPU ``IndexError`` on an id
     outside its table.
     """
+    check_batch(NAME, batch.input_ids[:, None], layers, plan, position_biases)
     form = _form(layers)
     forced = providers.forced_provider()
     here = batch.input_ids.device.type == "cpu" and (forced is None or providers.has(NAME, forced))
-    if form is None or not here or torch.compiler.is_compiling():
+    if not here or torch.compiler.is_compiling():
         return _one_by_one(batch, plan, embedding, layers, head, position_biases, activation, eps, scale)
-    check_batch(NAME, batch.input_ids[:, None], layers, plan, position_biases)
     flat: list[Tensor] = []
     for layer in layers:
         flat += layer.tensors() if isinstance(layer, Int8LayerWeights) else layer
@@ -127,10 +127,8 @@ def elastic_classifier(
     )
 
 
-def _form(layers: Layers) -> int | None:
-    """The op's number for the kind of the layers; None where there are none."""
-    if not layers:
-        return None
+def _form(layers: Layers) -> int:
+    """The op's number for the kind of the layers, of which a plan has at least one."""
     kind = type(layers[0])
     if kind not in FORMS or any(type(layer) is not kind for layer in layers):
         found = ", ".join(sorted({type(layer).__name__ for layer in layers}))
@@ -150,7 +148,7 @@ def _one_by_one(
     scale: float | None,
 ) -> Tensor:
     x = embed_layer_norm(batch.input_ids, batch.position_ids, batch.token_type_ids, *embedding, eps=eps)
-    encoder: Any = elastic_encoder_int8 if layers and isinstance(layers[0], Int8LayerWeights) else elastic_encoder
+    encoder: Any = elastic_encoder_int8 if isinstance(layers[0], Int8LayerWeights) else elastic_encoder
     options = {"position_biases": position_biases, "activation": activation, "eps": eps, "scale": scale}
     y = encoder(x, layers, batch.cu_seqlens, plan, **options)
     return classification_head(y, batch.cu_seqlens, *head)

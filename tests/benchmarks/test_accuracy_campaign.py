@@ -231,3 +231,13 @@ def test_the_papers_ratio() -> None:
     ratio = page.paper_ratio("w0.25-d0.5", ["cola", "rte"])
     assert ratio is not None
     assert abs(ratio - (43.7 / 58.1 + 63.2 / 71.1) / 2) < 1e-12
+
+
+def test_readme_says_what_was_scored() -> None:
+    """Its sentence on what two sub-networks keep, task by task."""
+    text = " ".join((page.ROOT / "README.md").read_text(encoding="utf-8").split())
+    for scoring in dict(page.scorings()).values():
+        for task, found in scoring["tasks"].items():
+            kept = {row["subnet"]: row["retention"]["value"] for row in found["rows"] if row["variant"] == "dynabert"}
+            wanted = f"{page.title(task)} {page.percent(kept['w0.25-d1'])} and {page.percent(kept['w0.25-d0.5'])} %"
+            assert wanted in text
