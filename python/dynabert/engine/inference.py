@@ -25,6 +25,7 @@ from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, check_text
 from dynabert.data.labels import model_labels, model_problem
 from dynabert.data.tokenisation import Encoded, TextEncoder
+from dynabert.engine.graphs import MAX_GRAPHS, graphs_for
 from dynabert.engine.overlap import made_ahead
 from dynabert.engine.prediction import Prediction, interpret
 from dynabert_kernels import PackedBatch, Plan, SubnetShape, group_by_shape
@@ -68,6 +69,10 @@ class InferenceEngine:
         max_batch_tokens: most tokens of a batch; by default 4096 on the CPU and 32768 elsewhere. A longer text is a
             batch of its own.
         threshold: least probability at which a multi-label model assigns a label.
+        graphs: on a GPU, whether batches of up to 8192 tokens run as captured CUDA graphs, so that the device does not
+            wait for the host (`dynabert.engine.graphs`). None: on a GPU yes. A graph serves every batch of like size,
+            is captured when such a size is met for the second time (or by `warm_up`), and uses the same weights.
+        max_graphs: kept at a time.
 
     Raises:
         TypeError: a tokenizer without a fast half.
@@ -83,6 +88,8 @@ class InferenceEngine:
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
         threshold: float = 0.5,
+        graphs: bool | None = None,
+        max_graphs: int = MAX_GRAPHS,
     ) -> None:
         config = model.config
         positions = config.max_sequence_length
@@ -114,10 +121,11 @@ class InferenceEngine:
         self.threshold = threshold
         self._known: dict[tuple[Any, str], _Resolved] = {}
         # Batch and plan of a text alone, by its sub-network and length. Other architectures count positions by the ids.
-        self._frames: dict[tuple[SubnetShape, int], tuple[PackedBatch, Plan]] = {}
+        self._frames: dict[tuple[SubnetShape, int, torch.device], tuple[PackedBatch, Plan]] = {}
         self._frames_fit = config.architecture == "bert"
         default_tokens = CPU_BATCH_TOKENS if self.device.type == "cpu" else DEVICE_BATCH_TOKENS
         self.max_batch_tokens = default_tokens if max_batch_tokens is None else max_batch_tokens
+        self._graphs = graphs_for(model, graphs, max_graphs)
 
     @classmethod
     def from_pretrained(
@@ -130,6 +138,8 @@ class InferenceEngine:
         max_batch_tokens: int | None = None,
         threshold: float = 0.5,
         pack_weights: bool = True,
+        graphs: bool | None = None,
+        max_graphs: int = MAX_GRAPHS,
     ) -> InferenceEngine:
         """Load a model and its tokenizer from a folder or a hub id.
 
@@ -139,7 +149,7 @@ class InferenceEngine:
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; the weights are converted to it once, while loading,
                 whatever the file holds. Or ``"int8"``, on a CPU: the layers' matrices are quantised
                 (`ElasticBertForSequenceClassification.quantise_weights`), and everything else is bfloat16.
-            max_length, max_batch_tokens, threshold: see the class.
+            max_length, max_batch_tokens, threshold, graphs, max_graphs: see the class.
             pack_weights: True brings the weights into the order in which products on a CPU read them, in the place of
                 the plain ones (`ElasticBertForSequenceClassification.pack_weights`). The answers are the same; the
                 model then serves inference only. False keeps the plain ones, for instance to go on training.
@@ -158,7 +168,13 @@ class InferenceEngine:
         if not int8 and pack_weights and model.device.type == "cpu":
             model.pack_weights()
         return cls(
-            model, load_tokenizer(path), max_length=max_length, max_batch_tokens=max_batch_tokens, threshold=threshold
+            model,
+            load_tokenizer(path),
+            max_length=max_length,
+            max_batch_tokens=max_batch_tokens,
+            threshold=threshold,
+            graphs=graphs,
+            max_graphs=max_graphs,
         )
 
     @property
@@ -286,6 +302,49 @@ class InferenceEngine:
         with _bar(len(subnets), progress) as bar:
             return self._run([(encoded, [self.model.shape(subnet) for subnet in subnets])], bar)
 
+    def warm_up(
+        self,
+        subnets: Sequence[Subnet] = (None,),
+        *,
+        lengths: Sequence[int] = (16, 32, 64, 128),
+        counts: Sequence[int] = (1,),
+    ) -> int:
+        """Runs made-up texts, so that the first real ones find kernels compiled and, on a GPU, graphs captured.
+
+        Args:
+            subnets: each runs alone; with more than one, a batch of ``counts`` texts of each runs too.
+            lengths: tokens of a text; those above `max_length` are left out.
+            counts: texts of a batch.
+
+        Returns:
+            How many batches ran.
+
+        Raises:
+            ValueError: a length or count below 1; a sub-network that does not fit the model.
+            RuntimeError: the model was put in training mode.
+        """
+        for name, numbers in (("lengths", lengths), ("counts", counts)):
+            if any(number < 1 for number in numbers):
+                raise ValueError(f"warm_up: {name} are {list(numbers)}; allowed: 1 or more each")
+        if self.model.training:
+            raise RuntimeError("warm_up: the model was put in training mode; call model.eval()")
+        shapes = [self._resolve_one(subnet).shape for subnet in subnets]
+        groups = [[shape] for shape in shapes] + ([shapes] if len(shapes) > 1 else [])
+        any_id = max(self.model.config.padding_idx, 0) + 1  # one that counts as a position in every architecture
+        done = 0
+        with torch.inference_mode():
+            for length, count, group in itertools.product(sorted(lengths, reverse=True), counts, groups):
+                if length > self.max_length or length * count * len(group) > self.max_batch_tokens:
+                    continue
+                each = [shape for shape in group for _ in range(count)]
+                ids = [[any_id] * length for _ in each]
+                types = [[0] * length for _ in each] if self._encoder.token_types else None
+                self._issue(ids, types, each, capture_now=True)
+                done += 1
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return done
+
     def _stream(
         self, texts: Iterator[Text], subnet: Subnet | Iterable[Subnet], truncate: bool, lookahead: int
     ) -> Iterator[Prediction]:
@@ -363,9 +422,10 @@ class InferenceEngine:
         with torch.inference_mode():
             for encoded, shapes in blocks:
                 for run in self._batches(encoded.lengths, shapes):
-                    batch, plan = self._pack(encoded, run, shapes)
-                    found.append(self.model.packed_logits(batch, plan))  # in the order of run: the batch knows it
-                    places += [done + i for i in run]
+                    ids, types = encoded.rows(run)
+                    logits, order = self._issue(ids, types, [shapes[i] for i in run])
+                    found.append(logits)
+                    places += [done + run[i] for i in order]
                     if bar is not None:
                         bar.update(len(run))
                 done += len(shapes)
@@ -380,21 +440,38 @@ class InferenceEngine:
         result[np.asarray(places)] = values
         return result
 
-    def _pack(self, encoded: Encoded, run: list[int], shapes: list[SubnetShape]) -> tuple[PackedBatch, Plan]:
+    def _issue(
+        self,
+        ids: list[list[int]],
+        types: list[list[int]] | None,
+        shapes: list[SubnetShape],
+        *,
+        capture_now: bool = False,
+    ) -> tuple[torch.Tensor, Sequence[int]]:
+        """Logits of a batch, queued on the device, and the place in ``ids`` of each of their rows."""
+        graphs = self._graphs
+        if graphs is None or not graphs.takes(sum(map(len, ids))):
+            batch, plan = self._pack(ids, types, shapes, self.device)
+            return self.model.packed_logits(batch, plan), range(len(ids))
+        batch, plan = self._pack(ids, types, shapes, torch.device("cpu"))
+        order = range(len(ids)) if batch.order is None else batch.order.tolist()
+        return graphs.logits(batch, plan, capture_now=capture_now), order
+
+    def _pack(
+        self, ids: list[list[int]], types: list[list[int]] | None, shapes: list[SubnetShape], device: torch.device
+    ) -> tuple[PackedBatch, Plan]:
         """Batch and plan of these texts. Of one text alone all but its ids depends only on its length and sub-network,
         and is kept, for a service that is asked one short text at a time."""
-        ids, types = encoded.rows(run)
-        if len(run) > 1 or not self._frames_fit:
-            return self.model.pack(ids, types, subnet=[shapes[i] for i in run])
-        key = shapes[run[0]], len(ids[0])
+        if len(ids) > 1 or not self._frames_fit:
+            return self.model.pack(ids, types, subnet=shapes, device=device)
+        key = shapes[0], len(ids[0]), device
         frame = self._frames.get(key)
         if frame is None:
-            frame = self.model.pack(ids, types, subnet=shapes[run[0]])
+            frame = self.model.pack(ids, types, subnet=shapes[0], device=device)
             if len(self._frames) < KNOWN_FRAMES:
                 self._frames[key] = frame
             return frame
         batch, plan = frame
-        device = self.device
         own = torch.tensor(ids[0]).to(device=device)
         own_types = None if types is None else torch.tensor(types[0]).to(device=device)
         return PackedBatch(own, batch.position_ids, own_types, batch.cu_seqlens, batch.max_seqlen, 1), plan

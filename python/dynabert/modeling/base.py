@@ -187,14 +187,17 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         *,
         subnet: Subnet | Sequence[Subnet] = None,
         row_bucket: int = 1,
+        device: torch.device | str | None = None,
     ) -> tuple[PackedBatch, Plan]:
-        """Batch and plan for the second door, from lists of token ids without padding, on the model's device.
+        """Batch and plan for the second door, from lists of token ids without padding.
 
         ``subnet``: one for all, or a list with one for each sequence; sequences are then packed widest first and
         ``batch.order`` says where they came from. ``row_bucket``: token counts are rounded up to a multiple of it.
+        ``device``: where their tensors go; by default the model's.
         Raises ``ValueError`` for an empty batch or sequence, one that is too long, an id outside the vocabulary, or a
         sub-network that does not fit.
         """
+        where = self.device if device is None else device
         shapes = shapes_for(self.config, subnet, len(input_ids))
         longest = self.config.max_sequence_length
         for index, sequence in enumerate(input_ids):
@@ -215,7 +218,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
             order=None if order == list(range(len(order))) else order,
             row_bucket=row_bucket,
             pad_id=max(self.config.padding_idx, 0),
-            device=self.device,
+            device=where,
         )
         if self.config.architecture != "bert" and any(self.config.padding_idx in sequence for sequence in input_ids):
             # A padding id inside a text does not count as a position there; rare enough to redo the positions for.
@@ -225,7 +228,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         for size in sizes:
             lengths.append([len(input_ids[index]) for index in order[start : start + size]])
             start += size
-        return batch, Plan.build(groups, lengths, row_bucket=row_bucket, device=self.device)
+        return batch, Plan.build(groups, lengths, row_bucket=row_bucket, device=where)
 
     def extract(self, subnet: Subnet) -> Self:
         """A smaller model of its own: copies of the leading parts of the kept layers that ``subnet`` uses.

@@ -99,9 +99,17 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
 
     def _layers_are_plain(self) -> bool:
         """Whether nobody sees a layer's own call: no hook waits for it, and no compiler traces it."""
-        if torch.compiler.is_compiling():
-            return False
-        return not any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.elastic_layers)
+        return not (torch.compiler.is_compiling() or self._hooked_layers())
+
+    def _hooked_layers(self) -> bool:
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.elastic_layers)
+
+    def has_hooks(self) -> bool:
+        """Whether somebody waits for a call of the embeddings or of a layer (hooks of their own, not global ones)."""
+        embeddings = self.embeddings
+        if embeddings._forward_hooks or embeddings._forward_pre_hooks:
+            return True
+        return self._hooked_layers()
 
     def _infer(self, x: Tensor, batch: PackedBatch, plan: Plan, bias: Tensor | None) -> Tensor:
         """The layers without dropout or gradient: one native call on a CPU."""
@@ -130,8 +138,7 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
     def infer_logits(self, batch: PackedBatch, plan: Plan, head: dk.HeadWeights) -> Tensor:
         """(B, labels) in packed order, for inference: one native call on a CPU, where nobody sees the modules' own."""
         embeddings = self.embeddings
-        hooked = embeddings._forward_hooks or embeddings._forward_pre_hooks
-        if hooked or torch.is_grad_enabled() or not self._layers_are_plain():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.has_hooks():
             x, _ = self.encode(batch, plan)
             return dk.classification_head(x, batch.cu_seqlens, *head)
         layers = self.elastic_layers
