@@ -31,20 +31,27 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-class _Recorder(TorchDispatchMode):
+class NoHostReads(TorchDispatchMode):
+    """Inside it an op that reads a tensor's values on the host, which a GPU's queue would have to run dry for, raises
+    ``RuntimeError``. Works on any device; what an op does inside itself is not seen."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.partition("::")[2]
+        if name in HOST_READS:
+            raise RuntimeError(f"{name} reads a tensor's values on the host; neither a graph nor a full queue may")
+        return func(*args, **(kwargs or {}))
+
+
+class _Recorder(NoHostReads):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.partition("::")[2]
-        if name in HOST_READS:
-            raise RuntimeError(f"FrozenReplay: {name} reads a tensor's values on the host; a captured graph may not")
         if name in HOST_WRITES:
-            raise RuntimeError(
-                f"FrozenReplay: {name} makes a tensor of the host's numbers; a captured graph freezes it"
-            )
-        result = func(*args, **(kwargs or {}))
+            raise RuntimeError(f"{name} makes a tensor of numbers on the host; a captured graph would freeze them")
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         self.calls.append((func, args, kwargs or {}, result))
         return result
 

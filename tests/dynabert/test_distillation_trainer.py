@@ -20,6 +20,7 @@ from dynabert.distill.stages import grid
 from dynabert.distill.trainer import NotFiniteError
 from dynabert.modeling.files import ELASTIC_FILE
 from dynabert.modeling.names import to_plain
+from dynabert_kernels.testing.frozen_replay import NoHostReads
 from tests.dynabert.slow_distillation import slow_gradients, slow_loss
 from tests.dynabert.tiny_networks import close, plain_model, slow_model
 from tests.dynabert.tiny_training import arguments, elastic, pair, texts, weights
@@ -213,6 +214,25 @@ def test_no_two_launches_draw_the_same_dropout(tmp_path: Path) -> None:
                 assert offset % 256 == 0 <= offset < 2**32
                 seen.add((key, offset))
     assert len(seen) == 5 * 3 * 5
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_stacked_step_reads_nothing_back_from_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    """On a GPU a read in the middle of a step empties the queue of kernels. Losses are read where they are logged."""
+    own, seen = DistillationTrainer.training_step, []
+
+    def watched(self: DistillationTrainer, *given: Any) -> torch.Tensor:
+        with NoHostReads():
+            seen.append(own(self, *given))
+        return seen[-1]
+
+    monkeypatch.setattr(DistillationTrainer, "training_step", watched)
+    monkeypatch.setattr(DistillationTrainer, "_record", lambda *_: None)
+    network = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    trained(tmp_path, dtype=torch.float32, network=network, step="stacked", bf16=bf16)
+    assert len(seen) == 3
 
 
 def test_half_precision_keeps_float32_weights(tmp_path: Path) -> None:

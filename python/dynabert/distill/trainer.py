@@ -212,10 +212,11 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Sequences], None]:
         """The batches of an optimiser step, and how many sequences and tokens it has in all processes."""
         batches = list(islice(epoch_iterator, num_batches))
-        counts = torch.tensor([sum(map(len, batches)), sum(batch.num_tokens for batch in batches)], device=device)
-        if self.args.world_size > 1:
+        sequences, tokens = sum(map(len, batches)), sum(batch.num_tokens for batch in batches)
+        if self.args.world_size > 1:  # alone nothing has to be read back from the device
+            counts = torch.tensor([sequences, tokens], device=device)
             dist.all_reduce(counts)
-        sequences, tokens = counts.tolist()
+            sequences, tokens = counts.tolist()
         self._counts = (sequences, tokens)
         self._batch_of_step = 0
         return batches, None
