@@ -192,6 +192,31 @@ def elastic_linear_cases() -> Iterator[TritonCase]:
             yield TritonCase("ragged products", name, f"768 to 3072, tile {index}", launch, _matrix_kernels(name))
 
 
+def split_sums_cases() -> Iterator[TritonCase]:
+    """The end of a sub-layer for few rows, with every tile that may be chosen for it."""
+    from dynabert_kernels.triton.environment import architecture
+    from dynabert_kernels.triton.row_tiles import Widths
+    from dynabert_kernels.triton.split_sums import split_linear_layer_norm
+    from dynabert_kernels.triton.tiles import GEMM_TILES, MAX_SPLITS
+
+    def launch(dtype: torch.dtype, index: int, splits: int) -> Callable[[], object]:
+        def run() -> object:
+            a, x = meta(NUM_ROWS, NEURONS, dtype=dtype), meta(NUM_ROWS, WIDTH, dtype=dtype)
+            rows, counts = meta(GROUPS + 1, dtype=torch.int32), meta(GROUPS, dtype=torch.int32)
+            widths = Widths(rows, None, counts, 1, 1, WIDTH, NEURONS)
+            tile = GEMM_TILES[architecture(x), dtype.itemsize][index]
+            weight = meta(WIDTH, NEURONS, dtype=dtype)
+            return split_linear_layer_norm(a, weight, x[0], x, x[0], x[0], widths, 1e-12, splits, tile=tile)
+
+        return run
+
+    for name, indices in (("bf16", (1, 2, 3)), ("fp16", (3,)), ("fp32", (0, 1))):
+        for index in indices:
+            matrix = frozenset() if name == "fp32" else frozenset({"_split_linear_kernel"})
+            case = launch(DTYPES[name], index, MAX_SPLITS if index == 3 else 2)
+            yield TritonCase("split sums", name, f"3072 to 768, tile {index}", case, matrix)
+
+
 def distillation_loss_cases() -> Iterator[TritonCase]:
     from dynabert_kernels.triton.distillation_loss import distillation_loss_bwd, distillation_loss_fwd
     from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
@@ -325,6 +350,7 @@ def triton_cases() -> list[TritonCase]:
         *elastic_ffn_cases(),
         *elastic_attention_cases(),
         *elastic_linear_cases(),
+        *split_sums_cases(),
         *distillation_loss_cases(),
         *varlen_attention_cases(),
     ]

@@ -55,10 +55,11 @@ class Outcome:
 
 
 def results(sample: Sample, provider: str, *, backward: bool) -> dict[str, Tensor]:
-    """``y`` and, where asked for, the gradient of every tensor under its name with a ``d``."""
+    """``y`` and, where asked for, the gradient of every tensor under its name with a ``d``. Without them nothing is
+    saved, as in inference."""
     names = sample.differentiable
     # detach, not clone: a clone has no gaps between its rows
-    leaves = {name: t.detach().requires_grad_(name in names) for name, t in sample.tensors.items()}
+    leaves = {name: t.detach().requires_grad_(backward and name in names) for name, t in sample.tensors.items()}
     with dk.use_provider(provider), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
         y = sample.call(leaves)
@@ -160,6 +161,15 @@ def _groups_alone(sample: Sample, provider: str, backward: bool, without: frozen
             yield f"groups alone, put together: {check}"
 
 
+def _in_inference(sample: Sample, ours: dict[str, Tensor], provider: str, without: frozenset[str]) -> Iterator[str]:
+    """Where nothing is saved a provider may go another way; the result is held to the same."""
+    bare = _by_the_op(sample, provider, False)
+    if not _same_bits(bare["y"], ours["y"]):
+        for found in judged(sample, bare, provider, without=without).values():
+            if not found.green:
+                yield f"without gradients: {found}"
+
+
 # These ops know no rows of no group: all rows count.
 _ROWS_OF_NO_GROUP_COUNT = ("add_layer_norm", "embed_layer_norm")
 
@@ -181,6 +191,8 @@ def check(op: str, seed: int, provider: str, *, without: frozenset[str] = frozen
             faults += [
                 f"{name}: other bits the second time" for name in ours if not _same_bits(ours[name], again[name])
             ]
+        if not faults and backward:
+            faults += _in_inference(sample, ours, provider, without)
         if not faults and sample.splits and sample.wide and len(sample.batch.groups_with_rows) > 1:
             faults += _groups_alone(sample, provider, backward, without)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:

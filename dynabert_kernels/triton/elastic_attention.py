@@ -6,8 +6,8 @@
 A group with 0 heads skips the layer (y = x); rows of no group are zero. Forward: four launches, a ragged product with
 bias (`ragged_gemm.py`; a head is 3*D neighbouring rows of the weight), attention straight on its result
 (`varlen_attention.py`), a ragged reduction with bias, dropout and residual, and the LayerNorm of the active rows
-(`group_layer_norm.py`). Between them qkv and c pass through memory once: 4*T*H*D elements written and read at full
-width, and k/H of that at k heads.
+(`group_layer_norm.py`); for few rows in inference the last two are those of `split_sums.py`. Between them qkv and c
+pass through memory once: 4*T*H*D elements written and read at full width, and k/H of that at k heads.
 
     dh, dgamma, dbeta = LayerNorm's;  dp = dh * drop;  dbo = sum_t dp;  dc = dp @ Wo;  dWo = dp^T c
     dqkv, dbias = attention's (`varlen_attention_backward.py`)
@@ -33,7 +33,8 @@ from dynabert_kernels.triton.hidden_dropout import hidden_dropout as dropout_of
 from dynabert_kernels.triton.ragged_gemm import ragged_input_gradient, ragged_linear
 from dynabert_kernels.triton.ragged_sums import gradient_and_sums, ragged_weight_gradient
 from dynabert_kernels.triton.row_tiles import Widths, require_matrix, require_plan
-from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
+from dynabert_kernels.triton.split_sums import split_linear_layer_norm
+from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS, split_count
 from dynabert_kernels.triton.varlen_attention import attention_forward
 from dynabert_kernels.triton.varlen_attention_backward import attention_backward
 
@@ -151,11 +152,17 @@ def elastic_attention_fwd(
     qkv = x.new_empty((num_rows, max_heads, 3, size))
     context = x.new_empty((num_rows, max_heads, size))
     lse = x.new_empty((max_heads, num_rows) if save else (0,), dtype=accumulator_dtype(x.dtype))
-    hidden = x.new_empty((num_rows, width))
 
     ragged_linear(x, weight, bias, None, qkv.flatten(1), None, into, activation=0, zero_fill=False)
     attention_forward(qkv, sequences, context, lse if save else None, fill=False, op=op)
     features = context.flatten(1)
+    if not save and dropout is None:
+        splits = split_count(features, into.num_groups, width, out_of.max_in)
+        if splits > 1:
+            y = split_linear_layer_norm(features, out_weight, out_bias, x, ln_weight, ln_bias, out_of, eps, splits)
+            none, statistics = x.new_empty((0,)), lse.new_empty((0,))
+            return y, none, none.clone(), lse, none.clone(), statistics, statistics.clone()
+    hidden = x.new_empty((num_rows, width))
     ragged_linear(
         features, out_weight, out_bias, x, hidden, None, out_of, activation=0, zero_fill=False, dropout=dropout
     )

@@ -4,7 +4,8 @@
 
 A group with 0 neurons skips the layer (y = x); rows of no group are zero. Forward: three launches, a ragged product
 with bias and activation, a ragged reduction with bias, dropout and residual (`ragged_gemm.py`), and the LayerNorm of
-the active rows (`group_layer_norm.py`). The activated values pass through memory once, T*F elements written and read.
+the active rows (`group_layer_norm.py`); for few rows in inference the last two are those of `split_sums.py`. The
+activated values pass through memory once, T*F elements written and read.
 
     dh, dgamma, dbeta = LayerNorm's;  dp = dh * drop;  dbout = sum_t dp
     dz = (dp @ Wout) * act'(z);  dWout = dp^T act(z);  dbin = sum_t dz;  dWin = dz^T x;  dx = dh + dz @ Win
@@ -26,7 +27,8 @@ from dynabert_kernels.triton.hidden_dropout import hidden_dropout as dropout_of
 from dynabert_kernels.triton.ragged_gemm import ragged_input_gradient, ragged_linear
 from dynabert_kernels.triton.ragged_sums import gradient_and_sums, ragged_weight_gradient
 from dynabert_kernels.triton.row_tiles import Widths, require_matrix, require_plan
-from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS
+from dynabert_kernels.triton.split_sums import split_linear_layer_norm
+from dynabert_kernels.triton.tiles import MAX_ROW_COLUMNS, split_count
 
 __all__ = ["elastic_ffn_bwd", "elastic_ffn_fwd", "supports"]
 
@@ -89,9 +91,15 @@ def elastic_ffn_fwd(
     activated = x.new_empty((num_rows, max_neurons))
     # Without an activation the two are one.
     pre = x.new_empty((num_rows, max_neurons)) if save and activation != 0 else None
-    hidden = x.new_empty((num_rows, width))
     ragged_linear(x, in_weight, in_bias, None, activated, pre, into, activation=activation, zero_fill=False)
     dropout = dropout_of(dropout_state, hidden_dropout, dropout_stream)
+    if not save and dropout is None:
+        splits = split_count(activated, into.num_groups, width, max_neurons)
+        if splits > 1:
+            y = split_linear_layer_norm(activated, out_weight, out_bias, x, ln_weight, ln_bias, out_of, eps, splits)
+            statistics = x.new_empty((0,), dtype=accumulator_dtype(x.dtype))
+            return y, x.new_empty((0,)), x.new_empty((0,)), statistics, torch.empty_like(statistics)
+    hidden = x.new_empty((num_rows, width))
     ragged_linear(
         activated, out_weight, out_bias, x, hidden, None, out_of, activation=0, zero_fill=False, dropout=dropout
     )

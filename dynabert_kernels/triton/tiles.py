@@ -255,6 +255,32 @@ def gemm_tile(x: Tensor, num_groups: int, num_columns: int) -> GemmTile:
     return tiles[-1]
 
 
+# Blocks of the reduction that a piece has at the least, and pieces at the most: unmeasured. Fewer blocks would not
+# cover a pipeline's start; more pieces would be bytes that the LayerNorm waits for.
+SPLIT_BLOCKS = 4
+MAX_SPLITS = 8
+_INTERPRETER_SPLIT_BLOCKS = 1  # so that tests of few neurons meet pieces
+
+
+def split_count(x: Tensor, num_groups: int, num_columns: int, max_in: int) -> int:
+    """Pieces that a product's reduction is cut into, so that few rows keep two tasks a multiprocessor busy; 1: none.
+
+    For x (T, max_in) with its `gemm_tile`. Two, four or eight, by sizes alone: unmeasured.
+    """
+    tile = gemm_tile(x, num_groups, num_columns)
+    shortest = tile.block_k * (_INTERPRETER_SPLIT_BLOCKS if architecture(x) == "interpreter" else SPLIT_BLOCKS)
+    tiles = -(-x.shape[0] // tile.block_m) * -(-num_columns // tile.block_n)
+    splits = 1
+    while (
+        2 * splits <= MAX_SPLITS
+        and 2 * splits * shortest <= max_in
+        and 2 * splits * tiles <= 4 * multiprocessors(x)
+        and tiles < multiprocessors(x)
+    ):
+        splits *= 2
+    return splits
+
+
 class ColumnSumTile(NamedTuple):
     """One program's tile when columns are summed: `block_t` rows of one group by `block_c` columns."""
 

@@ -241,4 +241,28 @@ FAULTS = [
         "counts = counts & (tl.load(active_ptr + group, mask=counts, other=0) >= 0)",
         "distillation_loss",
     ),
+    _fault(
+        "a piece of a cut reduction is lost",
+        "part of a sum left out",
+        "split_sums.py",
+        "for split in tl.static_range(SPLITS):",
+        "for split in tl.static_range(SPLITS - 1):",
+        "elastic_attention",
+    ),
+    _fault(
+        "the tail of a cut reduction is added by empty pieces too",
+        "part of a sum added twice",
+        "ragged_gemm.py",
+        "for k in tl.range(tl.maximum(whole, start), reduction, TAIL, num_stages=1):",
+        "for k in tl.range(whole, reduction, TAIL, num_stages=1):",
+        "elastic_attention",
+    ),
+    _fault(
+        "the bias of a cut product is forgotten",
+        "term left out",
+        "split_sums.py",
+        "h = x + (sums + out_bias[None, :])",
+        "h = x + sums",
+        "elastic_attention",
+    ),
 ]
