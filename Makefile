@@ -21,12 +21,13 @@ FAULT_ARGS ?=
 LONG_CASES ?= 10000
 LONG_ARGS ?=
 BENCH_ARGS ?= --quick
+GPU_BENCH_ARGS ?=
 CODEGEN_ARGS ?=
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-long lint format bench codegen proof faults docs clean
+.PHONY: help install demo test test-long lint format bench bench-gpu codegen proof faults docs clean
 
 help:
 	@echo "make demo     a real BERT, fine-tuned, rewired, distilled into 12 sub-networks, at most 15 minutes; DEMO_ARGS='--task_name sst2' for another task"
@@ -35,6 +36,7 @@ help:
 	@echo "make proof    the errors of every op, provider, direction and dtype beside PyTorch's own, in a table"
 	@echo "make faults   plants faults in every kernel and demands that a check turns red; FAULT_ARGS='--provider cpu' for some"
 	@echo "make bench    kernel microbenchmarks; BENCH_ARGS='--op elastic_ffn' for some"
+	@echo "make bench-gpu  on a GPU: beside transformers, its compiled form, pruned networks and unpadded PyTorch, against the goals; GPU_BENCH_ARGS='--works widths fixed' for some, --rehearse for a dry run on a CPU"
 	@echo "make codegen  compiles every GPU kernel without a GPU, with two Tritons, and reads registers, spills and shared memory; CODEGEN_ARGS='--only attention' for some"
 	@echo "make docs     the API reference from the docstrings, as HTML in out/docs"
 	@echo "make lint     ruff, mypy, clang-format; make format mends what can be mended"
@@ -85,6 +87,9 @@ format: $(BUILT)
 
 bench: $(BUILT)
 	@$(BIN)/dynabert-bench $(BENCH_ARGS)
+
+bench-gpu: $(BUILT)
+	@$(BIN)/python -m benchmarks.gpu_peers $(GPU_BENCH_ARGS)
 
 # A second Triton, in a folder that nothing imports by itself.
 $(OLDER_TRITON)/.installed: requirements-older-triton.txt | $(REQUIREMENTS)

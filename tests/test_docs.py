@@ -73,6 +73,8 @@ def check_command(words: list[str]) -> None:
         check_options(ROOT / "benchmarks" / "run.py", rest, line)
     elif program.startswith("python"):
         check_options(python_source(rest), rest, line)
+    elif program == "bash":
+        assert (ROOT / rest[0]).is_file(), line
     else:
         assert program in ("cat", "pip", "cd"), f"nobody checks {program!r}: {line}"
 

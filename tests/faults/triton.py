@@ -250,14 +250,6 @@ FAULTS = [
         "elastic_attention",
     ),
     _fault(
-        "the tail of a cut reduction is added by empty pieces too",
-        "part of a sum added twice",
-        "ragged_gemm.py",
-        "for k in tl.range(tl.maximum(whole, start), reduction, TAIL, num_stages=1):",
-        "for k in tl.range(whole, reduction, TAIL, num_stages=1):",
-        "elastic_attention",
-    ),
-    _fault(
         "the bias of a cut product is forgotten",
         "term left out",
         "split_sums.py",
