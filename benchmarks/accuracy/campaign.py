@@ -49,7 +49,7 @@ def options_of(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     flags.add_argument("--learning_rate", type=float, help="default: 1e-4 below 512 hidden units, else 3e-5")
     flags.add_argument("--epochs", nargs="+", default=[], metavar="TASK=N", help="in place of a task's own")
     flags.add_argument("--independent_subnets", metavar="LIST", help="such as w0.5-d1,w0.25-d0.5; default: every one")
-    flags.add_argument("--neighbours", type=Path, help="the table of words of the variant augmented")
+    flags.add_argument("--neighbours", type=Path, help="the table of words of the variants with altered copies")
     flags.add_argument("--budget_minutes", type=float, help="stop then, with a checkpoint; default: when all is done")
     flags.add_argument("--save_minutes", type=float, default=10.0, help="between two checkpoints to go on from")
     flags.add_argument("--keep_checkpoints", action="store_true", help="also those of parts that are complete")
@@ -63,8 +63,9 @@ def options_of(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         flags.error(f"{', '.join(wrong)} is decided by the campaign: see --tasks, --seeds, --epochs, --variants")
     if options.budget_minutes is not None and options.budget_minutes <= 0.0:
         flags.error(f"--budget_minutes is {options.budget_minutes}; allowed: above 0")
-    if "augmented" in options.variants and options.neighbours is None:
-        flags.error("the variant augmented needs --neighbours, a table of words and their neighbours")
+    altered = [name for name in options.variants if VARIANTS[name].copies is not None]
+    if altered and options.neighbours is None:
+        flags.error(f"{', '.join(altered)} needs --neighbours, a table of words and their neighbours")
     try:
         options.epochs = {name: float(number) for name, number in (word.split("=") for word in options.epochs)}
     except ValueError:

@@ -17,7 +17,7 @@ from dynabert.cli.options import encode
 from dynabert.cli.train import open_model, parse, read_inputs, run_arguments
 from dynabert.configuration import SubnetConfig
 from dynabert.configuration.subnet import kept_layers
-from dynabert.data import task_metric
+from dynabert.data import default_copies, task_metric
 from dynabert.distill.pipeline import run_stage, with_defaults
 from dynabert.distill.stages import Recipe, Stage
 from dynabert.engine import load_tokenizer
@@ -86,7 +86,7 @@ class Plan:
         recipe: a name of `RECIPES`.
         rate, epochs: of the teacher and of each stage, before a recipe or variant multiplies them.
         rest: options of ``dynabert train`` for all parts.
-        neighbours: the table of words of the variant ``augmented``.
+        neighbours: the table of words of the variants with altered copies.
         subnets: shapes of the independent networks; None for all.
     """
 
@@ -120,10 +120,11 @@ class Plan:
             rate = self.rate * recipe.rate * variant.rate
             epochs = self.epochs * recipe.epochs * variant.epochs
             own = [*recipe.options, *variant.options]
-            if name == "augmented":
+            if variant.copies is not None:
                 if self.neighbours is None:
-                    raise ValueError("accuracy: the variant augmented needs --neighbours, a table of words")
+                    raise ValueError(f"accuracy: the variant {name} needs --neighbours, a table of words")
                 own += ["--augment", "neighbours", str(self.neighbours)]
+                own += ["--augment_copies", str(variant.copies)] if variant.copies else []
             if variant.depth != 1.0:
                 own += ["--starting_layers", ",".join(map(str, starting_layers(self.model, variant.depth)))]
         fresh = name == TEACHER or VARIANTS[name].independent
@@ -160,8 +161,9 @@ class Plan:
             passes = 3.0 * len(recipe.stages) * sum(shares(recipe.stages[-1]))
         else:
             passes = sum(stage.forward_passes(shares(stage)) for stage in recipe.stages)
-        copies = 20.0 if name == "augmented" else 1.0
-        return passes * copies * VARIANTS[name].depth * args.num_train_epochs * examples
+        copies = VARIANTS[name].copies
+        texts = 1.0 if copies is None else 1.0 + (copies or default_copies(self.task))
+        return passes * texts * VARIANTS[name].depth * args.num_train_epochs * examples
 
     def run(self, name: str, clock: Clock, command: str) -> float:
         """Trains what is left of a part, and keeps by which command and commit. Returns the seconds that it took.

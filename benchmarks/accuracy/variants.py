@@ -15,6 +15,7 @@ class Variant:
         rate, epochs: by which the recipe's learning rate and epochs are multiplied.
         depth: the share of the teacher's layers that the student starts from; its sub-networks are parts of these.
         independent: True: a network of its own for each shape, fine-tuned on labels from the plain checkpoint.
+        copies: altered copies of each text that the stages learn on; 0 for the task's usual number, None for none.
     """
 
     change: str
@@ -23,6 +24,7 @@ class Variant:
     epochs: float = 1.0
     depth: float = 1.0
     independent: bool = False
+    copies: int | None = None
 
 
 VARIANTS: dict[str, Variant] = {
@@ -53,8 +55,11 @@ VARIANTS: dict[str, Variant] = {
         "the student starts from two thirds of the layers, and its depth 1 is these: smaller at the same name",
         depth=2 / 3,
     ),
-    # Its options are those of --augment: it needs a table of words, which the campaign is given.
-    "augmented": Variant("the stages learn on altered copies of the text (--neighbours)"),
+    # Their options are those of --augment: they need a table of words, which the campaign is given.
+    "augmented": Variant("the stages learn on altered copies of the text (--neighbours)", copies=0),
+    "augmented_same_steps": Variant(
+        "four altered copies of each text in a fifth of the epochs: other text, no more steps", epochs=0.2, copies=4
+    ),
 }
 
 # What was asked for and `dynabert train` has no option for. A page says so, so that nobody looks for rows.

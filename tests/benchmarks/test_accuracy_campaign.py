@@ -133,6 +133,7 @@ def test_the_plan_is_told_without_training(tmp_path: Path, capsys: pytest.Captur
         (["--epochs", "boolq=1"], "--epochs names boolq"),
         (["--budget_minutes", "0"], "allowed: above 0"),
         (["--variants", "augmented"], "needs --neighbours"),
+        (["--variants", "dynabert", "augmented_same_steps"], "augmented_same_steps needs --neighbours"),
         (["--variants", "magic"], "invalid choice: 'magic'"),
     ],
 )
