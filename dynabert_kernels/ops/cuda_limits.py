@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynabert_kernels.triton.environment import why_too_old
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # kMaxLayerNormColumns, kMaxDistillationLossColumns and kMaxEmbeddingColumns in csrc/cuda: a row is held in registers.
 MAX_ROW_COLUMNS = 4096
@@ -23,6 +25,9 @@ def supports(op: str) -> Callable[..., str | None]:
         for tensor in (argument for argument in arguments if isinstance(argument, Tensor)):
             if tensor.device.type != "cuda":
                 return f"it takes tensors on 'cuda', and one is on {tensor.device.type!r}"
+            too_old = why_too_old(tensor.device)
+            if too_old is not None:
+                return too_old
             if tensor.is_floating_point() and tensor.dtype not in DTYPES:
                 return f"a tensor is {tensor.dtype}; it takes float32, bfloat16 and float16"
             if tensor.dim() > 0 and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:

@@ -54,6 +54,22 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+# What the kernels are compiled for at the least: bfloat16 on tensor cores, asynchronous copies.
+OLDEST_CAPABILITY = (8, 0)
+
+
+@functools.cache
+def why_too_old(device: torch.device) -> str | None:
+    """The reason why a CUDA device runs no GPU kernel of this package; None where it does."""
+    found = torch.cuda.get_device_capability(device)
+    if found >= OLDEST_CAPABILITY:
+        return None
+    return (
+        f"{torch.cuda.get_device_name(device)} has compute capability {found[0]}.{found[1]}; GPU kernels here need "
+        f"{OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]} (A100) or later"
+    )
+
+
 def why_unavailable(tensor: torch.Tensor) -> str | None:
     """The reason why no Triton kernel takes this tensor, in plain words; None where one may."""
     if IMPORT_ERROR is not None:
@@ -65,6 +81,8 @@ def why_unavailable(tensor: torch.Tensor) -> str | None:
             f"tensors are on {tensor.device}; Triton kernels need a CUDA device, "
             "or TRITON_INTERPRET=1 set before dynabert_kernels is imported"
         )
+    elif (reason := why_too_old(tensor.device)) is not None:
+        return reason
     else:
         allowed = FLOATING_DTYPES
     if tensor.dtype not in allowed:

@@ -65,7 +65,7 @@ def _product(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    start: tl.tensor = 0,  # where the reduction begins, a multiple of BLOCK_K; it ends at `reduction`
+    start: tl.tensor | None = None,  # where the reduction begins, a multiple of BLOCK_K; None: at 0
     TAIL: tl.constexpr = 16,  # the shortest reduction that tensor cores take
 ) -> tl.tensor:
     rows = first_row + tl.arange(0, BLOCK_M)
@@ -76,7 +76,7 @@ def _product(
     acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=ACC)
     whole = reduction // BLOCK_K * BLOCK_K
 
-    for k in tl.range(start, whole, BLOCK_K):
+    for k in tl.range(0 if start is None else start, whole, BLOCK_K):
         steps = k + tl.arange(0, BLOCK_K)
         if a_descriptor is not None:
             # Rows past the group's last are other groups' and may hold NaN: it stays in rows that are not stored.
@@ -97,7 +97,7 @@ def _product(
                 b = tl.load(b_tile, mask=in_columns[None, :], other=0.0)
         acc = tl.dot(a, b, acc, input_precision="ieee")
 
-    for k in tl.range(tl.maximum(whole, start), reduction, TAIL, num_stages=1):
+    for k in tl.range(whole if start is None else tl.maximum(whole, start), reduction, TAIL, num_stages=1):
         steps = k + tl.arange(0, TAIL)
         in_steps = steps < reduction
         a = tl.load(a_rows + steps[None, :], mask=in_rows[:, None] & in_steps[None, :], other=0.0)

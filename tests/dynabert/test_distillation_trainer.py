@@ -175,6 +175,15 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_no_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DistillationTrainer, "_launch", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"4 sub-networks; give a smaller --max_launch_tokens \(now 16384"):
+        trained(tmp_path)
+
+
 def test_every_sub_network_is_scored_and_the_best_mean_is_kept(tmp_path: Path) -> None:
     student, teacher = pair(tmp_path, **NO_DROPOUT)
     args = arguments(tmp_path / "run", eval_strategy="epoch", save_strategy="epoch", num_train_epochs=2)

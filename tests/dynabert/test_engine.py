@@ -429,3 +429,14 @@ def test_progress_bar_only_when_asked_or_on_a_terminal(
     assert capsys.readouterr().err == ""
     engine.predict(texts, subnet="w0.25-d0.5", progress=True)
     assert "300/300" in capsys.readouterr().err
+
+
+def test_no_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = InferenceEngine(tiny_model(), tiny_tokenizer(), max_batch_tokens=50)
+
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.model, "packed_logits", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"batch of 5 tokens; give a smaller max_batch_tokens \(now 50\)"):
+        engine.predict("the good film")

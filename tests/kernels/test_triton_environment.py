@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from dynabert_kernels.triton.environment import IMPORT_ERROR, accumulator_dtype
+from dynabert_kernels.triton.environment import IMPORT_ERROR, accumulator_dtype, why_too_old
 
 _LAUNCH = """
 import torch
@@ -49,3 +49,15 @@ def test_without_interpreter_cpu_tensors_are_refused_by_name() -> None:
 def test_sums_are_kept_wide() -> None:
     assert accumulator_dtype(torch.bfloat16) == torch.float32
     assert accumulator_dtype(torch.float64) == torch.float64
+
+
+@pytest.mark.parametrize(("capability", "old"), [((7, 5), True), ((8, 0), False), ((8, 9), False), ((12, 0), False)])
+def test_a_card_that_is_too_old_is_named(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], old: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card")
+    reason = why_too_old.__wrapped__(torch.device("cuda"))
+    assert (reason is not None) == old
+    if old:
+        assert reason == "Some Card has compute capability 7.5; GPU kernels here need 8.0 (A100) or later"

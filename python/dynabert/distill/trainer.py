@@ -242,7 +242,14 @@ class DistillationTrainer(Trainer):
         losses = torch.zeros(len(shapes), dtype=_wide(student.dtype), device=student.device)
         launches = inputs.launches(max(1, self.args.max_launch_tokens // len(shapes)))
         for index, launch in enumerate(launches):
-            losses += self._launch(student, launch, shapes, self._dropout_state(student, index))
+            try:
+                losses += self._launch(student, launch, shapes, self._dropout_state(student, index))
+            except torch.OutOfMemoryError as error:
+                raise torch.OutOfMemoryError(
+                    f"stage {self.stage.name}: {student.device} has no memory for a launch of "
+                    f"{launch.num_tokens} tokens and {len(shapes)} sub-networks; give a smaller --max_launch_tokens "
+                    f"(now {self.args.max_launch_tokens}; the gradients stay the same); {self._kept()}"
+                ) from error
         self._batch_of_step += 1
         if self.accelerator.sync_gradients:
             self._reduce_gradients(student)

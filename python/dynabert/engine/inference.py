@@ -449,13 +449,19 @@ class InferenceEngine:
         capture_now: bool = False,
     ) -> tuple[torch.Tensor, Sequence[int]]:
         """Logits of a batch, queued on the device, and the place in ``ids`` of each of their rows."""
-        graphs = self._graphs
-        if graphs is None or not graphs.takes(sum(map(len, ids))):
-            batch, plan = self._pack(ids, types, shapes, self.device)
-            return self.model.packed_logits(batch, plan), range(len(ids))
-        batch, plan = self._pack(ids, types, shapes, torch.device("cpu"))
-        order = range(len(ids)) if batch.order is None else batch.order.tolist()
-        return graphs.logits(batch, plan, capture_now=capture_now), order
+        graphs, tokens = self._graphs, sum(map(len, ids))
+        try:
+            if graphs is None or not graphs.takes(tokens):
+                batch, plan = self._pack(ids, types, shapes, self.device)
+                return self.model.packed_logits(batch, plan), range(len(ids))
+            batch, plan = self._pack(ids, types, shapes, torch.device("cpu"))
+            order = range(len(ids)) if batch.order is None else batch.order.tolist()
+            return graphs.logits(batch, plan, capture_now=capture_now), order
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"predict: {self.device} has no memory for a batch of {tokens} tokens; give a smaller max_batch_tokens "
+                f"(now {self.max_batch_tokens}), or close what else uses the device"
+            ) from error
 
     def _pack(
         self, ids: list[list[int]], types: list[list[int]] | None, shapes: list[SubnetShape], device: torch.device
