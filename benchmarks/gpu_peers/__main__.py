@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks.gpu_peers.graph_check import check_graphs
 from benchmarks.gpu_peers.report import run_work, table_of
 from benchmarks.gpu_peers.works import ELSEWHERE, WORKS, Setting
 from benchmarks.rows import environment, said_options
@@ -23,7 +24,7 @@ NO_GPU = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry. 0: all works ran and every answer was right; 1: one was wrong; 2: no GPU, or a wrong option."""
+    """0: every answer was right; 1: one was wrong, or no graph was to be had; 2: no GPU, or a wrong option."""
     flags = argparse.ArgumentParser(
         prog=f"python -m {MODULE}", description="Our runtime beside its peers on a GPU, against stated goals."
     )
@@ -72,6 +73,12 @@ def run(options: argparse.Namespace, device: torch.device, said: Sequence[str]) 
         "not_begun": [],
         "rows": [],
     }
+    graphs = found["graphs"] = check_graphs(setting)
+    console.print(
+        f"graphs: {graphs['batches']} batches through {graphs['graphs']} graphs, {graphs['wrong']} wrong, largest "
+        f"difference {graphs['largest_difference']:.2g} of the largest logit; captured in {graphs['capturing_s']} s"
+        + (f"; OFF: {graphs['why_off']}" if graphs["why_off"] else "")
+    )
     for name in options.works:
         if time.monotonic() - begun > options.time_limit:
             found["not_begun"].append(name)
@@ -86,7 +93,8 @@ def run(options: argparse.Namespace, device: torch.device, said: Sequence[str]) 
     for goal, where in ELSEWHERE.items():
         console.print(f"not measured here: {goal} ({where})")
     console.print(f"rows: {options.out}")
-    return int(any(why.startswith("WRONG") for row in found["rows"] for why in row["left_out"].values()))
+    wrong = any(why.startswith("WRONG") for row in found["rows"] for why in row["left_out"].values())
+    return int(wrong or graphs["wrong"] > 0 or graphs["why_off"] is not None)
 
 
 if __name__ == "__main__":

@@ -92,3 +92,18 @@ class FrozenReplay:
     def ops(self) -> list[str]:
         """The names of the ops, in order."""
         return [func._schema.name for func, *_ in self._calls]
+
+
+class FrozenCapture:
+    """Makes a `FrozenReplay` of a function and keeps it in ``made``: what stands for a GPU's capture in a test."""
+
+    def __init__(self) -> None:
+        self.made: list[FrozenReplay] = []
+
+    def __call__(self, function: Callable[[], Tensor]) -> FrozenReplay:
+        self.made.append(FrozenReplay(function))
+        return self.made[-1]
+
+    def run(self, function: Callable[[], Tensor]) -> Tensor:
+        """Calls it: there is one stream."""
+        return function()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_peers.__main__ import main
+from benchmarks.gpu_peers.graph_check import check_graphs
 from benchmarks.gpu_peers.networks import PlainSubnet, make_networks, operations, padded
 from benchmarks.gpu_peers.report import judge, run_work, table_of
 from benchmarks.gpu_peers.works import ELSEWHERE, WORKS, Goal, Setting, Work, ratio, subnet_of
@@ -84,6 +85,15 @@ def test_plain_pytorch_is_the_sub_network(subnet: str | None) -> None:
             torch.testing.assert_close(net.packed(batch, [3, 1, 5]), wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_graphs_are_checked_over_changing_batches() -> None:
+    found = check_graphs(SETTING, batches=15)
+    assert found["batches"] == 45
+    assert found["wrong"] == 0
+    assert 1 < found["graphs"] < 30
+    assert found["largest_difference"] < 1e-4
+    assert found["why_off"] is None
+
+
 def test_operations_are_those_of_the_products() -> None:
     networks = make_networks("tiny", CPU, torch.float32)
     width, neurons, tokens = 64, 128, 5
@@ -109,6 +119,7 @@ def test_the_command_writes_rows_and_says_what_it_leaves_to_others(
     assert main([*options, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["rehearsal"] is True
+    assert found["graphs"]["wrong"] == 0
     assert found["not_begun"] == ["latency-warm", "widths"]
     assert found["measured_elsewhere"] == ELSEWHERE
     assert "gpu_peers" in found["command"]

@@ -21,7 +21,7 @@ import dynabert_kernels as dk
 from dynabert import InferenceEngine
 from dynabert.engine.graphs import CudaCapture, Frame, GraphRunner, graphs_for, power_bucket, row_bucket
 from dynabert_kernels import PackedBatch, Plan
-from dynabert_kernels.testing.frozen_replay import FrozenReplay
+from dynabert_kernels.testing.frozen_replay import FrozenCapture, FrozenReplay
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 SUBNETS = ["w1-d1", "w0.5-d0.75", "w0.25-d0.5", "w1-l0,3", "h4,0,2,1-n40,0,7,3"]
@@ -29,20 +29,6 @@ DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
 ]
-
-
-class FrozenCapture:
-    """Captures on a CPU, and counts."""
-
-    def __init__(self) -> None:
-        self.made: list[FrozenReplay] = []
-
-    def __call__(self, function: Callable[[], Tensor]) -> FrozenReplay:
-        self.made.append(FrozenReplay(function))
-        return self.made[-1]
-
-    def run(self, function: Callable[[], Tensor]) -> Tensor:
-        return function()
 
 
 class CountedCudaCapture(CudaCapture):
