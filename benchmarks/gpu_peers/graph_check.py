@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.gpu_peers.report import ALLOWED
 from benchmarks.gpu_peers.works import Setting
-from dynabert.engine.graphs import Capture, CudaCapture, GraphRunner
+from dynabert.engine.cuda_capture import CudaCapture
+from dynabert.engine.graphs import Capture, GraphRunner
 from dynabert_kernels.testing.frozen_replay import FrozenCapture
 
 BATCHES = 60

@@ -97,6 +97,8 @@ class FrozenReplay:
 class FrozenCapture:
     """Makes a `FrozenReplay` of a function and keeps it in ``made``: what stands for a GPU's capture in a test."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self.made: list[FrozenReplay] = []
 

@@ -53,6 +53,30 @@ def test_a_wrong_or_broken_contender_is_left_out_and_said() -> None:
     table_of(row, rehearse=False)
 
 
+def test_an_answer_that_goes_wrong_while_it_is_timed_is_left_out() -> None:
+    """As where a graph's inputs were given away."""
+    right = torch.ones(2, 2)
+    calls: list[int] = []
+
+    def spoiled() -> Tensor:
+        calls.append(1)
+        return right if len(calls) < 5 else right * 2
+
+    def raises() -> Tensor:
+        calls.append(1)
+        if len(calls) > 4:
+            raise RuntimeError("overwritten by a subsequent run")
+        return right
+
+    goal = Goal("b / a", ratio("b", "a"), 1.0, 0.5)
+    row = run_work(Work("a work", {"b": lambda: spoiled}, lambda name: lambda: right, (goal,)), SETTING, HostClock(), 3)
+    assert row["left_out"]["b"].startswith("WRONG")
+    assert row["times"] == {}
+    calls.clear()
+    row = run_work(Work("a work", {"b": lambda: raises}, lambda name: lambda: right, (goal,)), SETTING, HostClock(), 3)
+    assert row["left_out"]["b"] == "the timing raised RuntimeError: overwritten by a subsequent run"
+
+
 @pytest.mark.parametrize(
     ("number", "most", "verdict"),
     [

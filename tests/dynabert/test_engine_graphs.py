@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import dynabert_kernels as dk
 from dynabert import InferenceEngine
-from dynabert.engine.graphs import CudaCapture, Frame, GraphRunner, graphs_for, power_bucket, row_bucket
+from dynabert.engine.cuda_capture import CudaCapture
+from dynabert.engine.graphs import Frame, GraphRunner, graphs_for, power_bucket, row_bucket
 from dynabert_kernels import PackedBatch, Plan
 from dynabert_kernels.testing.frozen_replay import FrozenCapture, FrozenReplay
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
@@ -68,7 +69,9 @@ def runner(engine: InferenceEngine) -> GraphRunner:
 
 def same(found: list[Any], wanted: list[Any]) -> None:
     assert [one.subnet for one in found] == [one.subnet for one in wanted]
-    np.testing.assert_allclose([one.logits for one in found], [one.logits for one in wanted], rtol=1e-5, atol=1e-5)
+    # On a GPU a frame's size may choose another tile, and with it another order of additions.
+    bound = 1e-4 if torch.cuda.is_available() else 1e-5
+    np.testing.assert_allclose([one.logits for one in found], [one.logits for one in wanted], rtol=bound, atol=bound)
 
 
 # Answers
@@ -111,7 +114,7 @@ def test_pairs_and_every_size_to_the_frames_edge(device: str) -> None:
             wanted, _ = plain._issue(ids, types, shapes)
             for _ in range(3):  # met, captured, replayed
                 found, order = engine._issue(ids, types, shapes)
-                torch.testing.assert_close(found, wanted[list(order)], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(found, wanted[list(order)], rtol=1e-4, atol=1e-4)
     pairs = [("the good film", "a bad plot"), ("it is slow", "she feels warm and bright")]
     for _ in range(3):
         same(engine.predict(pairs, subnet="w0.5"), plain.predict(pairs, subnet="w0.5"))
@@ -136,6 +139,42 @@ def test_a_graph_sees_weights_that_change_in_place_and_forgets_moved_ones(device
     for _ in range(3):
         same(engine.predict(texts), plain.predict(texts))
     assert len(capture.made) == 2
+
+
+@pytest.mark.parametrize("part", ["head", "layer", "weight"])
+def test_an_exchanged_part_is_seen(part: str) -> None:
+    engine, plain, capture = engines()
+    for _ in range(3):
+        before = engine.predict("the good film")
+    other = tiny_model(hidden_size=64, seed=5)
+    if part == "head":
+        engine.model.classifier.out_proj = other.classifier.out_proj
+    elif part == "layer":
+        engine.model.encoder.layers[1] = other.encoder.layers[1]
+    else:
+        engine.model.encoder.layers[1].ffn_in_weight = other.encoder.layers[1].ffn_in_weight
+    for _ in range(3):
+        found = engine.predict("the good film")
+        same([found], [plain.predict("the good film")])
+    assert found.logits != pytest.approx(before.logits, abs=1e-3)
+    assert len(capture.made) == 2
+
+
+def test_another_provider_is_another_graph() -> None:
+    engine, _, capture = engines()
+    engine.warm_up(lengths=[4])
+    with dk.use_provider("reference"):
+        engine.warm_up(lengths=[4])
+    engine.warm_up(lengths=[4])
+    assert len(capture.made) == 2
+
+
+def test_a_model_on_another_device_is_launched() -> None:
+    engine, plain, capture = engines()
+    capture.device = torch.device("cuda", 7)
+    for _ in range(3):
+        same([engine.predict("the good film")], [plain.predict("the good film")])
+    assert capture.made == []
 
 
 # Which graph
@@ -236,7 +275,7 @@ def test_a_frame_holds_what_it_is_made_for() -> None:
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_capture_that_fails_is_said_once_and_answers_go_on() -> None:
+def test_captures_that_fail_are_said_and_answers_go_on() -> None:
     engine, plain, _ = engines()
 
     class Failing(FrozenCapture):
@@ -245,13 +284,32 @@ def test_a_capture_that_fails_is_said_once_and_answers_go_on() -> None:
 
     engine._graphs = GraphRunner(engine.model, Failing())
     wanted = plain.predict("the good film")
-    same([engine.predict("the good film")], [wanted])
-    with pytest.warns(UserWarning, match=r"no CUDA graph could be captured \(no memory is left\)"):
-        same([engine.predict("the good film")], [wanted])
+    after = ["this batch is launched", "this batch is launched", "so are all batches from now on"]
+    same([engine.predict("the good film")], [wanted])  # met
+    for said in after:
+        with pytest.warns(UserWarning, match=rf"could not be captured \(no memory is left\); {said}"):
+            same([engine.predict("the good film")], [wanted])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        same([engine.predict("the good film")], [wanted])
+        for _ in range(3):
+            same([engine.predict("the good film")], [wanted])
     assert engine._graphs.why_off == "no memory is left"
+
+
+def test_one_failure_leaves_the_other_graphs() -> None:
+    engine, _, capture = engines()
+    engine.warm_up(lengths=[5])
+
+    def failing(*_: Any) -> Tensor:
+        raise ValueError("a compiler's own error")
+
+    frames = runner(engine).frames
+    runner(engine)._capture = type("Failing", (FrozenCapture,), {"__call__": failing})()
+    with pytest.warns(UserWarning, match="a compiler's own error"):
+        engine.warm_up(["w0.5"], lengths=[5])
+    assert runner(engine).frames == frames
+    assert runner(engine).why_off is None
+    assert len(capture.made) == 1
 
 
 def test_graphs_are_for_a_gpu() -> None:
@@ -260,6 +318,17 @@ def test_graphs_are_for_a_gpu() -> None:
     with pytest.raises(ValueError, match=r"max_graphs is 0; allowed: 1 or more"):
         graphs_for(tiny_model(), None, 0)
     assert graphs_for(tiny_model(), None, 4) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_failed_capture_leaves_the_streams_as_they_were() -> None:
+    capture, before = CountedCudaCapture(), torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        capture(lambda: torch.ones(2, device="cuda") * torch.ones(1, device="cuda").item())
+    assert torch.cuda.current_stream() == before
+    made = capture(lambda: torch.ones(2, device="cuda") * 3)
+    made.replay()
+    assert made.output.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -18,12 +18,14 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dynabert_kernels import PackedBatch, Plan
+from dynabert_kernels.ops.providers import forced_provider
+from dynabert_kernels.triton.tiles import ATTENTION_HEAD_SIZES
 
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
@@ -33,6 +35,7 @@ MAX_GRAPH_TOKENS = 8192  # of a batch; larger ones keep the device busy for long
 FEWEST_ROWS = 32
 FEWEST_KEYS = 64  # the shortest bound of a sequence: what the attention of short texts handles in one step
 SLOTS = 2  # pinned buffers of a graph: the host fills one while the other is copied
+MOST_FAILURES = 3  # captures that failed, after which none is tried again
 KNOWN_FRAMES = 4096  # frames that were met once, and not captured yet
 _ALIGNMENT = 16  # bytes; what a 16-byte load wants
 
@@ -46,7 +49,9 @@ class Replay(Protocol):
 
 
 class Capture(Protocol):
-    """Makes a `Replay` of a function that reads and writes tensors at fixed places."""
+    """Makes a `Replay` of a function that reads and writes tensors at fixed places, all on ``device``."""
+
+    device: torch.device
 
     def __call__(self, function: Callable[[], Tensor]) -> Replay: ...
 
@@ -103,6 +108,9 @@ class Frame(NamedTuple):
             max_neurons=tuple(neurons),
             token_types=batch.token_type_ids is not None,
         )
+
+
+_Key: TypeAlias = tuple[Frame, str | None]  # and the provider that was asked for: another one, other kernels
 
 
 class _Parts(NamedTuple):
@@ -176,7 +184,8 @@ class _Captured:
         pinned = model.device.type == "cuda"
         self._slots = [_Slot(layout, pinned) for _ in range(SLOTS if pinned else 1)]
         self._turn = 0
-        self._inputs = torch.zeros(layout.num_bytes, dtype=torch.uint8, device=model.device)
+        # Made where replays run: memory goes back to the stream that it was asked for on.
+        self._inputs = capture.run(lambda: torch.zeros(layout.num_bytes, dtype=torch.uint8, device=model.device))
         parts = layout.parts(self._inputs)
         batch = PackedBatch(
             parts.input_ids,
@@ -228,17 +237,18 @@ class GraphRunner:
     ) -> None:
         self._model, self._capture = model, capture
         self.max_graphs, self.max_tokens = max_graphs, max_tokens
-        self._graphs: OrderedDict[Frame, _Captured] = OrderedDict()
-        self._met: OrderedDict[Frame, None] = OrderedDict()
+        self._graphs: OrderedDict[_Key, _Captured] = OrderedDict()
+        self._met: OrderedDict[_Key, None] = OrderedDict()
         self._lock = threading.Lock()
+        self._failures = 0
         self._why_off: str | None = None
-        self._weights: list[tuple[dict[str, Tensor | None], str]] = []
-        self._addresses: list[int] = []
+        self._places: list[tuple[dict[str, Any], str]] = []
+        self._found: list[int] = []
 
     @property
     def frames(self) -> list[Frame]:
         """Of the graphs that are kept, the one used last at the end."""
-        return list(self._graphs)
+        return [frame for frame, _ in self._graphs]
 
     @property
     def why_off(self) -> str | None:
@@ -247,7 +257,9 @@ class GraphRunner:
 
     def takes(self, tokens: int) -> bool:
         """Whether a batch of so many tokens is to come here: with its tensors on the host."""
-        return self._why_off is None and tokens <= self.max_tokens and not self._model.encoder.has_hooks()
+        if self._why_off is not None or tokens > self.max_tokens:
+            return False
+        return self._model.device == self._capture.device and not self._model.encoder.has_hooks()
 
     def logits(self, batch: PackedBatch, plan: Plan, *, capture_now: bool = False) -> Tensor:
         """(B, labels) on the model's device, in the batch's packed order. Batch and plan lie on the host.
@@ -256,15 +268,16 @@ class GraphRunner:
         """
         config = self._model.config
         frame = Frame.of(batch, plan, (config.layer_heads, config.layer_neurons), config.max_sequence_length)
+        key = frame, forced_provider()
         with self._lock, torch.inference_mode():
             self._forget_moved()
-            captured = self._graphs.get(frame)
-            if captured is None and (capture_now or frame in self._met):
-                captured = self._make(frame)
+            captured = self._graphs.get(key)
+            if captured is None and (capture_now or key in self._met):
+                captured = self._make(key)
             if captured is not None:
-                self._graphs.move_to_end(frame)
+                self._graphs.move_to_end(key)
                 return self._capture.run(lambda: captured.run(batch, plan))
-            self._met[frame] = None
+            self._met[key] = None
             if len(self._met) > KNOWN_FRAMES:
                 self._met.popitem(last=False)
         device = self._model.device
@@ -276,87 +289,47 @@ class GraphRunner:
         with self._lock:
             self._graphs.clear()
 
-    def _make(self, frame: Frame) -> _Captured | None:
+    def _make(self, key: _Key) -> _Captured | None:
         if self._why_off is not None:
             return None
         while len(self._graphs) >= self.max_graphs:
             self._graphs.popitem(last=False)
+        self._met.pop(key, None)
         try:
-            captured = _Captured(self._model, frame, self._capture)
-        except RuntimeError as error:  # also what torch raises when memory is out
-            self._why_off = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._graphs.clear()
-            warnings.warn(
-                f"InferenceEngine: no CUDA graph could be captured ({self._why_off}); kernels are launched one by one "
-                "from now on, which is slower for small batches; graphs=False says so from the start",
-                stacklevel=2,
-            )
+            captured = _Captured(self._model, key[0], self._capture)
+        except Exception as error:  # a compiler's own errors too: without a graph the same batch may well run
+            self._failures += 1
+            why, _, _ = str(error).strip().partition("\n")
+            why = why or type(error).__name__
+            after = "this batch is launched kernel by kernel"
+            if self._failures >= MOST_FAILURES:
+                self._why_off, after = why, "so are all batches from now on, kernel by kernel; graphs=False says so"
+                self._graphs.clear()
+            warnings.warn(f"InferenceEngine: a CUDA graph could not be captured ({why}); {after}", stacklevel=2)
             return None
-        self._met.pop(frame, None)
-        self._graphs[frame] = captured
-        if not self._weights:
-            self._weights = list(_places(self._model))
-            self._addresses = self._current_addresses()
+        self._graphs[key] = captured
+        if not self._places:
+            self._places = list(_places(self._model))
+            self._found = self._lies_where()
         return captured
 
-    def _current_addresses(self) -> list[int]:
-        return [0 if (tensor := place[name]) is None else tensor.data_ptr() for place, name in self._weights]
+    def _lies_where(self) -> list[int]:
+        values = (place.get(name) for place, name in self._places)
+        return [v.data_ptr() if isinstance(v, Tensor) else 0 if v is None else id(v) for v in values]
 
     def _forget_moved(self) -> None:
         """A graph reads the weights where they lay: moved or exchanged ones need graphs of their own."""
-        if self._weights and self._current_addresses() != self._addresses:
+        if self._places and self._lies_where() != self._found:
             self._graphs.clear()
-            self._weights, self._addresses = [], []
+            self._places, self._found = [], []
 
 
-def _places(model: torch.nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str]]:
+def _places(model: torch.nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where every weight, buffer and part of a network is held, and by which name."""
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is not None:
-                    yield held, name  # type: ignore[misc]
-
-
-class CudaReplay:
-    """A captured CUDA graph and its result."""
-
-    def __init__(self, graph: torch.cuda.CUDAGraph, output: Tensor) -> None:
-        self._graph, self.output = graph, output
-
-    def replay(self) -> None:
-        """Queues it on the current stream."""
-        self._graph.replay()
-
-
-class CudaCapture:
-    """Captures on a stream of its own, all graphs in one pool of memory."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def __call__(self, function: Callable[[], Tensor]) -> CudaReplay:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device):
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(self._stream):
-                function()  # kernels are compiled and libraries set up here, which a capture may not do
-            self._stream.synchronize()
-            # Other threads may go on with their own work on the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                output = function()
-        return CudaReplay(graph, output)
-
-    def run(self, function: Callable[[], Tensor]) -> Tensor:
-        """See `Capture`."""
-        caller = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(caller)
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            result = function()
-        caller.wait_stream(self._stream)
-        result.record_stream(caller)  # its memory is this stream's: not to be given away before the caller is done
-        return result
+        for held in (module._parameters, module._buffers, module._modules):
+            for name in held:
+                yield held, name
 
 
 def graphs_for(model: ElasticBertForSequenceClassification, wanted: bool | None, max_graphs: int) -> GraphRunner | None:
@@ -375,6 +348,15 @@ def graphs_for(model: ElasticBertForSequenceClassification, wanted: bool | None,
             f"InferenceEngine: graphs is True and the model is on {model.device}; CUDA graphs need a GPU; leave graphs "
             "out, or load the model with device='cuda'"
         )
-    if wanted is False or not on_gpu:
+    size = model.config.hidden_size // model.config.num_attention_heads
+    if wanted and size not in ATTENTION_HEAD_SIZES:
+        raise ValueError(
+            f"InferenceEngine: graphs is True and heads have {size} numbers; allowed: "
+            f"{', '.join(map(str, ATTENTION_HEAD_SIZES))}; other sizes are computed by plain PyTorch, which reads the "
+            "plan on the host"
+        )
+    if wanted is False or not on_gpu or size not in ATTENTION_HEAD_SIZES:
         return None
+    from dynabert.engine.cuda_capture import CudaCapture
+
     return GraphRunner(model, CudaCapture(model.device), max_graphs=max_graphs)

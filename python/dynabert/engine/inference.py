@@ -342,7 +342,7 @@ class InferenceEngine:
                 self._issue(ids, types, each, capture_now=True)
                 done += 1
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()  # of the whole device would end another's capture
         return done
 
     def _stream(
