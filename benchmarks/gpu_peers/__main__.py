@@ -14,8 +14,10 @@ import torch
 from rich.console import Console
 
 from benchmarks.gpu_peers.graph_check import check_graphs
+from benchmarks.gpu_peers.listed import ELSEWHERE, WORKS
+from benchmarks.gpu_peers.picture import draw
 from benchmarks.gpu_peers.report import run_work, table_of
-from benchmarks.gpu_peers.works import ELSEWHERE, WORKS, Setting
+from benchmarks.gpu_peers.works import Setting
 from benchmarks.rows import environment, said_options
 from dynabert_kernels.testing.timing import clock_for, measure_ceilings
 
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of PyTorch's compiler; the first takes minutes a network, both use CUDA graphs",
     )
     flags.add_argument("--out", type=Path, default=Path("out/bench/gpu_peers.json"))
+    flags.add_argument("--plot", action="store_true", help="also a picture beside the rows")
     flags.add_argument("--rehearse", action="store_true", help="all parts with a tiny network, on a CPU where need be")
     options = flags.parse_args(argv)
     if options.rounds < 1 or options.time_limit <= 0.0:
@@ -90,6 +93,12 @@ def run(options: argparse.Namespace, device: torch.device, said: Sequence[str]) 
         found["seconds"] = round(time.monotonic() - begun, 1)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if options.plot:
+        heading = f"{found['device']}, {found['dtype']}, {found['commit']}" + (
+            ", REHEARSAL" if options.rehearse else ""
+        )
+        drawn = draw(found["rows"], options.out.with_suffix(".png"), heading)
+        console.print("no picture: nothing was timed" if drawn is None else f"picture: {drawn}")
     for goal, where in ELSEWHERE.items():
         console.print(f"not measured here: {goal} ({where})")
     console.print(f"rows: {options.out}")

@@ -27,7 +27,7 @@ def run_work(work: Work, setting: Setting, clock: Clock, rounds: int) -> dict[st
     left_out: dict[str, str] = {}
     differences: dict[str, float] = {}
     torch._dynamo.reset()  # the work before compiled networks of other sizes
-    with torch.inference_mode():
+    with torch.inference_mode(not work.training):
         for name, make in work.contenders.items():
             try:
                 run = make()
@@ -52,15 +52,33 @@ def run_work(work: Work, setting: Setting, clock: Clock, rounds: int) -> dict[st
             differences[name] = max(differences[name], _difference(ready[name](), work.wanted(name)().float()))
             _leave_out_wrong(name, setting.dtype, ready, differences, left_out)
         timed = {name: timing for name, timing in timed.items() if name in ready}
+        peaks = peak_bytes(ready, setting.device) if work.training else {}
     times = {name: timing.median_ms for name, timing in timed.items()}
+    times |= {f"bytes: {name}": float(peak) for name, peak in peaks.items()}
     return {
         "work": work.name,
         **work.facts,
         "times": {name: asdict(timing) for name, timing in timed.items()},
+        "peak_bytes": peaks,
         "differences": differences,
         "left_out": left_out,
         "goals": [judge(goal, times, rehearse=setting.rehearse) for goal in work.goals],
     }
+
+
+def peak_bytes(ready: Mapping[str, Callable[[], Tensor]], device: torch.device) -> dict[str, int]:
+    """What each call holds at its peak beyond what was there before; empty where the device does not count."""
+    if device.type != "cuda":
+        return {}
+    found = {}
+    for name, run in ready.items():
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        found[name] = torch.cuda.max_memory_allocated(device) - before
+    return found
 
 
 def _said(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,13 +38,15 @@ class Goal:
 @dataclass(frozen=True)
 class Work:
     """``contenders``: for each a maker of its call, made one after the other; each returns (B, labels). ``wanted``: by
-    a contender's name, a call that gives what it has to give. ``cold``: the cache is flushed before each call."""
+    a contender's name, a call that gives what it has to give. ``cold``: the cache is flushed before each call.
+    ``training``: with gradients; on a GPU the peak of its memory is measured too."""
 
     name: str
     contenders: Mapping[str, Callable[[], Run]]
     wanted: Callable[[str], Run]
     goals: tuple[Goal, ...]
     cold: bool = False
+    training: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -99,7 +101,7 @@ def ratio(over: str, under: str) -> Callable[[Times], float | None]:
     return lambda times: times[over] / times[under] if over in times and under in times else None
 
 
-def _share(name: str, work: float, setting: Setting) -> Callable[[Times], float | None]:
+def share(name: str, work: float, setting: Setting) -> Callable[[Times], float | None]:
     """Of the measured matrix rate."""
     return lambda times: setting.ceilings.operations_ms(work, setting.dtype) / times[name] if name in times else None
 
@@ -227,13 +229,13 @@ def _views(networks: Networks, texts: Sequence[Sequence[int]], subnet: str) -> R
     return lambda: net(ids)
 
 
-def fixed_length(setting: Setting, shape: str, count: int, length: int, share: tuple[float, float]) -> Work:
+def fixed_length(setting: Setting, shape: str, count: int, length: int, bounds: tuple[float, float]) -> Work:
     """Texts of one length: the share of the matrix ceiling, and beside the compiler."""
     networks = setting.networks(shape)
     texts = setting.texts([length] * count)
     lengths = [len(text) for text in texts]
     work = operations(networks.ours, networks.ours.shape(None), lengths)
-    goals = [Goal("share of the matrix ceiling", _share(OURS, work, setting), *share, most=False)]
+    goals = [Goal("share of the matrix ceiling", share(OURS, work, setting), *bounds, most=False)]
     if shape == "base":
         goals.append(Goal("HF compiled / ours", ratio(COMPILED, OURS), 1.3, 1.3, most=False))
     contenders = {
@@ -287,31 +289,3 @@ def latency(setting: Setting, cold: bool) -> Work:
     )
     wanted = _alike(networks, texts)
     return Work(f"1 x 128, {'cold' if cold else 'warm'} cache", contenders, wanted, goals, cold=cold)
-
-
-# By name, in the order in which they run: what matters most first, in case the time is up.
-WORKS: dict[str, Callable[[Setting], Work]] = {
-    "widths": width_scaling,
-    "mixed-128": lambda s: mixed_widths(s, 128),
-    "mixed-32": lambda s: mixed_widths(s, 32),
-    "mixed-16": lambda s: mixed_widths(s, 16),
-    "fixed": lambda s: fixed_length(s, "base", 128, 128, (0.68, 0.76)),
-    "latency-warm": lambda s: latency(s, False),
-    "latency-cold": lambda s: latency(s, True),
-    "short-ragged": lambda s: ragged(s, "base", "short ragged", 52, 128, ((2.2, 2.6), (1.4, 1.7))),
-    "squad-ragged": lambda s: ragged(s, "large", "SQuAD-like", 178, 384, ((2.2, 2.2), (1.25, 1.5))),
-    "large": lambda s: fixed_length(s, "large", 32, 384, (0.72, 0.80)),
-}
-# Goals that another command measures, or none yet.
-ELSEWHERE = {
-    "dense products and their epilogues against cuBLASLt": "dynabert-bench --op elastic_linear elastic_ffn",
-    "ragged against dense products at equal work": "dynabert-bench --op elastic_linear",
-    "attention's bandwidth and rate": "dynabert-bench --op varlen_attention",
-    "the distillation step: time, and peak memory": "nothing yet: benchmarks.training_step runs on a CPU",
-}
-
-
-def chosen(names: Sequence[str], setting: Setting) -> Iterator[tuple[str, Work]]:
-    """Makes each work when its turn comes, so that one's networks are gone before the next one's are there."""
-    for name in names:
-        yield name, WORKS[name](setting)
