@@ -36,7 +36,7 @@ help:
 	@echo "make proof    the errors of every op, provider, direction and dtype beside PyTorch's own, in a table"
 	@echo "make faults   plants faults in every kernel and demands that a check turns red; FAULT_ARGS='--provider cpu' for some"
 	@echo "make bench    kernel microbenchmarks; BENCH_ARGS='--op elastic_ffn' for some"
-	@echo "make bench-gpu  on a GPU: beside transformers, its compiled form, pruned networks and unpadded PyTorch, against the goals; GPU_BENCH_ARGS='--works widths fixed' for some, --rehearse for a dry run on a CPU"
+	@echo "make bench-gpu  this library beside other ways to run the same network, on a GPU; GPU_BENCH_ARGS='--works widths' for some, '--rehearse' on a CPU"
 	@echo "make codegen  compiles every GPU kernel without a GPU, with two Tritons, and reads registers, spills and shared memory; CODEGEN_ARGS='--only attention' for some"
 	@echo "make docs     the API reference from the docstrings, as HTML in out/docs"
 	@echo "make lint     ruff, mypy, clang-format; make format mends what can be mended"

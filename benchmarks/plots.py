@@ -93,7 +93,8 @@ def draw_all(found: Sequence[Row], ceilings: Ceilings, stem: Path, heading: str)
     return written
 
 
-def _figure(lines: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+def open_figure(lines: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes as a (lines, columns) array; needs no screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -102,7 +103,8 @@ def _figure(lines: int, columns: int, width: float, height: float) -> tuple[Any,
     return pyplot.subplots(lines, columns, figsize=(width, height), squeeze=False, layout="constrained")
 
 
-def _save(figure: Any, path: Path, heading: str) -> None:
+def save_figure(figure: Any, path: Path, heading: str) -> None:
+    """Writes the figure under its heading, and closes it."""
     from matplotlib import pyplot
 
     figure.suptitle(heading, fontsize=9)
@@ -114,7 +116,7 @@ def _save(figure: Any, path: Path, heading: str) -> None:
 def _draw_panels(panels: Panels, panel: Callable[[Any, dict[str, list[Row]]], None], path: Path, heading: str) -> None:
     columns = min(_COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = _figure(lines, columns, 3.9 * columns, 3.1 * lines + 0.5)
+    figure, axes = open_figure(lines, columns, 3.9 * columns, 3.1 * lines + 0.5)
     for axis, (title, providers) in zip(axes.flat, panels.items(), strict=False):
         panel(axis, providers)
         axis.set_title(title, fontsize=8)
@@ -123,7 +125,7 @@ def _draw_panels(panels: Panels, panel: Callable[[Any, dict[str, list[Row]]], No
         axis.legend(fontsize=7)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    _save(figure, path, heading)
+    save_figure(figure, path, heading)
 
 
 def _line(axis: Any, provider: str, places: list[float], line: list[Row]) -> None:
@@ -180,7 +182,7 @@ def _logarithmic(axes: Any, name: str) -> None:
 
 
 def _draw_roofline(found: Sequence[Row], ceilings: Ceilings, path: Path, heading: str) -> None:
-    figure, axes = _figure(1, 1, 11.0, 6.5)
+    figure, axes = open_figure(1, 1, 11.0, 6.5)
     axis = axes[0, 0]
     intensities = [_intensity(row) for row in found]
     rate = ceilings.matrix_gflop_s[found[0].dtype]
@@ -210,7 +212,7 @@ def _draw_roofline(found: Sequence[Row], ceilings: Ceilings, path: Path, heading
     axis.set_ylabel("GFLOP/s (operations over median time)")
     axis.grid(alpha=0.25, which="both")
     _legends(axis, marks, dict.fromkeys(row.provider for row in found))
-    _save(figure, path, f"roofline. {heading}")
+    save_figure(figure, path, f"roofline. {heading}")
 
 
 def _intensity(row: Row) -> float:

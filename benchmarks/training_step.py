@@ -60,8 +60,10 @@ def draw_batches(count: int, size: int, vocabulary: int, seed: int) -> list[list
 # The peer.
 
 
-def plain_forward(model: Model, ids: Tensor, mask: Tensor, shape: SubnetShape) -> tuple[list[Tensor], Tensor]:
-    """States (what enters each kept layer, then the last; (B, S, C)) and logits of a padded batch, on views."""
+def plain_forward(model: Model, ids: Tensor, mask: Tensor | None, shape: SubnetShape) -> tuple[list[Tensor], Tensor]:
+    """States (what enters each kept layer, then the last; (B, S, C)) and logits of a padded batch, on views.
+
+    ``mask``: (B, S), or None where no text is padded."""
     config, embeddings = model.config, model.encoder.embeddings
     places = torch.arange(ids.shape[1], device=ids.device)
     word = F.embedding(ids, embeddings.word_embeddings.weight, padding_idx=config.padding_idx)
@@ -69,7 +71,7 @@ def plain_forward(model: Model, ids: Tensor, mask: Tensor, shape: SubnetShape) -
     x = F.layer_norm(x, (x.shape[-1],), embeddings.norm.weight, embeddings.norm.bias, embeddings.norm.eps)
     states = []
     rows, length, size = ids.shape[0], ids.shape[1], config.head_dim
-    keep = mask[:, None, None, :].bool()
+    keep = None if mask is None else mask[:, None, None, :].bool()
     for layer, heads, neurons in zip(model.encoder.layers, shape.heads, shape.neurons, strict=True):
         if heads == 0:
             continue
@@ -87,31 +89,21 @@ def plain_forward(model: Model, ids: Tensor, mask: Tensor, shape: SubnetShape) -
     return [*states, x], model.classify(x[:, 0])
 
 
-def plain_step(
-    model: Model,
-    teacher: Model,
-    batch: Sequence[Sequence[int]],
-    width: int | None,
-    *,
-    subnets: Sequence[Any] | None = None,
-    forward: Callable[..., tuple[list[Tensor], Tensor]] = plain_forward,
-) -> Tensor:
-    """The summed loss of all sub-networks; gradients are left in the model. ``width``: None pads to the longest.
-    ``subnets``: None for the grid. ``forward``: such as a compiled `plain_forward`."""
+def plain_step(model: Model, teacher: Model, batch: Sequence[Sequence[int]], width: int | None) -> Tensor:
+    """The summed loss of all sub-networks; gradients are left in the model. ``width``: None pads to the longest."""
     width = max(map(len, batch)) if width is None else width
     ids = torch.zeros(len(batch), width, dtype=torch.int64)
     mask = torch.zeros(len(batch), width)
     for row, text in enumerate(batch):
         ids[row, : len(text)] = torch.tensor(text)
         mask[row, : len(text)] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
     with torch.no_grad():
-        told, target = forward(teacher, ids, mask, teacher.shape(None))
+        told, target = plain_forward(teacher, ids, mask, teacher.shape(None))
         target = torch.softmax(target, 1)
-    tokens, total = mask.sum() * model.config.hidden_size, torch.zeros((), device=model.device)
-    for subnet in subnet_grid() if subnets is None else subnets:
+    tokens, total = mask.sum() * model.config.hidden_size, torch.zeros(())
+    for subnet in subnet_grid():
         shape = model.shape(subnet)
-        states, logits = forward(model, ids, mask, shape)
+        states, logits = plain_forward(model, ids, mask, shape)
         loss = -LOGIT_WEIGHT * (target * F.log_softmax(logits, 1)).sum(1).mean()
         for state, place in zip(states, [*shape.kept_layers, shape.num_layers], strict=True):
             error = ((state - told[place]) ** 2).sum(2) * mask
@@ -121,22 +113,13 @@ def plain_step(
     return total
 
 
-def our_step(
-    model: Model,
-    teacher: Model,
-    batch: Sequence[Sequence[int]],
-    stacked: bool,
-    *,
-    subnets: Sequence[Any] | None = None,
-    of_batch: Sequence[Sequence[int]] | None = None,
-) -> Tensor:
-    """The same by the ops, as the trainer does it: packed, one launch for all sub-networks or one by one.
-    ``of_batch``: the whole batch, of which ``batch`` is a part."""
-    shapes = [model.shape(subnet) for subnet in (subnet_grid() if subnets is None else subnets)]
+def our_step(model: Model, teacher: Model, batch: Sequence[Sequence[int]], stacked: bool) -> Tensor:
+    """The same by the ops, as the trainer does it: packed, one launch for all sub-networks or one by one."""
+    shapes = [model.shape(subnet) for subnet in subnet_grid()]
     packed, _ = model.pack(batch)
-    lengths, whole = list(map(len, batch)), batch if of_batch is None else of_batch
+    lengths = list(map(len, batch))
     output = run_teacher(teacher, packed, lengths, shapes)
-    total, weights, rows = torch.zeros((), device=model.device), step_weights(model), None
+    total, weights, rows = torch.zeros(()), step_weights(model), None
     if not stacked:
         packed, rows = compact(packed, model.config.padding_idx)
     named = weights.of_launch(rows)
@@ -145,8 +128,8 @@ def our_step(
         losses = torch.func.functional_call(weights.module, named, given, {"first": first}).weighted(
             logit_weight=LOGIT_WEIGHT,
             hidden_weight=HIDDEN_WEIGHT,
-            num_sequences=len(whole),
-            hidden_numbers=sum(map(len, whole)) * model.config.hidden_size,
+            num_sequences=len(batch),
+            hidden_numbers=sum(lengths) * model.config.hidden_size,
         )
         losses.sum().backward()
         total += losses.sum().detach()

@@ -1,6 +1,7 @@
-"""``python -m benchmarks.gpu_peers``: the runtime beside what else a GPU's owner would use, against stated goals.
+"""The GPU runtime beside other ways to run the same network, on one card: ``python -m benchmarks.gpu_peers``.
 
-`networks.py` makes the networks; `works.py` and `training.py` say what is timed and what is held against what,
-`listed.py` by which name; `report.py` times and judges, `picture.py` draws; `graph_check.py` checks the engine's
-graphs.
+`works` says what is timed, `networks` and `unpadded` who takes part; `kernels` and `training` hold the works on single
+ops and on a step of distillation; `goals` says what is asked for, `measure` how a work is checked and timed, `report`
+how it is told. ``--rehearse`` runs all of it on a CPU with a tiny network: it checks answers, and its times mean
+nothing.
 """

@@ -1,110 +1,223 @@
-"""``python -m benchmarks.gpu_peers --out rows.json``: see the package."""
+"""``python -m benchmarks.gpu_peers --works widths attention --plot``: see the package."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
-from benchmarks.gpu_peers.graph_check import check_graphs
-from benchmarks.gpu_peers.listed import ELSEWHERE, WORKS
-from benchmarks.gpu_peers.picture import draw
-from benchmarks.gpu_peers.report import run_work, table_of
-from benchmarks.gpu_peers.works import Setting
-from benchmarks.rows import environment, said_options
-from dynabert_kernels.testing.timing import clock_for, measure_ceilings
+from benchmarks import plots, report, rows
+from benchmarks.problems import DTYPES
+from dynabert_kernels.ops.providers import SlowerProviderWarning
+from dynabert_kernels.testing.timing import Ceilings, clock_for, dtype_name, measure_ceilings
+
+from . import goals
+from . import report as peers_report
+from .contender import OURS
+from .graph_check import check_graphs
+from .measure import DeviceLost, PeerRow, measure, release, said
+from .setting import Setting
+from .works import ALLOWED, WORKS
 
 MODULE = "benchmarks.gpu_peers"
-NO_GPU = 2
+REHEARSAL_CACHE = 2**20  # bytes; the processor's own cache would take seconds to displace
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0: every answer was right; 1: one was wrong, or no graph was to be had; 2: no GPU, or a wrong option."""
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
     flags = argparse.ArgumentParser(
-        prog=f"python -m {MODULE}", description="Our runtime beside its peers on a GPU, against stated goals."
+        prog=f"python -m {MODULE}",
+        description="Checks and times this library beside other ways to run the same network on one GPU.",
+        allow_abbrev=False,
     )
-    flags.add_argument("--works", nargs="+", default=list(WORKS), choices=tuple(WORKS))
-    flags.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    flags.add_argument("--rounds", type=int, default=30, help="samples of each contender")
-    flags.add_argument("--time_limit", type=float, default=540.0, metavar="SECONDS", help="begin no work after it")
+    flags.add_argument("--works", nargs="+", default=None, metavar="WORK", help="names, or parts of names; see --list")
+    flags.add_argument("--peers", nargs="+", default=None, metavar="PEER", help="parts of contenders' names; ours too")
+    flags.add_argument("--dtype", choices=[dtype_name(dtype) for dtype in ALLOWED], help="default: bfloat16")
+    flags.add_argument("--rounds", type=int, help="samples of each contender (default: 20; a rehearsal: 3)")
+    flags.add_argument("--seed", type=int, default=42, help="of weights and texts")
+    flags.add_argument("--time-limit-s", type=float, default=540.0, help="build no further contender after so long")
+    flags.add_argument("--out", type=Path, default=Path("out/gpu_peers"), help="folder of the rows")
+    flags.add_argument("--plot", action="store_true", help="draw the medians of each work, beside the rows")
     flags.add_argument(
-        "--compile_mode",
-        default="max-autotune",
-        choices=("max-autotune", "reduce-overhead"),
-        help="of PyTorch's compiler; the first takes minutes a network, both use CUDA graphs",
+        "--rehearse",
+        action="store_true",
+        help="on the CPU with a tiny network (default dtype: float32): checks answers",
     )
-    flags.add_argument("--out", type=Path, default=Path("out/bench/gpu_peers.json"))
-    flags.add_argument("--plot", action="store_true", help="also a picture beside the rows")
-    flags.add_argument("--rehearse", action="store_true", help="all parts with a tiny network, on a CPU where need be")
-    options = flags.parse_args(argv)
-    if options.rounds < 1 or options.time_limit <= 0.0:
-        flags.error(f"--rounds is {options.rounds}, --time_limit {options.time_limit:g}; allowed: 1 or more; above 0")
-    there = torch.cuda.is_available()
-    if not there and not options.rehearse:
-        print(
-            f"gpu_peers: no GPU: torch {torch.__version__} sees no CUDA device here, so nothing was timed; run it on a "
-            "machine with a GPU, or pass --rehearse to run its parts on the CPU",
-            file=sys.stderr,
-        )
-        return NO_GPU
-    device = torch.device("cuda", torch.cuda.current_device()) if there else torch.device("cpu")
-    return run(options, device, said_options(argv))
+    flags.add_argument("--list", action="store_true", help="list works and goals, and stop")
+    return flags
 
 
-def run(options: argparse.Namespace, device: torch.device, said: Sequence[str]) -> int:
-    """All chosen works on a device; the file is written anew after each."""
-    begun, console = time.monotonic(), Console()
-    dtype = torch.float32 if options.rehearse and device.type == "cpu" else getattr(torch, options.dtype)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: measured. 1: one answered wrong, or one of ours or a graph failed. 2: no GPU, or the command line is wrong."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(given)
+    if options.list:
+        for name in WORKS:
+            print(name)
+            for goal in goals.GOALS:
+                if goal.work == name:
+                    print(f"    {goal.what}: {'at least' if goal.at_least else 'at most'} {goal.target:g} {goal.unit}")
+        return 0
+    try:
+        chosen = _read(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.rehearse:
+        torch.set_num_threads(1)
+    device = torch.device("cpu" if options.rehearse else "cuda")
+    dtype = DTYPES[options.dtype or ("float32" if options.rehearse else "bfloat16")]
     clock = clock_for(device)
-    small: dict[str, Any] = {"matrix_size": 128, "cache_bytes": 2**20, "rounds": 2} if options.rehearse else {}
-    ceilings = measure_ceilings(device, (dtype,), clock=clock, **small)
-    setting = Setting(device, dtype, options.rehearse, ceilings, options.compile_mode)
-    found: dict[str, Any] = {
-        **environment(device, list(said), module=MODULE),
-        "rehearsal": options.rehearse,
-        "compile_mode": options.compile_mode,
-        "dtype": str(dtype).removeprefix("torch."),
-        "ceilings": ceilings.as_dict(),
-        "measured_elsewhere": ELSEWHERE,
-        "not_begun": [],
-        "rows": [],
-    }
-    graphs = found["graphs"] = check_graphs(setting)
-    console.print(
-        f"graphs: {graphs['batches']} batches through {graphs['graphs']} graphs, {graphs['wrong']} wrong, largest "
-        f"difference {graphs['largest_difference']:.2g} of the largest logit; captured in {graphs['capturing_s']} s"
-        + (f"; OFF: {graphs['why_off']}" if graphs["why_off"] else "")
+    setting = Setting(
+        device,
+        dtype,
+        clock,
+        rounds=options.rounds or (3 if options.rehearse else 20),
+        seed=options.seed,
+        rehearse=options.rehearse,
+        cache_bytes=REHEARSAL_CACHE if options.rehearse else 0,
     )
-    for name in options.works:
-        if time.monotonic() - begun > options.time_limit:
-            found["not_begun"].append(name)
-            console.print(f"{name}: not begun, the time is up; --works {name} runs it alone")
-        else:
-            row = run_work(WORKS[name](setting), setting, clock, options.rounds)
-            found["rows"].append({"name": name, **row})
-            console.print(table_of(row, rehearse=options.rehearse))
-        found["seconds"] = round(time.monotonic() - begun, 1)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return run(setting, chosen, options, given)
+
+
+def _read(options: argparse.Namespace) -> list[str]:
+    """The works that are asked for. Raises ``ValueError`` with what is allowed, before anything is measured."""
+    if options.rounds is not None and options.rounds < 1:
+        raise ValueError(f"gpu_peers: --rounds is {options.rounds}; allowed: 1 or more")
+    if not options.time_limit_s > 0:
+        raise ValueError(f"gpu_peers: --time-limit-s is {options.time_limit_s:g}; allowed: above 0")
+    for part in options.works or ():
+        if not any(part in name for name in WORKS):
+            raise ValueError(f"gpu_peers: --works {part!r} is part of no work's name; allowed: {', '.join(WORKS)}")
     if options.plot:
-        heading = f"{found['device']}, {found['dtype']}, {found['commit']}" + (
-            ", REHEARSAL" if options.rehearse else ""
+        plots.require_matplotlib()
+    if not options.rehearse and not torch.cuda.is_available():
+        raise ValueError(
+            f"gpu_peers: no GPU: torch {torch.__version__} sees no CUDA device here, so nothing was checked or timed.\n"
+            "gpu_peers: run it on a machine with a GPU, or pass --rehearse to run its parts on the CPU."
         )
-        drawn = draw(found["rows"], options.out.with_suffix(".png"), heading)
-        console.print("no picture: nothing was timed" if drawn is None else f"picture: {drawn}")
-    for goal, where in ELSEWHERE.items():
-        console.print(f"not measured here: {goal} ({where})")
-    console.print(f"rows: {options.out}")
-    wrong = any(why.startswith("WRONG") for row in found["rows"] for why in row["left_out"].values())
-    return int(wrong or graphs["wrong"] > 0 or graphs["why_off"] is not None)
+    if not options.rehearse and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise ValueError(
+            "gpu_peers: Triton runs in its interpreter (TRITON_INTERPRET is set): its times say nothing about a GPU; "
+            "unset it"
+        )
+    return [name for name in WORKS if options.works is None or any(part in name for part in options.works)]
+
+
+def run(setting: Setting, chosen: Sequence[str], options: argparse.Namespace, given: Sequence[str]) -> int:
+    """Measures works in turn; after each one the rows are written, so that a run that is stopped leaves them."""
+    begun = time.monotonic()
+    out = report.console()
+    if setting.rehearse:
+        out.print(peers_report.REHEARSAL)
+    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{'rehearsal' if setting.rehearse else 'cuda'}"
+    path = options.out / f"{stem}.json"
+    facts = rows.environment(setting.device, given, module=MODULE)
+    ceilings = _ceilings(setting)
+    say_ceilings(out, facts["device"], ceilings, dtype_name(setting.dtype))
+    graphs = facts["graphs"] = check_graphs(setting)
+    out.print(escape(said_of_graphs(graphs)))
+    found: list[PeerRow] = []
+    skipped = {name: "left out by --works" for name in WORKS if name not in chosen}
+    lost = ""
+    slower: list[str] = []
+    for name in chosen:
+        if lost or time.monotonic() - begun > options.time_limit_s:
+            skipped[name] = lost or f"the time limit of {options.time_limit_s:g} s was over"
+            continue
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            with slower_providers(slower):
+                work = WORKS[name](setting)
+                found += measure(work, setting, ceilings, options.peers, begun + options.time_limit_s)
+        except DeviceLost as error:
+            lost = skipped[name] = f"the device was lost: {error}"
+        except Exception as error:  # a work that cannot be made must not take the others with it
+            skipped[name] = said(error)
+        release()
+        _write(path, found, skipped, facts, ceilings, setting.rehearse, slower)
+    verdicts = _write(path, found, skipped, facts, ceilings, setting.rehearse, slower)
+    peers_report.print_all(out, found, verdicts, skipped)
+    for text in slower:
+        out.print(escape(f"SLOWER than it could be: {text}"))
+    out.print(escape(f"rows: {path}"))
+    if options.plot:
+        heading = f"{'REHEARSAL. ' if setting.rehearse else ''}{facts['device']}, {facts['commit']}, {facts['date']}"
+        picture = peers_report.draw(found, path.with_suffix(".png"), heading)
+        out.print(escape(f"picture: {picture}" if picture else "no picture: nothing was timed"))
+    if setting.rehearse:
+        out.print(peers_report.REHEARSAL)
+    bad = any(row.status == rows.RED or (row.status == rows.FAILED and row.contender.startswith(OURS)) for row in found)
+    broken = any(reason.startswith(("raised", "the device")) for reason in skipped.values())
+    no_graphs = graphs["wrong"] > 0 or graphs["why_off"] is not None
+    return 1 if bad or broken or no_graphs else 0
+
+
+@contextmanager
+def slower_providers(seen: list[str]) -> Iterator[None]:
+    """Adds to ``seen`` what ops say of a provider that could not take them: times of ours are then not the best."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SlowerProviderWarning)
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, SlowerProviderWarning):
+                seen.append(str(message))
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = note
+        yield
+
+
+def _ceilings(setting: Setting) -> Ceilings:
+    if setting.rehearse:
+        return measure_ceilings(
+            setting.device, [setting.dtype], clock=setting.clock, rounds=2, matrix_size=128, cache_bytes=REHEARSAL_CACHE
+        )
+    return measure_ceilings(setting.device, [setting.dtype], clock=setting.clock)
+
+
+def said_of_graphs(graphs: dict[str, Any]) -> str:
+    """What the check of the engine's graphs found, in one line."""
+    off = "" if graphs["why_off"] is None else f"; NONE ANY MORE: {graphs['why_off']}"
+    return (
+        f"the engine's graphs: {graphs['batches']} batches through {graphs['graphs']}, {graphs['wrong']} WRONG, "
+        f"largest difference {graphs['largest_difference']:.2g}, captured in {graphs['capturing_s']} s{off}"
+    )
+
+
+def say_ceilings(out: Console, device: str, ceilings: Ceilings, dtype: str) -> None:
+    """The device, and what it was measured to do at best in this run."""
+    copied = ceilings.copy_gb_s[max(ceilings.copy_gb_s)]
+    rate = ceilings.matrix_gflop_s[dtype] / 1e3
+    out.print(escape(f"{device}; copies {copied:.4g} GB/s, {dtype} products {rate:.4g} TFLOP/s"))
+
+
+def _write(
+    path: Path,
+    found: Sequence[PeerRow],
+    skipped: dict[str, str],
+    facts: dict[str, object],
+    ceilings: Ceilings,
+    rehearsal: bool,
+    slower: Sequence[str],
+) -> list[goals.Verdict]:
+    verdicts = goals.judge([rows.plain(row) for row in found], skipped, rehearsal)
+    peers_report.write(path, found, verdicts, skipped, facts, ceilings, rehearsal, slower)
+    return verdicts
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,144 +1,222 @@
-"""The same random weights in every form that takes part: transformers' network, ours, and plain PyTorch at a width."""
+"""Contenders that run a whole network forward: ours, transformers' own, compiled, cut out, without padding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification
-from dynabert_kernels import PackedBatch, SubnetShape
+from benchmarks.cpu_peers.peers import Ids, Logits
+from dynabert.export import modeling_elastic_bert, plain, remote
+from dynabert.modeling.names import to_plain
 
-SEED = 0
-SHAPES: dict[str, dict[str, int]] = {
-    "base": {},  # transformers' default is BERT-base
-    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-    "tiny": {
-        "vocab_size": 1200,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 128,
-    },
-}
+from . import unpadded
+from .contender import OURS, Answer, Call, Contender, both_ways, compiled, step_begins
+from .setting import WIDTHS, Model, Setting, encoder_operations, in_float32, padded, subnet
+
+HF, COMPILED = "HF eager", "HF compile"
+UNPADDED, STAIRCASE = "unpadded torch", "staircase torch"
+CUT_OUT = "cut out, compile"
 
 
-class Networks(NamedTuple):
-    """One set of weights: transformers' classifier, and ours over the same numbers."""
+class PlainLogits(nn.Module):
+    """A padded classifier with or without a mask, and logits alone."""
 
-    plain: Any
-    ours: ElasticBertForSequenceClassification
-
-
-def make_networks(shape: str, device: torch.device, dtype: torch.dtype) -> Networks:
-    """Random networks of a shape of `SHAPES`, in eval mode. Raises ``KeyError`` for another name."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(SEED)
-    config = BertConfig(num_labels=2, **SHAPES[shape])  # type: ignore[arg-type]
-    plain = BertForSequenceClassification._from_config(config, attn_implementation="sdpa").eval()
-    nn.init.normal_(plain.classifier.weight)  # logits that are large beside what rounding does to them
-    ours = ElasticBertForSequenceClassification(ElasticBertConfig.from_plain(plain.config))
-    ours.load_state_dict(plain.state_dict())
-    return Networks(plain.to(device, dtype), ours.to(device, dtype).eval())
-
-
-class PlainSubnet(nn.Module):
-    """A sub-network in plain PyTorch, over padded or packed tokens.
-
-    ``copy``: True holds the sub-network's weights alone, as a pruned checkpoint does; False views of the whole
-    network's.
-    """
-
-    def __init__(self, model: ElasticBertForSequenceClassification, shape: SubnetShape, *, copy: bool = True) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.size = model.config.hidden_size // model.config.num_attention_heads
-        self.eps = model.config.layer_norm_eps
-        kept = (lambda t: t.detach().clone(memory_format=torch.contiguous_format)) if copy else (lambda t: t.detach())
-        encoder = model.encoder
-        tables: Any = encoder.embeddings
-        self.tables = [
-            kept(tables.word_embeddings.weight),
-            kept(tables.position_embeddings.weight),
-            kept(tables.token_type_embeddings.weight[0]),
-        ]
-        self.norm = (kept(tables.norm.weight), kept(tables.norm.bias))
-        self.layers: list[tuple[int, list[Tensor]]] = []
-        for layer, heads, neurons in zip(encoder.elastic_layers, shape.heads, shape.neurons, strict=True):
-            if heads == 0:
-                continue
-            w = layer.weights()
-            first, second = w.qkv_weight[:heads].flatten(0, 2), w.attention_weight[:, : heads * self.size]
-            own = [first, w.qkv_bias[:heads].flatten(), second, w.attention_bias, w.attention_norm_weight]
-            own += [w.attention_norm_bias, w.ffn_in_weight[:neurons], w.ffn_in_bias[:neurons]]
-            own += [w.ffn_out_weight[:, :neurons], w.ffn_out_bias, w.ffn_norm_weight, w.ffn_norm_bias]
-            self.layers.append((heads, [kept(tensor) for tensor in own]))
-        pooler: Any = encoder.pooler
-        head: Any = model.classifier.out_proj
-        self.head = [kept(t) for t in (pooler.dense.weight, pooler.dense.bias, head.weight, head.bias)]
+        self.masked = Logits(model)
 
-    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        x = self.tables[0][ids] + self.tables[1][positions] + self.tables[2]
-        return F.layer_norm(x, x.shape[-1:], *self.norm, self.eps)
-
-    def _answer(self, first: Tensor) -> Tensor:
-        return F.linear(torch.tanh(F.linear(first, *self.head[:2])), *self.head[2:])
-
-    def _layer(self, x: Tensor, context: Tensor, w: list[Tensor]) -> Tensor:
-        x = F.layer_norm(x + F.linear(context, w[2], w[3]), x.shape[-1:], w[4], w[5], self.eps)
-        inner = F.gelu(F.linear(x, w[6], w[7]))
-        return F.layer_norm(x + F.linear(inner, w[8], w[9]), x.shape[-1:], w[10], w[11], self.eps)
-
-    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, labels) from padded (B, S) ids. ``mask``: (B, 1, 1, S) bool, or None where nothing is padding."""
-        x = self._embed(ids, torch.arange(ids.shape[1], device=ids.device))
-        for heads, w in self.layers:
-            q, k, v = F.linear(x, w[0], w[1]).unflatten(2, (heads, 3, self.size)).permute(3, 0, 2, 1, 4).unbind(0)
-            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-            x = self._layer(x, context, w)
-        return self._answer(x[:, 0])
-
-    def packed(self, batch: PackedBatch, lengths: Sequence[int]) -> Tensor:
-        """(B, labels) from packed tokens."""
-        x = self._embed(batch.input_ids, batch.position_ids)
-        for heads, w in self.layers:
-            q, k, v = F.linear(x, w[0], w[1]).unflatten(1, (heads, 3, self.size)).unbind(2)
-            x = self._layer(x, packed_attention(q, k, v, batch, lengths).flatten(1), w)
-        return self._answer(x.index_select(0, batch.cu_seqlens[:-1]))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """(B, labels)."""
+        if attention_mask is None:
+            logits: Tensor = self.masked.model(input_ids=input_ids).logits
+            return logits
+        return self.masked(input_ids, attention_mask)  # type: ignore[no-any-return]
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, lengths: Sequence[int]) -> Tensor:
-    """(T, H, D): PyTorch's own attention over packed tokens; on a CPU, where it has none, sequence by sequence."""
-    if q.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
+def transformers_network(model: Model) -> nn.Module:
+    """transformers' own classifier with the same weights; attention by ``scaled_dot_product_attention``."""
+    from transformers import BertForSequenceClassification
 
-        longest = batch.max_seqlen
-        found = varlen_attn(q, k, v, batch.cu_seqlens, batch.cu_seqlens, longest, longest)
-        return found if isinstance(found, Tensor) else found[0]
-    parts = zip(*(t.split(list(lengths)) for t in (q, k, v)), strict=True)
-    each = [F.scaled_dot_product_attention(*(t.transpose(0, 1) for t in part)).transpose(0, 1) for part in parts]
-    return torch.cat(each)
-
-
-def padded(texts: Sequence[Sequence[int]], device: torch.device, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """(B, S) ids and mask, S the longest text rounded up to a multiple."""
-    longest = -(-max(map(len, texts)) // multiple) * multiple
-    ids = torch.zeros(len(texts), longest, dtype=torch.int64)
-    mask = torch.zeros(len(texts), longest, dtype=torch.int64)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-        mask[row, : len(text)] = 1
-    return ids.to(device), mask.to(device)
+    form = plain.plain_form(model)
+    config: Any = form.config
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        network = BertForSequenceClassification(config)
+    network.load_state_dict(form.tensors, strict=False, assign=True)
+    return _placed(network, model)
 
 
-def operations(model: ElasticBertForSequenceClassification, shape: SubnetShape, lengths: Sequence[int]) -> float:
-    """Of all matrix products of a forward pass, two for each multiply-add."""
-    width, size = model.config.hidden_size, model.config.hidden_size // model.config.num_attention_heads
-    tokens, pairs = sum(lengths), sum(n * n for n in lengths)
-    total = 0.0
-    for heads, neurons in zip(shape.heads, shape.neurons, strict=True):
-        total += 2.0 * tokens * width * (4 * heads * size + 2 * neurons) + 4.0 * pairs * heads * size
-    return total
+def cut_out_network(model: Model, width: float) -> nn.Module:
+    """The sub-network as ``dynabert export --format hf-remote`` writes it: plain PyTorch, narrow layers."""
+    small = model.extract(subnet(width))
+    config = modeling_elastic_bert.ElasticBertConfig(**remote.elastic_values(small))  # type: ignore[arg-type]
+    with torch.device("meta"):
+        network = modeling_elastic_bert.ElasticBertForSequenceClassification(config)
+    tensors = to_plain(small.state_dict(), small.config, small.parts)
+    network.load_state_dict(tensors, strict=True, assign=True)
+    return _placed(network, model)
+
+
+def _placed(network: nn.Module, model: Model) -> nn.Module:
+    for name, buffer in [*network.named_buffers()]:
+        if buffer.device.type == "meta":  # positions and token types, which no file holds
+            owner, _, last = name.rpartition(".")
+            count = torch.arange(buffer.shape[-1]) if last == "position_ids" else torch.zeros(buffer.shape[-1])
+            network.get_submodule(owner).register_buffer(last, count.long().expand(buffer.shape), persistent=False)
+    left = [name for name, tensor in network.named_parameters() if tensor.device.type == "meta"]
+    if left:
+        raise RuntimeError(f"weights without a value: {', '.join(left)}")
+    return nn.Module.to(network, device=model.device, dtype=model.dtype).eval()
+
+
+def reference(setting: Setting, network: str, ids: Ids, widths: Sequence[float]) -> Answer:
+    """Logits in float32 by the cut-out networks, text by text of each width; none of our kernels."""
+    exact = in_float32(setting.model(network))
+    found: list[Tensor | None] = [None] * len(ids)
+    for width in dict.fromkeys(widths):
+        own = [place for place, other in enumerate(widths) if other == width]
+        answer = PlainLogits(cut_out_network(exact, width))(*padded(setting, [ids[place] for place in own]))
+        for place, logits in zip(own, answer, strict=True):
+            found[place] = logits
+    return {"logits": torch.stack([logits for logits in found if logits is not None])}
+
+
+# Builders ------------------------------------------------------------------------------------------------------------
+
+
+def ours(setting: Setting, model: Model, ids: Ids, widths: Sequence[float]) -> Call:
+    """`packed_logits` on a batch that lies on the device."""
+    asked = subnet(widths[0]) if len(set(widths)) == 1 else [subnet(width) for width in widths]
+    batch, plan = model.pack(ids, subnet=asked)
+    return lambda: model.packed_logits(batch, plan)
+
+
+def extracted(setting: Setting, model: Model, ids: Ids, width: float) -> Call:
+    """The same kernels on a copy of the sub-network alone, its weights packed to their active part."""
+    small = model.extract(subnet(width))
+    return ours(setting, small, ids, [1.0] * len(ids))
+
+
+def hf_eager(setting: Setting, model: Model, ids: Ids) -> Call:
+    """transformers, padded."""
+    network, inputs = PlainLogits(transformers_network(model)), padded(setting, ids)
+    return lambda: network(*inputs)
+
+
+def hf_compiled(setting: Setting, model: Model, ids: Ids) -> Call:
+    """transformers, compiled for this bucket."""
+    network, inputs = PlainLogits(transformers_network(model)), padded(setting, ids)
+    run = compiled(setting, network)
+
+    def call() -> Any:
+        step_begins()
+        return run(*inputs)
+
+    return call
+
+
+def cut_out_compiled(setting: Setting, model: Model, ids: Ids, widths: Sequence[float]) -> Call:
+    """One compiled plain network for each width, each on the texts of its width, one after another."""
+    runs = []
+    for width in dict.fromkeys(widths):
+        own = [text for text, other in zip(ids, widths, strict=True) if other == width]
+        network = PlainLogits(cut_out_network(model, width))
+        runs.append((compiled(setting, network), padded(setting, own)))
+
+    def call() -> Any:
+        step_begins()
+        return [run(*inputs) for run, inputs in runs]
+
+    return call
+
+
+def cut_out_contenders(setting: Setting, network: str, ids: Ids, width: float) -> list[Contender]:
+    """The sub-network by itself, compiled: what somebody deploys who wants one width only."""
+    widths = [width] * len(ids)
+    return [
+        Contender(
+            f"w{width:g} {CUT_OUT}",
+            lambda: cut_out_compiled(setting, setting.model(network), ids, widths),
+            wanted=f"w{width:g}",
+            answer=joined,
+        )
+    ]
+
+
+def joined(found: Any) -> Answer:
+    """The logits of several networks, one after another."""
+    return {"logits": torch.cat(list(found))}
+
+
+# Contenders by name --------------------------------------------------------------------------------------------------
+
+
+def our_contenders(setting: Setting, network: str, ids: Ids, widths: Sequence[float], label: str) -> list[Contender]:
+    """Ours, eager and in a CUDA graph, named ``ours LABEL``."""
+    return both_ways(
+        setting,
+        f"{OURS} {label}",
+        lambda: ours(setting, setting.model(network), ids, widths),
+        wanted=label,
+        operations=encoder_operations(setting, network, ids, widths),
+    )
+
+
+def extracted_contenders(setting: Setting, network: str, ids: Ids, width: float) -> list[Contender]:
+    """The price of computing in place: the same kernels on the weights cut out."""
+    return both_ways(
+        setting,
+        f"{OURS} w{width:g}, cut out",
+        lambda: extracted(setting, setting.model(network), ids, width),
+        wanted=f"w{width:g}",
+        operations=encoder_operations(setting, network, ids, [width] * len(ids)),
+    )
+
+
+def padded_contenders(setting: Setting, network: str, ids: Ids) -> list[Contender]:
+    """transformers at the full width."""
+    return [
+        Contender(HF, lambda: hf_eager(setting, setting.model(network), ids), wanted="w1"),
+        Contender(COMPILED, lambda: hf_compiled(setting, setting.model(network), ids), wanted="w1"),
+    ]
+
+
+def unpadded_contenders(setting: Setting, network: str, ids: Ids) -> list[Contender]:
+    """Plain PyTorch on packed tokens at the full width, and the same with other people's kernels."""
+
+    def build(attention: Any = unpadded.best_attention, liger: bool = False) -> Call:
+        norm = unpadded.liger_norm(setting) if liger else unpadded.torch_norm
+        return unpadded.unpadded(setting, setting.model(network), ids, attention, norm)
+
+    return [
+        *both_ways(setting, UNPADDED, build, wanted="w1"),
+        Contender(f"{UNPADDED}, xformers", lambda: build(unpadded.xformers), wanted="w1"),
+        Contender(f"{UNPADDED}, Liger", lambda: build(liger=True), wanted="w1"),
+    ]
+
+
+def mixed_widths(count: int) -> list[float]:
+    """Four widths, a quarter of the texts each, wide to narrow."""
+    if count % len(WIDTHS):
+        raise ValueError(f"mixed_widths: {count} texts; allowed: a multiple of {len(WIDTHS)}")
+    return [width for width in WIDTHS for _ in range(count // len(WIDTHS))]
+
+
+def mixed_contenders(setting: Setting, network: str, ids: Ids) -> list[Contender]:
+    """Four widths in one batch: the staircase, and four compiled networks."""
+    widths = mixed_widths(len(ids))
+    model = setting.model
+    return [
+        *both_ways(
+            setting, STAIRCASE, lambda: unpadded.staircase(setting, model(network), ids, widths), wanted="mixed"
+        ),
+        Contender(
+            f"four {CUT_OUT}",
+            lambda: cut_out_compiled(setting, model(network), ids, widths),
+            wanted="mixed",
+            answer=joined,
+        ),
+    ]

@@ -1,136 +1,157 @@
-"""Runs works one by one, checks every answer before it is timed, and holds the times to the goals."""
+"""Rows as a table for people, goals first, as a file, and as pictures."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
-from benchmarks.gpu_peers.works import Goal, Setting, Times, Work
-from dynabert_kernels.testing.timing import CacheFlush, Clock, time_interleaved
+from benchmarks import plots, rows
+from dynabert_kernels.testing.timing import Ceilings
 
-# The largest difference from plain PyTorch in the same dtype, as a share of the largest logit, that is timed.
-ALLOWED = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3}
+from .contender import OURS
+from .goals import MET, MISSED, NOT_MEASURED, REHEARSED, STRETCH, Verdict
+from .measure import PeerRow
 
-
-def run_work(work: Work, setting: Setting, clock: Clock, rounds: int) -> dict[str, Any]:
-    """A work's row: the times of each contender that gave the right answer, why the others were left out, and goals.
-
-    Whatever a contender raises leaves it out: the others are still to be measured.
-    """
-    ready: dict[str, Callable[[], Tensor]] = {}
-    left_out: dict[str, str] = {}
-    differences: dict[str, float] = {}
-    torch._dynamo.reset()  # the work before compiled networks of other sizes
-    with torch.inference_mode(not work.training):
-        for name, make in work.contenders.items():
-            try:
-                run = make()
-                wanted = work.wanted(name)().float()
-                # Three times: a compiler's graphs are captured in the second call, and replayed in the third.
-                differences[name] = max(_difference(run(), wanted) for _ in range(3))
-            except Exception as error:
-                left_out[name] = _said(error)
-                continue
-            finally:
-                gc.collect()
-            ready[name] = run
-            _leave_out_wrong(name, setting.dtype, ready, differences, left_out)
-        flush = CacheFlush(setting.device) if work.cold else None
-        timed = {}
-        try:
-            timed = time_interleaved(ready, clock=clock, rounds=rounds, before_sample=flush) if ready else {}
-        except Exception as error:
-            left_out |= dict.fromkeys(ready, f"the timing {_said(error)}")
-            ready.clear()
-        for name in list(ready):  # and once more: memory that was given away would hold another's numbers by now
-            differences[name] = max(differences[name], _difference(ready[name](), work.wanted(name)().float()))
-            _leave_out_wrong(name, setting.dtype, ready, differences, left_out)
-        timed = {name: timing for name, timing in timed.items() if name in ready}
-        peaks = peak_bytes(ready, setting.device) if work.training else {}
-    times = {name: timing.median_ms for name, timing in timed.items()}
-    times |= {f"bytes: {name}": float(peak) for name, peak in peaks.items()}
-    return {
-        "work": work.name,
-        **work.facts,
-        "times": {name: asdict(timing) for name, timing in timed.items()},
-        "peak_bytes": peaks,
-        "differences": differences,
-        "left_out": left_out,
-        "goals": [judge(goal, times, rehearse=setting.rehearse) for goal in work.goals],
-    }
+SCHEMA = 1
+REHEARSAL = "REHEARSAL on the CPU with a tiny network: answers were checked; no time here says anything about a GPU"
+_STYLES = {MET: "green", STRETCH: "bold green", MISSED: "red", NOT_MEASURED: "yellow", REHEARSED: ""}
+_NOT_TIMED = {rows.RED: "WRONG", rows.FAILED: "FAILED", rows.UNAVAILABLE: "not here"}
 
 
-def peak_bytes(ready: Mapping[str, Callable[[], Tensor]], device: torch.device) -> dict[str, int]:
-    """What each call holds at its peak beyond what was there before; empty where the device does not count."""
-    if device.type != "cuda":
-        return {}
-    found = {}
-    for name, run in ready.items():
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        found[name] = torch.cuda.max_memory_allocated(device) - before
-    return found
-
-
-def _said(error: Exception) -> str:
-    return f"raised {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-
-def _difference(answer: Tensor, wanted: Tensor) -> float:
-    return float((answer.float() - wanted).abs().max() / wanted.abs().max())
-
-
-def _leave_out_wrong(
-    name: str,
-    dtype: torch.dtype,
-    ready: dict[str, Callable[[], Tensor]],
-    differences: dict[str, float],
-    left_out: dict[str, str],
+def write(
+    path: Path,
+    found: Sequence[PeerRow],
+    verdicts: Sequence[Verdict],
+    skipped: Mapping[str, str],
+    facts: Mapping[str, Any],
+    ceilings: Ceilings,
+    rehearsal: bool,
+    slower: Sequence[str],
 ) -> None:
-    if not differences[name] <= ALLOWED[dtype]:
-        left_out[name] = (
-            f"WRONG: differs by {differences.pop(name):.3g} of the largest logit; allowed: {ALLOWED[dtype]}"
+    """Writes rows and verdicts as JSON; every row repeats the facts, so that it stands alone. ``slower``: what ops said
+    of providers that could not take them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {
+        "schema": SCHEMA,
+        "rehearsal": rehearsal,
+        "environment": dict(facts),
+        "ceilings": ceilings.as_dict(),
+        "rows": [rows.plain(row) | dict(facts) for row in found],
+        "goals": [verdict.as_dict() for verdict in verdicts],
+        "works_not_measured": dict(skipped),
+        "slower_providers": list(slower),
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def print_all(out: Console, found: Sequence[PeerRow], verdicts: Sequence[Verdict], skipped: Mapping[str, str]) -> None:
+    """Contenders, then goals, then who was left out and why."""
+    if found:
+        out.print(contenders_table(found))
+    out.print(goals_table(verdicts))
+    counts = {name: sum(verdict.verdict == name for verdict in verdicts) for name in _STYLES}
+    said = [f"{count} {name}" for name, count in counts.items() if count]
+    out.print(f"{len(verdicts)} goals: {', '.join(said)}")
+    for row in found:
+        if row.status == rows.MEASURED and row.note:
+            out.print(escape(f"{row.work}: {row.contender}: {row.note}"))
+    for name, title in _NOT_TIMED.items():
+        for row in found:
+            if row.status == name:
+                out.print(escape(f"{title}: {row.work}: {row.contender}: {row.note}"))
+    for work, reason in skipped.items():
+        out.print(escape(f"not measured: {work}: {reason}"))
+
+
+def goals_table(verdicts: Sequence[Verdict]) -> Table:
+    """A line for each goal."""
+    table = Table(title="goals", title_justify="left")
+    for name in ("work", "what"):
+        table.add_column(name, no_wrap=True)
+    for name in ("measured", "goal", "stretch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for verdict in verdicts:
+        goal = verdict.goal
+        sign = "\u2265" if goal.at_least else "\u2264"
+        text = verdict.verdict + (f": {verdict.reason}" if verdict.reason else "")
+        table.add_row(
+            escape(goal.work),
+            escape(goal.what),
+            "" if verdict.value is None else f"{verdict.value:.3g} {goal.unit}".strip(),
+            f"{sign} {goal.target:g} {goal.unit}".strip(),
+            "" if goal.stretch is None else f"{sign} {goal.stretch:g}",
+            escape(text),
+            style=_STYLES[verdict.verdict],
         )
-        del ready[name]
-
-
-def judge(goal: Goal, times: Times, *, rehearse: bool = False) -> dict[str, Any]:
-    """A goal with its number and verdict: met, stretch, missed or not measured; a rehearsal has none of them."""
-    number = goal.number(times)
-
-    def within(bound: float) -> bool:
-        return number is not None and (number <= bound if goal.most else number >= bound)
-
-    verdict = "not measured" if number is None else "missed"
-    if within(goal.target):
-        verdict = "stretch" if within(goal.stretch) else "met"
-    if rehearse:
-        verdict = "rehearsal"
-    bounds = {"target": goal.target, "stretch": goal.stretch, "most": goal.most}
-    return {"goal": goal.name, "number": number, **bounds, "verdict": verdict}
-
-
-def table_of(row: Mapping[str, Any], *, rehearse: bool) -> Table:
-    """A work's contenders and goals for a terminal."""
-    table = Table(title=("REHEARSAL, says nothing: " if rehearse else "") + str(row["work"]), title_justify="left")
-    for name in ("who, or which goal", "median", "20th to 80th percentile", "host"):
-        table.add_column(name, justify="left" if name.startswith("who") else "right")
-    for name, timing in row["times"].items():
-        between = f"{timing['p20_ms']:.3f} to {timing['p80_ms']:.3f}"
-        table.add_row(name, f"{timing['median_ms']:.3f} ms", between, f"{timing['host_ms']:.3f}")
-    for name, why in row["left_out"].items():
-        table.add_row(name, "left out", why, "")
-    for goal in row["goals"]:
-        number = "-" if goal["number"] is None else f"{goal['number']:.3f}"
-        sign = "at most" if goal["most"] else "at least"
-        table.add_row(goal["goal"], number, f"{sign} {goal['target']:g} ({goal['stretch']:g})", goal["verdict"])
     return table
+
+
+def contenders_table(found: Sequence[PeerRow]) -> Table:
+    """A line for each contender that was timed."""
+    table = Table(title="medians", title_justify="left")
+    for name in ("work", "contender"):
+        table.add_column(name, no_wrap=True)
+    for name in ("median ms", "p20", "p80", "host ms", "TFLOP/s", "of ceiling", "peak MiB", "difference"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = ""
+    for row in found:
+        if row.median_ms is None:
+            continue
+        if last and row.work != last:
+            table.add_section()
+        table.add_row(
+            escape(row.work) if row.work != last else "",
+            escape(row.contender),
+            _number(row.median_ms),
+            _number(row.p20_ms),
+            _number(row.p80_ms),
+            _number(row.host_ms),
+            "" if row.gflop_s is None else _number(row.gflop_s / 1e3),
+            "" if row.ceiling_share is None else f"{100 * row.ceiling_share:.0f} %",
+            "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
+            "" if row.difference is None else f"{row.difference:.1e}",
+        )
+        last = row.work
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def draw(found: Sequence[PeerRow], path: Path, heading: str) -> Path | None:
+    """A panel for each work, a bar for each contender with its 20th and 80th percentile, ours in blue. None where
+    nothing was timed."""
+    timed = [row for row in found if row.median_ms is not None]
+    works = list(dict.fromkeys(row.work for row in timed))
+    if not works:
+        return None
+    columns = min(3, len(works))
+    lines = -(-len(works) // columns)
+    most = max(sum(row.work == work for row in timed) for work in works)
+    figure, axes = plots.open_figure(lines, columns, 6.0 * columns, (0.22 * most + 1.0) * lines)
+    for axis, work in zip(axes.flat, works, strict=False):
+        bars = sorted((row for row in timed if row.work == work), key=lambda row: row.median_ms or 0.0)
+        medians = [row.median_ms or 0.0 for row in bars]
+        spread = [
+            [median - (row.p20_ms or median) for row, median in zip(bars, medians, strict=True)],
+            [(row.p80_ms or median) - median for row, median in zip(bars, medians, strict=True)],
+        ]
+        colours = ["#1f77b4" if row.contender.startswith(OURS) else "#aaaaaa" for row in bars]
+        axis.barh([row.contender for row in bars], medians, xerr=spread, color=colours, ecolor="black")
+        axis.invert_yaxis()
+        axis.set_title(work, fontsize=8)
+        axis.set_xlabel("median ms", fontsize=7)
+        axis.tick_params(labelsize=6)
+        axis.set_xlim(left=0)
+    for axis in axes.flat[len(works) :]:
+        axis.set_visible(False)
+    plots.save_figure(figure, path, heading)
+    return path
