@@ -88,13 +88,17 @@ class PackedBatch:
         if token_type_ids is not None:
             types.extend([0] * padding)
         return cls(
-            input_ids=torch.tensor(ids, dtype=torch.int64).to(device=device),
-            position_ids=torch.tensor(positions, dtype=torch.int64).to(device=device),
-            token_type_ids=None if token_type_ids is None else torch.tensor(types, dtype=torch.int64).to(device=device),
-            cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device=device),
+            input_ids=torch.tensor(ids, dtype=torch.int64).to(device=device, non_blocking=True),
+            position_ids=torch.tensor(positions, dtype=torch.int64).to(device=device, non_blocking=True),
+            token_type_ids=None
+            if token_type_ids is None
+            else torch.tensor(types, dtype=torch.int64).to(device=device, non_blocking=True),
+            cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device=device, non_blocking=True),
             max_seqlen=max(len(sequence) for sequence in input_ids),
             num_sequences=len(input_ids),
-            order=None if order is None else torch.tensor(sequence_order, dtype=torch.int64).to(device=device),
+            order=None
+            if order is None
+            else torch.tensor(sequence_order, dtype=torch.int64).to(device=device, non_blocking=True),
         )
 
     @classmethod
@@ -144,7 +148,7 @@ class PackedBatch:
             listed = [int(index) for index in order]
             if sorted(listed) != list(range(batch)):
                 raise ValueError(f"PackedBatch: order must name each of the {batch} sequences once; got {listed}")
-            sequence_order = torch.tensor(listed, dtype=torch.int64).to(device)
+            sequence_order = torch.tensor(listed, dtype=torch.int64).to(device, non_blocking=True)
 
         def arranged(tensor: Tensor) -> Tensor:
             return tensor if sequence_order is None else tensor[sequence_order]
@@ -174,7 +178,7 @@ class PackedBatch:
             input_ids=ids.reshape(-1)[flat].to(torch.int64),
             position_ids=positions.reshape(-1)[flat].to(torch.int64),
             token_type_ids=None if types is None else types.reshape(-1)[flat].to(torch.int64),
-            cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device),
+            cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device, non_blocking=True),
             max_seqlen=int(max(lengths)),
             num_sequences=batch,
             order=sequence_order,

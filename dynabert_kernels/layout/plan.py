@@ -69,7 +69,8 @@ class Plan:
 
         ``seqlens[g]``: lengths in tokens of the group's sequences, in packing order; may be empty.
         ``row_bucket``: the row count is rounded up to a multiple of it, so that few distinct sizes occur.
-        ``device``: where the table goes; the copy from the host is the only one and does not synchronise on a CPU.
+        ``device``: where the table goes. The copy from the host is the only one, and is queued: it does not wait for
+        what the device has still to do.
 
         Raises ``ValueError`` when the two differ in length, when there is no group, when the shapes have different
         numbers of layers, when a length is not positive, when ``row_bucket`` is not positive, or when there are more
@@ -107,7 +108,7 @@ class Plan:
             numbers += [shape.heads[layer] for shape in shapes]
             numbers += [shape.neurons[layer] for shape in shapes]
         return cls(
-            table=torch.tensor(numbers, dtype=torch.int32).to(device=device),
+            table=torch.tensor(numbers, dtype=torch.int32).to(device=device, non_blocking=True),
             num_groups=len(shapes),
             max_heads=tuple(max(shape.heads[layer] for shape in shapes) for layer in range(num_layers)),
             max_neurons=tuple(max(shape.neurons[layer] for shape in shapes) for layer in range(num_layers)),

@@ -335,7 +335,7 @@ class DistillationTrainer(Trainer):
         run = (self.args.seed * 1_000_003 + self.args.process_index) % 2**31
         offset = (self._batch_of_step * 2**16 + launch) * 2**8
         key = run * 2**32 + self.state.global_step
-        return torch.tensor([key, offset % 2**32], dtype=torch.int64, device=student.device)
+        return torch.tensor([key, offset % 2**32], dtype=torch.int64).to(student.device, non_blocking=True)
 
     def _reduce_gradients(self, student: nn.Module) -> None:
         """Adds every gradient over the processes, once a step, whichever sub-network made it.

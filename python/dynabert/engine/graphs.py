@@ -282,7 +282,8 @@ class GraphRunner:
                 self._met.popitem(last=False)
         device = self._model.device
         with torch.inference_mode():
-            return self._model.packed_logits(replace(batch, order=None).to(device), plan.to(device))
+            there = replace(batch, order=None).to(device, non_blocking=True)
+            return self._model.packed_logits(there, plan.to(device, non_blocking=True))
 
     def forget(self) -> None:
         """Drops all graphs."""

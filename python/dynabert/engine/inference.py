@@ -478,8 +478,8 @@ class InferenceEngine:
                 self._frames[key] = frame
             return frame
         batch, plan = frame
-        own = torch.tensor(ids[0]).to(device=device)
-        own_types = None if types is None else torch.tensor(types[0]).to(device=device)
+        own = torch.tensor(ids[0]).to(device=device, non_blocking=True)
+        own_types = None if types is None else torch.tensor(types[0]).to(device=device, non_blocking=True)
         return PackedBatch(own, batch.position_ids, own_types, batch.cu_seqlens, batch.max_seqlen, 1), plan
 
     def _batches(self, lengths: Sequence[int], shapes: list[SubnetShape]) -> Iterable[list[int]]:

@@ -125,10 +125,10 @@ def pack_padded(
         input_ids=ids.reshape(-1)[places],
         position_ids=positions.reshape(-1)[places],
         token_type_ids=None if token_type_ids is None else token_type_ids.reshape(-1)[places],
-        cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device),
+        cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device, non_blocking=True),
         max_seqlen=max(lengths),
         num_sequences=rows,
-        order=None if order is None else torch.tensor(order, dtype=torch.int64).to(device),
+        order=None if order is None else torch.tensor(order, dtype=torch.int64).to(device, non_blocking=True),
     )
     return PackedInputs(batch, plan, places, (rows, columns))
 
