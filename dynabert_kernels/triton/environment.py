@@ -61,6 +61,8 @@ OLDEST_CAPABILITY = (8, 0)
 @functools.cache
 def why_too_old(device: torch.device) -> str | None:
     """The reason why a CUDA device runs no GPU kernel of this package; None where it does."""
+    if not torch.cuda.is_available():
+        return None  # a tensor without data, of a device that is not here
     found = torch.cuda.get_device_capability(device)
     if found >= OLDEST_CAPABILITY:
         return None

@@ -55,6 +55,7 @@ def test_sums_are_kept_wide() -> None:
 def test_a_card_that_is_too_old_is_named(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], old: bool
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some Card")
     reason = why_too_old.__wrapped__(torch.device("cuda"))
