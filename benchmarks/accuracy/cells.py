@@ -20,6 +20,7 @@ from dynabert.configuration.subnet import kept_layers
 from dynabert.data import default_copies, task_metric
 from dynabert.distill.pipeline import run_stage, with_defaults
 from dynabert.distill.stages import Recipe, Stage
+from dynabert.distill.taken_parts import SETTINGS
 from dynabert.engine import load_tokenizer
 
 from .independent import run_independent
@@ -129,6 +130,11 @@ class Plan:
                 own += ["--starting_layers", ",".join(map(str, starting_layers(self.model, variant.depth)))]
         fresh = name == TEACHER or VARIANTS[name].independent
         model = [self.model] if fresh else [str(self.folder / TEACHER), "--fine_tuned"]
+        if not fresh:
+            # What a variant has in common with the method itself is trained once: the same weights, the same seconds.
+            others = dict.fromkeys((self.where("dynabert"), self.folder / folder_name("paper", "dynabert")))
+            sources = [str(p) for p in others if p != self.where(name) and (p / SETTINGS).is_file()]
+            own += ["--parts_of", *sources] if sources else []
         numbers = ["--learning_rate", f"{rate:g}", "--num_train_epochs", f"{epochs:g}"]
         return ["--model_name_or_path", *model, *self._common(), *numbers, *own, "--output_dir", str(self.where(name))]
 

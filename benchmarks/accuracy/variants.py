@@ -34,11 +34,16 @@ VARIANTS: dict[str, Variant] = {
     "independent": Variant("a network of its own for each shape, with the epochs of all stages", independent=True),
     "teacher_full": Variant("the second stage's teacher runs at full width", ("--teacher_width", "full")),
     "teacher_same": Variant("the second stage's teacher runs at the student's width", ("--teacher_width", "same")),
+    "teacher_fine_tuned": Variant(
+        "the second stage learns from the fine-tuned network, at full width",
+        ("--teacher_width", "full", "--second_teacher", "fine_tuned"),
+    ),
     "depth_reference": Variant("the released code's rule of which layers stay", ("--depth_rule", "reference")),
     "importance_accumulated": Variant("gradients of the whole set, then scores", ("--importance_mode", "accumulated")),
     "importance_reference": Variant("the released code's sum of scores", ("--importance_mode", "reference")),
     "no_hidden": Variant("no loss of the hidden states", ("--hidden_weights", "0", "0")),
     "hidden_equal": Variant("the hidden states' loss weighs 1 in both stages", ("--hidden_weights", "1", "1")),
+    "hidden_tenfold": Variant("the hidden states' loss weighs 10 in both stages", ("--hidden_weights", "10", "10")),
     "no_logits": Variant("no loss of the logits", ("--logit_weights", "0", "0")),
     "attention_relation": Variant(
         "also a loss of the relations between queries, keys and values", ("--relation_weights", "1", "1")

@@ -39,7 +39,7 @@ _SETTINGS = (
 
 
 # A recipe's switches that are off by default: not worth a line then.
-_UNUSED: dict[str, Any] = {"relation_weights": [0.0, 0.0], "starting_layers": None}
+_UNUSED: dict[str, Any] = {"relation_weights": [0.0, 0.0], "starting_layers": None, "second_teacher": "width"}
 
 
 class HasConfig(Protocol):
@@ -437,6 +437,7 @@ def _recipe(training: CardTraining | None) -> str:
         ("relation_weights", "weight of the loss of query, key and value relations, width and depth stage"),
         ("starting_layers", "layers of the teacher that the student started from, the first is 0"),
         ("teacher_width", "the depth stage's teacher"),
+        ("second_teacher", "the network that the depth stage learned from"),
         ("sampling", "sub-networks of a step"),
         ("depth_rule", "layers that a depth keeps"),
         ("distillation", "distillation"),

@@ -49,6 +49,35 @@ def test_each_part_is_done_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("second", "folder"), [("width", "width"), ("fine_tuned", "rewired")])
+def test_who_teaches_the_second_stage(
+    tmp_path: Path, second: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers: dict[str, Any] = {}
+    usual = pipeline.run_stage
+
+    def watched(stage: Any, student: Any, teacher: Any, *rest: Any) -> Any:
+        teachers[stage.name] = teacher
+        return usual(stage, student, teacher, *rest)
+
+    monkeypatch.setattr(pipeline, "run_stage", watched)
+    args = arguments(tmp_path / "run", **SMALL, teacher_width="full", second_teacher=second)
+    train_elastic(network(tmp_path), args, texts(16), say=lambda _: None)
+
+    def same_as(folder: str) -> bool:
+        other = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "run" / folder).state_dict()
+        return all(torch.equal(value, other[name]) for name, value in teachers["depth"].state_dict().items())
+
+    assert [name for name in ("rewired", "width", "depth") if same_as(name)] == [folder]
+
+
+def test_a_second_teacher_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'fine_tuned' and teacher_width 'same'.*--teacher_width full"):
+        arguments(tmp_path, second_teacher="fine_tuned")
+    with pytest.raises(ValueError, match="second_teacher is 'none'; allowed: width, fine_tuned"):
+        arguments(tmp_path, second_teacher="none")
+
+
 def test_the_best_checkpoint_by_the_mean_score_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     means = iter([0.25, 0.9, 0.5])
     asked: list[float] = []

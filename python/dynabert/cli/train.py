@@ -115,6 +115,13 @@ class InputArguments:
     no_rewiring: bool = field(
         default=False, metadata={"help": "leave heads and neurons in their order: to see what rewiring is worth"}
     )
+    parts_of: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "folders of other runs: their finished parts are taken over where all that decides them is the "
+            "same, so that runs that differ late share their beginning"
+        },
+    )
     traceback: bool = field(default=False, metadata={"help": "show where an error came from"})
 
 
@@ -353,6 +360,7 @@ def _train(inputs: InputArguments, args: DistillationArguments, callbacks: Seque
         unlabelled=others,
         rewiring=not inputs.no_rewiring,
         metric=None if inputs.task_name is None else task_metric(inputs.task_name),
+        parts_of=inputs.parts_of or (),
         say=tell,
         callbacks=callbacks,
     )

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from dynabert.configuration.grid import parse_subnets, subnet_text
 from dynabert.configuration.subnet import DEPTH_RULES
 from dynabert.distill.losses import STEPS, TEACHER_WIDTHS
-from dynabert.distill.stages import RECIPES, SAMPLING, Recipe, recipe
+from dynabert.distill.stages import RECIPES, SAMPLING, SECOND_TEACHERS, Recipe, recipe
 from dynabert.importance import MODES
 
 # Options of Trainer that the step here does not follow. Taken in silence they would be believed.
@@ -129,6 +129,13 @@ class DistillationArguments(TrainingArguments):
     teacher_width: str | None = field(
         default=None, metadata={"help": f"of the second stage's teacher: {' or '.join(TEACHER_WIDTHS)}"}
     )
+    second_teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": f"of the second stage: {' or '.join(SECOND_TEACHERS)}: what came out of the first stage, or the "
+            "first stage's own teacher, which needs --teacher_width full"
+        },
+    )
     logit_weights: list[float] | None = field(
         default=None, metadata={"help": "of the logits' loss in the first and the second stage"}
     )
@@ -192,6 +199,7 @@ class DistillationArguments(TrainingArguments):
             "importance_mode": MODES,
             "teacher_width": TEACHER_WIDTHS,
             "sampling": SAMPLING,
+            "second_teacher": SECOND_TEACHERS,
         }
         for name, values in allowed.items():
             given = getattr(self, name)
@@ -233,6 +241,7 @@ class DistillationArguments(TrainingArguments):
             "relation_heads",
             "regression_logits",
             "sampling",
+            "second_teacher",
         ):
             given = getattr(self, name)
             if given is not None:

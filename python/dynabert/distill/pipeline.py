@@ -33,6 +33,7 @@ from dynabert.distill.losses import STEPS, teacher_shapes
 from dynabert.distill.progress import StageClock, StageProgress, told
 from dynabert.distill.relations import resolved_relation_heads
 from dynabert.distill.stages import Recipe, Stage
+from dynabert.distill.taken_parts import COMPLETE, SETTINGS, check_sources, take_parts
 from dynabert.distill.trainer import DistillationTrainer
 from dynabert.evaluation import EvaluationRow, evaluate
 from dynabert.finetuning import labelled_batches
@@ -44,9 +45,7 @@ from dynabert_kernels import SubnetShape
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMPLETE = "complete.json"
 ROBERTA_WARMUP = 0.06  # of a stage's steps
-SETTINGS = "settings.json"
 RESULTS = "results.json"
 SECONDS = "seconds.json"
 # What may differ when a run goes on: where and how it is shown, and how much memory it may take. A launch of another
@@ -133,7 +132,8 @@ def stage_costs(model: ElasticBertForSequenceClassification, recipe: Recipe) -> 
         if stage.teacher_width == "same":
             widths = sorted({subnet.width_mult for subnet in stage.subnets if subnet.heads is None}, reverse=True)
         teachers = [subnet_cost(teacher, SubnetConfig(w), seq_length=length).gflop / full for w in widths]
-        teacher = student
+        if recipe.second_teacher == "width":
+            teacher = student
         found.append(
             {
                 "stage": stage.name,
@@ -155,7 +155,8 @@ def check_recipe(model: ElasticBertForSequenceClassification, recipe: Recipe) ->
         shapes = [student.shape(subnet) for subnet in stage.subnets]
         if not stage.labels:
             wanted, _ = teacher_shapes(teacher, shapes, stage.teacher_width)
-            teacher = student  # each later stage learns from what came out of the one before
+            if recipe.second_teacher == "width":
+                teacher = student  # each later stage learns from what came out of the one before
             if stage.relation_weight != 0.0:
                 resolved_relation_heads(stage.relation_heads, model.config.head_dim, (*wanted, *shapes))
 
@@ -196,6 +197,7 @@ def train_elastic(
     unlabelled: Encoded | None = None,
     rewiring: bool = True,
     metric: str | None = None,
+    parts_of: Sequence[str | Path] = (),
     say: Callable[[str], None] = print,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> list[StageResult]:
@@ -211,6 +213,8 @@ def train_elastic(
         unlabelled: token ids for the distillation stages in place of ``train`` (augmented or unlabelled text).
         rewiring: False leaves heads and neurons in their order: for comparison.
         metric: name of the score; None: the task's usual one.
+        parts_of: folders of other runs. A part that one of them has complete is taken over where all that decides it
+            is the same there; `dynabert.distill.taken_parts` says what does. A part that was begun here is not.
         say: takes a line for people.
         callbacks: of each stage's trainer, beside its own. One that raises stops the run, which goes on from its last
             checkpoint when it is called again.
@@ -220,16 +224,20 @@ def train_elastic(
         model card (a README.md that is there stays); beside it, `results.json` has all rows.
 
     Raises:
-        ValueError: settings other than those that the folder was begun with, naming the differences; a loss that is
-            not finite; data without labels; what the trainer refuses.
+        ValueError: settings other than those that the folder was begun with, naming the differences; a folder of
+            ``parts_of`` without a run; a loss that is not finite; data without labels; what the trainer refuses.
     """
     out = Path(str(args.output_dir))
     recipe = args.make_recipe()
     check_recipe(model, recipe)
     args = with_defaults(args, model, _begun(out).get("arguments", {}), say)
     # What is not a training stage is done by the first process; the others wait, and find it done.
+    sources = [Path(folder) for folder in parts_of]
+    check_sources(sources)
     with args.main_process_first(local=False, desc="settings"):
-        check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring, model)
+        wanted = check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring, model)
+        if args.should_save:
+            take_parts(out, wanted, ["teacher", "rewired", *(stage.name for stage in recipe.stages)], sources, say)
     model.config.depth_rule = recipe.depth_rule
     base_model = model.config.name_or_path or None
     warning = room_warning(out, model, args.save_total_limit, 2 + len(recipe.stages))
@@ -272,10 +280,11 @@ def train_elastic(
     previous = rewired_folder
     for stage in recipe.stages:
         folder = out / stage.name
-        # The first stage learns from the fine-tuned network; each later one from what came out of the one before. Both
-        # are taken in rewired order, so that a teacher at the student's width is its leading part too. The fine-tuned
-        # network keeps all its layers also where the student starts from some of them.
-        guide = None if stage.labels else _open(rewired_folder if stage.name == "width" else previous)
+        # The first stage learns from the fine-tuned network; each later one from what came out of the one before, or
+        # from the fine-tuned one too. Both are taken in rewired order, so that a teacher at the student's width is its
+        # leading part too. The fine-tuned network keeps all its layers also where the student starts from some.
+        from_first = stage.name == "width" or recipe.second_teacher == "fine_tuned"
+        guide = None if stage.labels else _open(rewired_folder if from_first else previous)
         student = _open(previous)
         if previous == rewired_folder:
             student = _started(student, recipe)
@@ -481,9 +490,11 @@ def check_settings(
     fine_tuned: bool,
     rewiring: bool,
     model: ElasticBertForSequenceClassification,
-) -> None:
-    """Writes the settings into a fresh folder; ``ValueError`` where the folder was begun with others."""
-    wanted = settings_of(args, train, validation, unlabelled, fine_tuned, rewiring, model)
+) -> dict[str, Any]:
+    """Writes the settings into a fresh folder, and returns them; ``ValueError`` where the folder was begun with
+    others."""
+    settings = settings_of(args, train, validation, unlabelled, fine_tuned, rewiring, model)
+    wanted = dict(settings)
     path = out / SETTINGS
     if path.is_file():
         begun = _begun(out)
@@ -503,7 +514,7 @@ def check_settings(
                 f"train: {out} was begun with other settings: {'; '.join(differences)}; use those, or another "
                 "--output_dir"
             )
-        return
+        return settings
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(
             f"train: --output_dir {out} is not empty and holds no training run; give an empty folder, or that of a run "
@@ -511,6 +522,7 @@ def check_settings(
         )
     if args.should_save:
         _write_json(path, wanted)
+    return settings
 
 
 def _differences(begun: Any, wanted: Any, name: str) -> list[str]:

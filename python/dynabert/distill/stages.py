@@ -12,6 +12,7 @@ from dynabert.configuration.grid import DEPTHS, WIDTHS
 
 RECIPES = ("paper", "reference", "sandwich")
 SAMPLING = ("all", "sandwich")
+SECOND_TEACHERS = ("width", "fine_tuned")
 
 
 def grid(widths: Sequence[float], depths: Sequence[float]) -> tuple[SubnetConfig, ...]:
@@ -99,6 +100,8 @@ class Recipe:
         starting_layers: the teacher's layers that the student starts from, 0-based and rising; its sub-networks are
             parts of these alone. None: all.
         teacher_width: of the second stage (in the first the teacher is the fine-tuned network itself).
+        second_teacher: the network that the second stage learns from: ``"width"``, what came out of the first, or
+            ``"fine_tuned"``, the first stage's own teacher. Only the first stage's result knows every width.
         sampling: of the second and the final stage.
         importance_mode: how the scores of batches add up.
         depth_rule: which layers a depth keeps.
@@ -122,6 +125,7 @@ class Recipe:
     relation_weights: tuple[float, float] = (0.0, 0.0)
     relation_heads: int | None = None
     starting_layers: tuple[int, ...] | None = None
+    second_teacher: str = "width"
     stages: tuple[Stage, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
@@ -129,6 +133,13 @@ class Recipe:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} are {list(values)}; allowed: at least one, each once")
+        if self.second_teacher not in SECOND_TEACHERS:
+            raise ValueError(f"second_teacher is {self.second_teacher!r}; allowed: {', '.join(SECOND_TEACHERS)}")
+        if self.second_teacher == "fine_tuned" and self.teacher_width != "full":
+            raise ValueError(
+                f"second_teacher is 'fine_tuned' and teacher_width {self.teacher_width!r}: the fine-tuned network was "
+                "trained at full width alone; use teacher_width='full' (--teacher_width full)"
+            )
         if self.starting_layers is not None:
             layers = self.starting_layers
             if not layers or layers[0] < 0 or any(b <= a for a, b in pairwise(layers)):
