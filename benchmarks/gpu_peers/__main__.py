@@ -160,7 +160,7 @@ def run(setting: Setting, chosen: Sequence[str], options: argparse.Namespace, gi
         out.print(peers_report.REHEARSAL)
     bad = any(row.status == rows.RED or (row.status == rows.FAILED and row.contender.startswith(OURS)) for row in found)
     broken = any(reason.startswith(("raised", "the device")) for reason in skipped.values())
-    no_graphs = graphs["wrong"] > 0 or graphs["why_off"] is not None
+    no_graphs = graphs["wrong"] > 0 or graphs["why_off"] is not None or bool(graphs["dependent_differ"])
     return 1 if bad or broken or no_graphs else 0
 
 
@@ -192,9 +192,12 @@ def _ceilings(setting: Setting) -> Ceilings:
 def said_of_graphs(graphs: dict[str, Any]) -> str:
     """What the check of the engine's graphs found, in one line."""
     off = "" if graphs["why_off"] is None else f"; NONE ANY MORE: {graphs['why_off']}"
+    differ, why_not = graphs["dependent_differ"], graphs["why_not_dependent"]
+    early = f"; with dependent launches {differ} DIFFER" if differ is not None else ""
+    early += f"; no dependent launches: {why_not}" if why_not is not None else ""
     return (
         f"the engine's graphs: {graphs['batches']} batches through {graphs['graphs']}, {graphs['wrong']} WRONG, "
-        f"largest difference {graphs['largest_difference']:.2g}, captured in {graphs['capturing_s']} s{off}"
+        f"largest difference {graphs['largest_difference']:.2g}, captured in {graphs['capturing_s']} s{off}{early}"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from dynabert.engine.cuda_capture import CudaCapture
 from dynabert.engine.graphs import Capture, GraphRunner
 from dynabert_kernels.testing.frozen_replay import FrozenCapture
+from dynabert_kernels.triton.dependent_launch import programmatic_launch, why_not_programmatic
 
 from .setting import Setting, random_ids
 
@@ -25,15 +26,18 @@ def check_graphs(setting: Setting, batches: int = BATCHES) -> dict[str, Any]:
     """Random batches through graphs and by launches; the largest difference.
 
     Lengths, counts and sub-networks are drawn; each batch runs three times, so that most are replays of a graph that
-    was made for another. Without a CUDA device frozen replays stand for graphs. Returns plain data; ``wrong`` counts
-    the batches beyond what the dtype allows, ``why_off`` says why graphs were not to be had.
+    was made for another. Then through graphs of dependent launches, where the device has them: they are to answer the
+    same to the bit, and ``dependent_differ`` counts those that did not. Without a CUDA device frozen replays stand for
+    graphs. Returns plain data; ``wrong`` counts the batches beyond what the dtype allows, ``why_off`` says why graphs
+    were not to be had.
     """
     model = setting.model("base")
     capture: Capture = CudaCapture(model.device) if model.device.type == "cuda" else FrozenCapture()
-    runner = GraphRunner(model, capture)
+    runner, dependent = GraphRunner(model, capture), GraphRunner(model, capture)
+    why_not = why_not_programmatic(model.device)
     chance = random.Random(setting.seed)
     most, longest = (5, 9) if setting.rehearse else (16, 128)
-    worst, wrong, capturing_s = 0.0, 0, 0.0
+    worst, wrong, capturing_s, differ = 0.0, 0, 0.0, 0
     for turn in range(batches):
         lengths = [chance.randint(1, longest) for _ in range(chance.randint(1, most))]
         texts = random_ids(lengths, setting.vocabulary, setting.seed + turn)
@@ -45,6 +49,10 @@ def check_graphs(setting: Setting, batches: int = BATCHES) -> dict[str, Any]:
         for _ in range(3):
             known, begun = len(runner.frames), time.perf_counter()
             found = runner.logits(batch, plan).float().cpu()
+            if why_not is None and len(runner.frames) == known:
+                with programmatic_launch():
+                    again = dependent.logits(batch, plan, capture_now=True).float().cpu()
+                differ += not torch.equal(again, found)
             if len(runner.frames) > known:
                 capturing_s += time.perf_counter() - begun
             if batch.order is not None:
@@ -59,4 +67,6 @@ def check_graphs(setting: Setting, batches: int = BATCHES) -> dict[str, Any]:
         "wrong": wrong,
         "capturing_s": round(capturing_s, 3),
         "why_off": runner.why_off,
+        "dependent_differ": None if why_not is not None else differ,
+        "why_not_dependent": why_not or dependent.why_off,
     }

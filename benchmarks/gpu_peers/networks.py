@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from benchmarks.cpu_peers.peers import Ids, Logits
 from dynabert.export import modeling_elastic_bert, plain, remote
 from dynabert.modeling.names import to_plain
+from dynabert_kernels.triton.dependent_launch import programmatic_launch, why_not_programmatic
 
 from . import unpadded
 from .contender import OURS, Answer, Call, Contender, both_ways, compiled, step_begins
@@ -163,6 +164,26 @@ def our_contenders(setting: Setting, network: str, ids: Ids, widths: Sequence[fl
         wanted=label,
         operations=encoder_operations(setting, network, ids, widths),
     )
+
+
+def dependent_contenders(
+    setting: Setting, network: str, ids: Ids, widths: Sequence[float], label: str
+) -> list[Contender]:
+    """Ours with programmatic dependent launches, where the device has them."""
+    if why_not_programmatic(setting.device) is not None:
+        return []
+
+    def build() -> Call:
+        call = ours(setting, setting.model(network), ids, widths)
+
+        def dependent() -> Any:
+            with programmatic_launch():
+                return call()
+
+        return dependent
+
+    operations = encoder_operations(setting, network, ids, widths)
+    return both_ways(setting, f"{OURS} {label}, dependent", build, wanted=label, operations=operations)
 
 
 def extracted_contenders(setting: Setting, network: str, ids: Ids, width: float) -> list[Contender]:

@@ -111,7 +111,8 @@ def single(setting: Setting, cache: str) -> Work:
     own = [
         contender
         for label, asked in references.items()
-        for contender in networks.our_contenders(setting, "base", ids, asked, label)
+        for contenders in (networks.our_contenders, networks.dependent_contenders)
+        for contender in contenders(setting, "base", ids, asked, label)
     ]
     others = [
         *networks.padded_contenders(setting, "base", ids),

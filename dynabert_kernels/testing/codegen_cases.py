@@ -8,7 +8,7 @@ function here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -342,9 +342,35 @@ def embed_layer_norm_cases() -> Iterator[TritonCase]:
         yield TritonCase(f"embed_layer_norm_{half}", "bf16", "C=768 no types", run)
 
 
+# Of each kernel of inference one launch that is a dependent one: on sm_80 it is the plain kernel.
+_DEPENDENT = (
+    "add_layer_norm_fwd bf16 C=768 residual",
+    "embed_layer_norm_fwd bf16 C=768 no types",
+    "split sums bf16 3072 to 768, tile 3",
+    "varlen_attention_fwd bf16 D=64 S=64",
+    "varlen_attention_fwd bf16 D=64",
+    "elastic_ffn_fwd bf16 768 to 3072",
+)
+
+
+def dependent_cases(cases: list[TritonCase]) -> Iterator[TritonCase]:
+    from dynabert_kernels.triton.dependent_launch import programmatic_launch
+
+    def launch(run: Callable[[], object]) -> Callable[[], object]:
+        def dependent() -> object:
+            with programmatic_launch():
+                return run()
+
+        return dependent
+
+    for name in _DEPENDENT:
+        (case,) = [case for case in cases if case.name == name]
+        yield replace(case, shape=f"{case.shape}, dependent", launch=launch(case.launch))
+
+
 def triton_cases() -> list[TritonCase]:
     """All launches, in a fixed order."""
-    return [
+    cases = [
         *add_layer_norm_cases(),
         *embed_layer_norm_cases(),
         *elastic_ffn_cases(),
@@ -354,3 +380,4 @@ def triton_cases() -> list[TritonCase]:
         *distillation_loss_cases(),
         *varlen_attention_cases(),
     ]
+    return [*cases, *dependent_cases(cases)]

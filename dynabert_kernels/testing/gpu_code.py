@@ -77,8 +77,11 @@ class KernelBuild:
     specialised: bool
     occupancy: float
     compiler: str
+    waits: int = 0  # for the kernels before it, see `triton/dependent_launch.py`
+    early: int = 0  # instructions on memory that another kernel may write, before it waits
     matrix: bool = False
     aligned: bool = False
+    dependent: bool = False  # it is launched while the kernel before it may still run
     faults: list[str] = field(default_factory=list)
 
     def judge(self) -> None:
@@ -93,6 +96,10 @@ class KernelBuild:
             self.faults.append("multiplies matrices without tensor cores")
         if self.aligned and not (self.vector_loads or self.tma):
             self.faults.append("loads aligned rows piece by piece")
+        if self.dependent and (not self.waits or self.early):
+            self.faults.append(f"launched early: {self.waits} waits, {self.early} uses of memory before the first")
+        if self.waits and not self.dependent:
+            self.faults.append("waits for a kernel that it is not launched early for")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -150,11 +157,17 @@ def local_memory_bytes(sass: str) -> int:
     return sum(_WIDTH.get(suffix, 4) for suffix in re.findall(r"\b(?:STL|LDL)(\.64|\.128|\.[US]8|\.[US]16)?", sass))
 
 
+# Global memory: loads, stores, atomics, asynchronous and bulk copies. Parameters and constants are a launch's own.
+_SHARED_MEMORY_OF_KERNELS = re.compile(r"\b(?:LDG|STG|LD|ST|LDGSTS|ATOM|ATOMG|RED|REDG|UTMALDG|UTMASTG|UBLKCP)\b")
+
+
 def instruction_facts(sass: str) -> dict[str, Any]:
     """Counts of the instructions that tell whether a kernel became what it was written to be."""
 
     def count(pattern: str) -> int:
         return len(re.findall(pattern, sass))
+
+    before_the_wait, *after = sass.split("ACQBULK")
 
     wgmma, mma = count(r"\b(?:HGMMA|IGMMA|QGMMA)\b"), count(r"\b(?:HMMA|IMMA|DMMA)\b")
     return {
@@ -164,5 +177,7 @@ def instruction_facts(sass: str) -> dict[str, Any]:
         "cp_async": count(r"\bLDGSTS\b"),
         "tma": count(r"\b(?:UTMALDG|UTMASTG|UBLKCP)\b"),
         "vector_loads": count(r"\bLD(?:G|GSTS)\S*\.128\b"),
+        "waits": len(after),
+        "early": len(_SHARED_MEMORY_OF_KERNELS.findall(before_the_wait)) if after else 0,
         "specialised": count(r"\bUSETMAXREG\b") > 0,
     }

@@ -104,6 +104,7 @@ def builds_of(case: TritonCase, arch: str) -> list[KernelBuild]:
             compiler=f"triton {triton.__version__}",
             matrix=name in case.matrix_kernels,
             aligned=case.aligned and name not in case.unaligned_kernels,
+            dependent=kernel.metadata.launch_pdl,
             **instruction_facts(sass),
         )
         build.judge()

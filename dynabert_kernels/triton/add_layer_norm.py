@@ -22,6 +22,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dynabert_kernels.triton.checks import require_columns, require_rows, require_vectors, why_not_side_by_side
+from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import (
     accumulator,
     accumulator_dtype,
@@ -71,7 +72,10 @@ def _add_layer_norm_fwd_kernel(
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    if DEPENDENT:
+        begin_dependent()
     rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.arange(0, BLOCK_C)
     in_rows = rows < num_rows
@@ -131,6 +135,7 @@ def add_layer_norm_fwd(
             BLOCK_T=tile.block_t,
             BLOCK_C=tile.block_c,
             num_warps=tile.num_warps,
+            **dependent_launch(x),
         )
     return y, mean, rstd
 

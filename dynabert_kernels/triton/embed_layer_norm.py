@@ -31,6 +31,7 @@ from dynabert_kernels.triton.checks import (
     require_vectors,
     why_not_side_by_side,
 )
+from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import (
     accumulator,
     accumulator_dtype,
@@ -188,7 +189,10 @@ def _embed_layer_norm_fwd_kernel(
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    if DEPENDENT:
+        begin_dependent()
     tokens = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.arange(0, BLOCK_C)
     in_rows = tokens < num_tokens
@@ -397,6 +401,7 @@ def embed_layer_norm_fwd(
             BLOCK_T=tile.block_t,
             BLOCK_C=tile.block_c,
             num_warps=tile.num_warps,
+            **dependent_launch(word),
         )
     return y, mean, rstd
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dynabert_kernels.triton.add_layer_norm import _add_layer_norm_sum_partials_kernel
 from dynabert_kernels.triton.borders import last_at_most
+from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, multiprocessors, tl
 from dynabert_kernels.triton.tiles import (
     ROW_PROGRAMS_PER_MULTIPROCESSOR,
@@ -63,7 +64,10 @@ def _group_layer_norm_fwd_kernel(
     ACC: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    if DEPENDENT:
+        begin_dependent()
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.arange(0, BLOCK_C)
     in_rows = rows < num_rows
@@ -128,6 +132,7 @@ def group_layer_norm_fwd(
             BLOCK_T=tile.block_t,
             BLOCK_C=tile.block_c,
             num_warps=tile.num_warps,
+            **dependent_launch(x),
         )
     return y, mean, rstd
 

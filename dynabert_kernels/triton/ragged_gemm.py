@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from dynabert_kernels.triton.activations import activate, activation_slope
+from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import (
     accumulator,
     architecture,
@@ -228,7 +229,10 @@ def _ragged_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,  # 1, or 2: the epilogue takes the columns in two halves, with half the registers
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    if DEPENDENT:
+        begin_dependent()
     total = count_tiles(
         *(rows_ptr, out_counts_ptr, in_counts_ptr, num_groups, num_rows, num_columns),
         *(out_unit, in_unit, max_out, max_in, ZERO_FILL, BLOCK_M, BLOCK_N),
@@ -350,6 +354,7 @@ def ragged_linear(
             PARTS=tile.parts,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            **dependent_launch(x),
         )
 
 

@@ -42,6 +42,7 @@ from dynabert_kernels.triton.attention_arguments import Sequences
 from dynabert_kernels.triton.attention_dropout import is_kept, keep_threshold, kept_bits
 from dynabert_kernels.triton.attention_scores import active_heads, keys_of_rows, multiply_add, probabilities, scores
 from dynabert_kernels.triton.borders import last_at_most, num_row_blocks, row_block
+from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import accumulator, jit, launch_device, tl
 from dynabert_kernels.triton.tiles import ShortTile
 
@@ -111,7 +112,10 @@ def _short_attention_fwd_kernel(
     FILL: tl.constexpr,  # write zeros past a row's heads
     D: tl.constexpr,
     BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    if DEPENDENT:
+        begin_dependent()
     LOG2_E: tl.constexpr = 1.4426950408889634
     window, second, head = tl.program_id(0) // 2, tl.program_id(0) % 2, tl.program_id(1)
     group, group_begin, window_begin, window_end = row_block(window, rows_ptr, num_groups, num_rows, BLOCK)
@@ -208,6 +212,7 @@ def short_attention_forward(
             BLOCK=tile.block,
             num_warps=tile.num_warps,
             num_stages=1,
+            **dependent_launch(qkv),
         )
 
 

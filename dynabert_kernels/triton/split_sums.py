@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import (
     accumulator,
     accumulator_dtype,
@@ -55,7 +56,10 @@ def _split_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    if DEPENDENT:
+        begin_dependent()
     total = count_tiles(
         *(rows_ptr, None, in_counts_ptr, num_groups, num_rows, num_columns),
         *(1, in_unit, num_columns, max_in, False, BLOCK_M, BLOCK_N),
@@ -99,7 +103,10 @@ def _add_pieces_layer_norm_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
     SPLITS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    if DEPENDENT:
+        begin_dependent()
     rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.arange(0, BLOCK_C)
     in_rows = rows < num_rows
@@ -178,6 +185,7 @@ def split_linear_layer_norm(
             SPLITS=splits,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            **dependent_launch(x),
         )
         row_tile = row_forward_tile(num_columns)
         _add_pieces_layer_norm_kernel[(-(-num_rows // row_tile.block_t),)](
@@ -199,5 +207,6 @@ def split_linear_layer_norm(
             BLOCK_C=row_tile.block_c,
             SPLITS=splits,
             num_warps=row_tile.num_warps,
+            **dependent_launch(x),
         )
     return y

@@ -40,6 +40,7 @@ from dynabert_kernels.triton.attention_arguments import Sequences, require_atten
 from dynabert_kernels.triton.attention_dropout import is_kept, keep_threshold, kept_bits
 from dynabert_kernels.triton.attention_scores import active_heads, keys_of_rows, multiply_add, scores
 from dynabert_kernels.triton.borders import num_row_blocks, row_block
+from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, tl
 from dynabert_kernels.triton.short_attention import short_attention_forward
 from dynabert_kernels.triton.tiles import attention_tile, short_attention_tile
@@ -77,7 +78,10 @@ def _varlen_attention_fwd_kernel(
     D: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
+    if DEPENDENT:
+        begin_dependent()
     LOG2_E: tl.constexpr = 1.4426950408889634
     head = tl.program_id(1)
     group, group_begin, first_row, end_row = row_block(tl.program_id(0), rows_ptr, num_groups, num_rows, BLOCK_Q)
@@ -188,6 +192,7 @@ def attention_forward(
             BLOCK_K=tile.block_k,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            **dependent_launch(qkv),
         )
 
 

@@ -23,6 +23,8 @@ from dynabert.engine.cuda_capture import CudaCapture
 from dynabert.engine.graphs import Frame, GraphRunner, graphs_for, power_bucket, row_bucket
 from dynabert_kernels import PackedBatch, Plan
 from dynabert_kernels.testing.frozen_replay import FrozenCapture, FrozenReplay
+from dynabert_kernels.triton import dependent_launch as early
+from dynabert_kernels.triton.environment import IMPORT_ERROR
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 SUBNETS = ["w1-d1", "w0.5-d0.75", "w0.25-d0.5", "w1-l0,3", "h4,0,2,1-n40,0,7,3"]
@@ -318,6 +320,39 @@ def test_graphs_are_for_a_gpu() -> None:
     with pytest.raises(ValueError, match=r"max_graphs is 0; allowed: 1 or more"):
         graphs_for(tiny_model(), None, 0)
     assert graphs_for(tiny_model(), None, 4) is None
+
+
+def test_early_launches_are_for_a_gpu() -> None:
+    with pytest.raises(ValueError, match=r"programmatic_launch is True, but the model is on cpu; a CUDA device is"):
+        InferenceEngine(tiny_model(), tiny_tokenizer(), programmatic_launch=True)
+
+
+@pytest.mark.skipif(IMPORT_ERROR is not None, reason=str(IMPORT_ERROR))
+def test_an_engine_asks_for_early_launches_and_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the engine runs, launched or captured, sees the mark; what others launch beside it does not."""
+    seen: list[bool] = []
+    engine, _, _ = engines("cpu")
+
+    def watched(logits: Any) -> Any:
+        def run(*given: Any, **more: Any) -> Any:
+            seen.append("launch_pdl" in early.dependent_launch(torch.empty(1)))
+            return logits(*given, **more)
+
+        return run
+
+    monkeypatch.setattr(early, "architecture", lambda _: "sm_90")
+    monkeypatch.setattr(engine.model, "packed_logits", watched(engine.model.packed_logits))
+    for wanted in (False, True):
+        engine._programmatic_launch = wanted
+        for graphs in (None, runner(engine)):
+            seen.clear()
+            monkeypatch.setattr(engine, "_graphs", graphs)
+            engine.predict(["a text of some words"] * 3, subnet="w0.5")
+            assert seen
+            assert set(seen) == {wanted}
+            assert "launch_pdl" not in early.dependent_launch(torch.empty(1))
+            if graphs is not None:
+                graphs.forget()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -60,7 +60,21 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
     assert faults["N=16384"][0].startswith("spills: ")
     assert faults["stride 1"] == ["multiplies matrices without tensor cores"]
     assert faults["stride 3"] == ["loads aligned rows piece by piece"]
+    assert faults["early"] == ["launched early: 1 waits, 2 uses of memory before the first"]
+    assert faults["never waits"] == ["launched early: 0 waits, 0 uses of memory before the first"]
+    assert faults["waits for nothing"] == ["waits for a kernel that it is not launched early for"]
     assert faults["y=65536"] == ["grid: (1, 65536), allowed (2147483647, 65535, 65535)"]
+
+
+@needs_triton
+def test_kernels_of_inference_can_be_launched_early(tmp_path: Path) -> None:
+    """On sm_90 alone, and then each waits before it touches memory."""
+    code, said, builds = _run(tmp_path, "--only", "add_layer_norm_fwd bf16 C=768 residual, dependent")
+    assert code == 0, said
+    assert {(b["arch"], b["dependent"], b["waits"], b["early"]) for b in builds} == {
+        ("sm_80", False, 0, 0),
+        ("sm_90", True, 1, 0),
+    }
 
 
 @needs_triton
@@ -141,8 +155,12 @@ def test_instructions_are_counted() -> None:
         "cp_async": 1,
         "tma": 0,
         "vector_loads": 2,
+        "waits": 0,
+        "early": 0,
         "specialised": True,
     }
+    early = instruction_facts(sass + "ACQBULK ;\nPREEXIT ;\nSTG.E [R2.64], R4 ;")
+    assert (early["waits"], early["early"]) == (1, 2)  # the load and the asynchronous copy; local memory is a thread's
     assert local_memory_bytes(sass) == 4 + 16 + 8
 
 

@@ -29,6 +29,8 @@ from dynabert.engine.graphs import MAX_GRAPHS, graphs_for
 from dynabert.engine.overlap import made_ahead
 from dynabert.engine.prediction import Prediction, interpret
 from dynabert_kernels import PackedBatch, Plan, SubnetShape, group_by_shape
+from dynabert_kernels.triton.dependent_launch import programmatic_launch as dependent_launches
+from dynabert_kernels.triton.dependent_launch import why_not_programmatic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,11 +75,14 @@ class InferenceEngine:
             wait for the host (`dynabert.engine.graphs`). None: on a GPU yes. A graph serves every batch of like size,
             is captured when such a size is met for the second time (or by `warm_up`), and uses the same weights.
         max_graphs: kept at a time.
+        programmatic_launch: True starts each Triton kernel's blocks while the kernel before still runs
+            (`dynabert_kernels.triton.dependent_launch`): for the latency of a few texts, on an H100 or later. The
+            answers are the same, to the bit. Off by default: it is unmeasured.
 
     Raises:
         TypeError: a tokenizer without a fast half.
         ValueError: a bound that is out of range; a tokenizer with more tokens than the model has; an unknown
-            ``problem_type``.
+            ``problem_type``; graphs or programmatic launches where the device has none.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class InferenceEngine:
         threshold: float = 0.5,
         graphs: bool | None = None,
         max_graphs: int = MAX_GRAPHS,
+        programmatic_launch: bool = False,
     ) -> None:
         config = model.config
         positions = config.max_sequence_length
@@ -126,6 +132,9 @@ class InferenceEngine:
         default_tokens = CPU_BATCH_TOKENS if self.device.type == "cpu" else DEVICE_BATCH_TOKENS
         self.max_batch_tokens = default_tokens if max_batch_tokens is None else max_batch_tokens
         self._graphs = graphs_for(model, graphs, max_graphs)
+        if programmatic_launch and (reason := why_not_programmatic(self.device)) is not None:
+            raise ValueError(f"InferenceEngine: programmatic_launch is True, but {reason}; leave it out")
+        self._programmatic_launch = programmatic_launch
 
     @classmethod
     def from_pretrained(
@@ -140,6 +149,7 @@ class InferenceEngine:
         pack_weights: bool = True,
         graphs: bool | None = None,
         max_graphs: int = MAX_GRAPHS,
+        programmatic_launch: bool = False,
     ) -> InferenceEngine:
         """Load a model and its tokenizer from a folder or a hub id.
 
@@ -149,7 +159,7 @@ class InferenceEngine:
             dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; the weights are converted to it once, while loading,
                 whatever the file holds. Or ``"int8"``, on a CPU: the layers' matrices are quantised
                 (`ElasticBertForSequenceClassification.quantise_weights`), and everything else is bfloat16.
-            max_length, max_batch_tokens, threshold, graphs, max_graphs: see the class.
+            max_length, max_batch_tokens, threshold, graphs, max_graphs, programmatic_launch: see the class.
             pack_weights: True brings the weights into the order in which products on a CPU read them, in the place of
                 the plain ones (`ElasticBertForSequenceClassification.pack_weights`). The answers are the same; the
                 model then serves inference only. False keeps the plain ones, for instance to go on training.
@@ -175,6 +185,7 @@ class InferenceEngine:
             threshold=threshold,
             graphs=graphs,
             max_graphs=max_graphs,
+            programmatic_launch=programmatic_launch,
         )
 
     @property
@@ -453,10 +464,12 @@ class InferenceEngine:
         try:
             if graphs is None or not graphs.takes(tokens):
                 batch, plan = self._pack(ids, types, shapes, self.device)
-                return self.model.packed_logits(batch, plan), range(len(ids))
+                with dependent_launches(self._programmatic_launch):
+                    return self.model.packed_logits(batch, plan), range(len(ids))
             batch, plan = self._pack(ids, types, shapes, torch.device("cpu"))
             order = range(len(ids)) if batch.order is None else batch.order.tolist()
-            return graphs.logits(batch, plan, capture_now=capture_now), order
+            with dependent_launches(self._programmatic_launch):
+                return graphs.logits(batch, plan, capture_now=capture_now), order
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
                 f"predict: {self.device} has no memory for a batch of {tokens} tokens; give a smaller max_batch_tokens "
