@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from dynabert.configuration import Subnet
 from dynabert.configuration.grid import subnet_text
-from dynabert_kernels import Plan
+from dynabert.profile.served_pass import ServedPass
 
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
@@ -58,7 +58,8 @@ def measure_latency(
     seed: int = 0,
     progress: bool | None = False,
 ) -> list[LatencyRow]:
-    """Time the engine's forward pass of each sub-network on packed random tokens; packing and tokenising left out.
+    """Time the engine's forward pass of each sub-network on packed random tokens; packing and tokenising left out. On a
+    GPU through its CUDA graphs, as `dynabert.profile.served_pass` says.
 
     Args:
         model: the network, on the device to be measured; its mode is put back afterwards.
@@ -88,9 +89,7 @@ def measure_latency(
         raise ValueError(f"measure_latency: each sub-network is needed once; got {', '.join(names) or 'none'}")
     chance = random.Random(seed)
     sequences = [[chance.randrange(model.config.vocab_size) for _ in range(seq_length)] for _ in range(batch_size)]
-    batch, _ = model.pack(sequences)
-    plans = [Plan.uniform(model.shape(subnet), [seq_length] * batch_size, device=model.device) for subnet in subnets]
-    times: list[list[float]] = [[] for _ in plans]
+    times: list[list[float]] = [[] for _ in names]
     training = model.training
     model.eval()
     try:
@@ -100,14 +99,16 @@ def measure_latency(
                 total=rounds, unit=" rounds", desc="latency", disable=None if progress is None else not progress
             ) as bar,
         ):
+            served = ServedPass(model, sequences)
+            calls = [served.of(model.shape(subnet)) for subnet in subnets]
             for _ in range(warmup):
-                for plan in plans:
-                    model.packed_logits(batch, plan)
+                for call in calls:
+                    call()
             _wait(model.device)
             for _ in range(rounds):
-                for index in chance.sample(range(len(plans)), len(plans)):
+                for index in chance.sample(range(len(calls)), len(calls)):
                     start = time.perf_counter()
-                    model.packed_logits(batch, plans[index])
+                    calls[index]()
                     _wait(model.device)
                     times[index].append(1e3 * (time.perf_counter() - start))
                 bar.update()

@@ -25,8 +25,9 @@ from dynabert.profile.device_facts import DeviceFacts
 from dynabert.profile.device_profile import DeviceProfile, ErrorStatement, ProfiledCell
 from dynabert.profile.encoder_shape import EncoderShape
 from dynabert.profile.sampling import anchor, fitting_networks, random_networks, whole_network
+from dynabert.profile.served_pass import ServedPass
 from dynabert.profile.timing import Sample, timed, typical_times
-from dynabert_kernels import Plan, SubnetShape
+from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
@@ -79,8 +80,8 @@ def profile_device(
 ) -> DeviceProfile:
     """Measure a network on its device at every dtype, batch size and sequence length, within a time.
 
-    The pass that is timed is the model's own on packed random tokens; tokenising and packing are not in it. Torch's
-    threads are used as they are set.
+    The pass that is timed is the model's own on packed random tokens, on a GPU through the engine's CUDA graphs
+    (`dynabert.profile.served_pass`); tokenising and packing are not in it. Torch's threads are used as they are set.
 
     Args:
         open_model: gives the network in a dtype (``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``), on its
@@ -312,7 +313,8 @@ def check_pass_size(batch_size: int, seq_length: int) -> None:
 
 
 class ModelTimer:
-    """Times one pass of a model at a batch size and a sequence length; plans are built before the clock starts."""
+    """Times one pass of a model at a batch size and a sequence length; plans, and on a GPU graphs, are made before the
+    clock starts."""
 
     def __init__(
         self, model: ElasticBertForSequenceClassification, batch_size: int, seq_length: int, chance: random.Random
@@ -320,16 +322,11 @@ class ModelTimer:
         check_pass_size(batch_size, seq_length)
         vocabulary = model.config.vocab_size
         tokens = [[chance.randrange(vocabulary) for _ in range(seq_length)] for _ in range(batch_size)]
-        self._model = model
-        self._batch, _ = model.pack(tokens)
-        self._lengths = [seq_length] * batch_size
-        self._plans: dict[SubnetShape, Plan] = {}
+        self._device = model.device
+        self._pass = ServedPass(model, tokens)
 
     def __call__(self, shape: SubnetShape) -> Sample:
-        plan = self._plans.get(shape)
-        if plan is None:
-            plan = self._plans[shape] = Plan.uniform(shape, self._lengths, device=self._model.device)
-        return timed(lambda: self._model.packed_logits(self._batch, plan), self._model.device)
+        return timed(self._pass.of(shape), self._device)
 
 
 def neuron_step(dtype: str, device: torch.device) -> int:
