@@ -32,6 +32,7 @@ from dynabert_kernels.triton.environment import (
     tl,
     why_unavailable,
 )
+from dynabert_kernels.triton.row_statistics import row_statistics
 from dynabert_kernels.triton.tiles import (
     MAX_ROW_COLUMNS,
     ROW_PROGRAMS_PER_MULTIPROCESSOR,
@@ -90,10 +91,7 @@ def _add_layer_norm_fwd_kernel(
         residual_tile = residual_ptr + rows[:, None] * residual_stride + columns[None, :]
         h += tl.load(residual_tile, mask=inside, other=0.0).to(ACC)
 
-    mean = tl.sum(h, axis=1) / num_columns
-    # Columns past C hold zero, so they are -mean after centring: they must not reach the variance.
-    centred = tl.where(in_columns[None, :], h - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / num_columns + eps)
+    mean, centred, rstd = row_statistics(h, in_columns[None, :], num_columns, eps)
 
     y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
     tl.store(y_ptr + rows[:, None] * y_stride + columns[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)

@@ -42,6 +42,7 @@ from dynabert_kernels.triton.environment import (
     why_unavailable,
 )
 from dynabert_kernels.triton.hidden_dropout import dropout_factors, hidden_dropout
+from dynabert_kernels.triton.row_statistics import row_statistics
 from dynabert_kernels.triton.sums_by_id import sums_by_id
 from dynabert_kernels.triton.tiles import (
     MAX_EMBEDDING_COLUMNS,
@@ -220,10 +221,9 @@ def _embed_layer_norm_fwd_kernel(
         token_type_stride,
         ACC,
     )
-    mean = tl.where(found, tl.sum(h, axis=1) / num_columns, float("nan"))
-    # Columns past C hold zero, so they are -mean after centring: they must not reach the variance.
-    centred = tl.where(in_columns[None, :], h - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / num_columns + eps)
+    mean, centred, rstd = row_statistics(h, in_columns[None, :], num_columns, eps)
+    mean = tl.where(found, mean, float("nan"))
+    rstd = tl.where(found, rstd, float("nan"))
     y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
     if state_ptr is not None:
         y *= _group_factors(state_ptr, rows_ptr, tokens, num_groups, counter, threshold, scale, ACC, BLOCK_T, BLOCK_C)

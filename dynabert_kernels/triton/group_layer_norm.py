@@ -24,6 +24,7 @@ from dynabert_kernels.triton.add_layer_norm import _add_layer_norm_sum_partials_
 from dynabert_kernels.triton.borders import last_at_most
 from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import accumulator, accumulator_dtype, jit, launch_device, multiprocessors, tl
+from dynabert_kernels.triton.row_statistics import row_statistics
 from dynabert_kernels.triton.tiles import (
     ROW_PROGRAMS_PER_MULTIPROCESSOR,
     row_backward_tile,
@@ -78,10 +79,7 @@ def _group_layer_norm_fwd_kernel(
     offsets = rows.to(tl.int64)[:, None] * num_columns + columns[None, :]
     h = tl.load(hidden_ptr + offsets, mask=active[:, None] & in_columns, other=0.0).to(ACC)
 
-    mean = tl.sum(h, axis=1) / num_columns
-    # Columns past C hold zero, so they are -mean after centring: they must not reach the variance.
-    centred = tl.where(in_columns, h - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / num_columns + eps)
+    mean, centred, rstd = row_statistics(h, in_columns, num_columns, eps)
     y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
 
     x_tile = x_ptr + rows.to(tl.int64)[:, None] * x_stride + columns[None, :]

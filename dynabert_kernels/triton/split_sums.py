@@ -29,6 +29,7 @@ from dynabert_kernels.triton.environment import (
 )
 from dynabert_kernels.triton.group_layer_norm import _active_rows
 from dynabert_kernels.triton.ragged_gemm import _product, descriptors_allowed
+from dynabert_kernels.triton.row_statistics import row_statistics
 from dynabert_kernels.triton.row_tiles import Widths, count_tiles, find_tile, row_tile_bound
 from dynabert_kernels.triton.tiles import GemmTile, gemm_tile, row_forward_tile
 
@@ -125,9 +126,7 @@ def _add_pieces_layer_norm_kernel(
         sums += tl.load(piece, mask=active[:, None] & in_columns, other=0.0)
     h = x + (sums + out_bias[None, :])
 
-    mean = tl.sum(tl.where(in_columns, h, 0.0), axis=1) / num_columns
-    centred = tl.where(in_columns, h - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / num_columns + eps)
+    _, centred, rstd = row_statistics(h, in_columns, num_columns, eps)
     y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
     y = tl.where(active[:, None], y, x)
     tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), mask=in_rows[:, None] & in_columns)

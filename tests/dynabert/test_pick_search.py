@@ -180,6 +180,8 @@ def test_ctrl_c_keeps_the_best_so_far(run: Run, folder: str, files: list[str], m
         (["--search", "--max_params", "1M", "--search_file", "b.tsv", "--resume"], "--resume belongs to --output_dir"),
         (["--max_params", "1M", "--search_file", "b.tsv"], "--search_file belongs to --search"),
         (["--max_params", "1M", "--resume"], "--resume belongs to --search"),
+        (["--max_params", "1M", "--search_by", "agreement"], "--search_by belongs to --search"),
+        (["--max_params", "1M", "--search_margin", "0.02"], "--search_margin belongs to --search"),
     ],
 )
 def test_wrong_usage(run: Run, given: list[str], wrong: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.faults.planted import Fault
 
+_LOSS, _EMBEDDING = "csrc/include/dynabert/distillation_loss.cuh", "csrc/include/dynabert/embedding.cuh"
+_SUMS, _PLAN = "csrc/include/dynabert/sums_by_id.cuh", "csrc/include/dynabert/plan_table.cuh"
 _LAYER_NORM, _ROW = "csrc/include/dynabert/layer_norm.cuh", "csrc/include/dynabert/row.cuh"
 
 
@@ -84,6 +86,71 @@ FAULTS = [
         "    __syncthreads();\n#pragma unroll\n    for (int i = 0; i < kCount; ++i) {\n      float total",
         "#pragma unroll\n    for (int i = 0; i < kCount; ++i) {\n      float total",
         *("layer_norm", "float32-two-warps"),
+        sanitizer="races",
+    ),
+    _fault(
+        "a group that skips its layer counts in the loss",
+        "a read beyond the active part",
+        _LOSS,
+        "match.active[group] <= 0",
+        "match.active[group] < 0",
+        "distillation_loss",
+    ),
+    _fault(
+        "columns past the last one reach the soft cross-entropy",
+        "tile padding in a statistic",
+        _LOSS,
+        "s[i] = inside ? top[0] - s[i] : INFINITY;",
+        "s[i] = top[0] - s[i];",
+        "distillation_loss",
+    ),
+    _fault(
+        "a group's loss leaves its last row out",
+        "group border off by one",
+        _LOSS,
+        "static_cast<int64_t>(threadIdx.x); row < end; row",
+        "static_cast<int64_t>(threadIdx.x); row + 1 < end; row",
+        "distillation_loss",
+    ),
+    _fault(
+        "the last entry of a table is not found",
+        "one row too few",
+        _EMBEDDING,
+        "if (id >= 0 && id < tables.size[i]) {",
+        "if (id >= 0 && id + 1 < tables.size[i]) {",
+        "embedding",
+    ),
+    _fault(
+        "columns past the last one reach an embedding's variance",
+        "tile padding in a statistic",
+        _EMBEDDING,
+        "square[0] += inside ? h[i] * h[i] : 0.0f;",
+        "square[0] += inside || columns > 0 ? h[i] * h[i] : 0.0f;",
+        "embedding",
+    ),
+    _fault(
+        "a run of equal ids that fills its chunk loses its last token",
+        "part of a sum left out",
+        _SUMS,
+        "if (j < limit && ids[place + j] == own) ++count;",
+        "if (j + 1 < limit && ids[place + j] == own) ++count;",
+        "embedding",
+    ),
+    _fault(
+        "a thread's running sums forget the thread before",
+        "part of a sum left out",
+        _PLAN,
+        "for (int t = 0; t < thread; ++t) before",
+        "for (int t = 0; t + 1 < thread; ++t) before",
+        "plan_table",
+    ),
+    _fault(
+        "running sums are read before all threads have written theirs",
+        "a race",
+        _PLAN,
+        "  scratch[thread] = total;\n  __syncthreads();\n",
+        "  scratch[thread] = total;\n",
+        "plan_table",
         sanitizer="races",
     ),
 ]

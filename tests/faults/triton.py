@@ -191,15 +191,15 @@ FAULTS = [
     _fault(
         "columns past C reach the variance",
         "tile padding in a statistic",
-        "add_layer_norm.py",
-        "centred = tl.where(in_columns[None, :], h - mean[:, None], 0.0)",
+        "row_statistics.py",
+        "centred = tl.where(in_columns, h - mean[:, None], 0.0)",
         "centred = h - mean[:, None]",
         "add_layer_norm",
     ),
     _fault(
         "the same inside a sub-layer",
         "tile padding in a statistic",
-        "group_layer_norm.py",
+        "row_statistics.py",
         "centred = tl.where(in_columns, h - mean[:, None], 0.0)",
         "centred = h - mean[:, None]",
         "elastic_ffn",
@@ -210,11 +210,11 @@ FAULTS = [
         "add_layer_norm.py",
         """        h += tl.load(residual_tile, mask=inside, other=0.0).to(ACC)
 
-    mean =""",
+    mean,""",
         """        h += tl.load(residual_tile, mask=inside, other=0.0).to(ACC)
         h = h.to(x_ptr.dtype.element_ty).to(ACC)
 
-    mean =""",
+    mean,""",
         "add_layer_norm",
     ),
     _fault(
@@ -256,5 +256,29 @@ FAULTS = [
         "h = x + (sums + out_bias[None, :])",
         "h = x + sums",
         "elastic_attention",
+    ),
+    _fault(
+        "the last entry of a table is not found",
+        "one row too few",
+        "embed_layer_norm.py",
+        "found = in_rows & (ids >= 0) & (ids < size)",
+        "found = in_rows & (ids >= 0) & (ids < size - 1)",
+        "embed_layer_norm",
+    ),
+    _fault(
+        "a token's position is forgotten",
+        "term left out",
+        "embed_layer_norm.py",
+        "h += place\n",
+        "h += 0.0 * place\n",
+        "embed_layer_norm",
+    ),
+    _fault(
+        "an embedding's gradient forgets that its row was centred",
+        "term left out",
+        "embed_layer_norm.py",
+        "dh = rstd[:, None] * (g - mean_g[:, None] - xhat * mean_gx[:, None])",
+        "dh = rstd[:, None] * (g - xhat * mean_gx[:, None])",
+        "embed_layer_norm",
     ),
 ]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dynabert.profile.layer_search import LayerSearch
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "config.json")  # each file counts, shards too
+# Of the options that a search alone has. They are not argparse's, so that one that is given without it is seen.
+_DEFAULTS = {"search_samples": 512, "search_by": "agreement", "search_evaluations": 200, "search_margin": 0.02}
 KEPT = "search.json"  # what an interrupted search goes on from
 _CALIBRATED = 3  # sub-networks near the limit that are timed before a search relies on the profile
 
@@ -44,24 +46,21 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         "--search_samples",
         metavar="N",
         type=int,
-        default=512,
-        help="texts that the search judges by, and as many others for the last choice among its best",
+        help="texts that the search judges by, and as many others for the last choice among its best; default: 512",
     )
     group.add_argument(
         "--search_by",
-        default="agreement",
         choices=("agreement", "divergence", "score"),
-        help="agreement with the whole network's decisions, or divergence from its probabilities, neither of which "
-        "needs labels; score: the metric",
+        help="agreement (default) with the whole network's decisions, or divergence from its probabilities, neither of "
+        "which needs labels; score: the metric",
     )
-    group.add_argument("--search_evaluations", metavar="N", type=int, default=200, help="networks judged, at most")
+    group.add_argument("--search_evaluations", metavar="N", type=int, help="networks judged, at most; default: 200")
     group.add_argument("--search_minutes", metavar="M", type=float, help="minutes of judging, at most")
     group.add_argument(
         "--search_margin",
         metavar="P",
         type=float,
-        default=0.02,
-        help="share of a latency limit that is left free, since the profile errs",
+        help="share of a latency limit that is left free, since the profile errs; default: 0.02",
     )
     group.add_argument("--neuron_step", metavar="N", type=int, help="neurons of a step; default: as go with one head")
     group.add_argument("--seed", metavar="N", type=int, default=0, help="decides texts and search")
@@ -71,12 +70,16 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_search_usage(args: argparse.Namespace) -> None:
-    """Options that contradict each other, before anything is opened."""
+    """Options that contradict each other, before anything is opened; gives those of a search their defaults."""
     if not args.search:
-        given = [name for name in ("search_file", "search_minutes", "neuron_step") if getattr(args, name) is not None]
+        own = ("search_file", "search_minutes", "neuron_step", *_DEFAULTS)
+        given = [name for name in own if getattr(args, name) is not None]
         if given or args.resume:
             raise UsageError(f"--{given[0] if given else 'resume'} belongs to --search")
         return
+    for name, usual in _DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, usual)
     if args.max_latency_ms is None and args.max_params is None and args.max_gflops is None:
         raise UsageError(
             "--search needs a limit on cost, within which it looks for the best: --max_latency_ms, --max_params or "

@@ -81,8 +81,8 @@ class DeviceProfile:
     """Latency of every sub-network of one encoder on one device.
 
     A time is that of the model's own forward pass on packed random tokens, in milliseconds: embeddings, layers, pooler
-    and classifier, weights and on a GPU graphs as `InferenceEngine` serves them. Tokenising and packing are not in it. Between measured
-    batch sizes and sequence lengths a time is interpolated; outside them it is refused.
+    and classifier, weights and on a GPU graphs as `InferenceEngine` serves them. Tokenising and packing are not in it.
+    Between measured batch sizes and sequence lengths a time is interpolated; outside them it is refused.
 
     ``facts``: the device and the versions; ``encoder``: the network's sizes; ``cells``: one for each dtype, batch size
     and sequence length; ``date``: when (ISO 8601, UTC); ``seconds``: how long measuring took; ``notes``: what a reader
