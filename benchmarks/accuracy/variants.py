@@ -49,6 +49,9 @@ VARIANTS: dict[str, Variant] = {
         "also a loss of the relations between queries, keys and values", ("--relation_weights", "1", "1")
     ),
     "sandwich": Variant("four sub-networks a step in the second stage", ("--sampling", "sandwich")),
+    "sandwich_double": Variant(
+        "the same, and twice the epochs: about the recipe's own cost", ("--sampling", "sandwich"), epochs=2.0
+    ),
     "final_stage": Variant("a last stage on labels", ("--final_stage", "True")),
     "rate_half": Variant("half the learning rate in the stages", rate=0.5),
     "rate_double": Variant("twice the learning rate in the stages", rate=2.0),
