@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One command for a machine with a GPU: builds the native library with CUDA, checks every op of every provider against
-# float64, times the suite, and leaves rows (JSON, CSV), a log and a summary under ${OUT:-out}/gpu_check, in less than
+# float64, on chosen cases and on random ones, times the suite, and leaves rows (JSON, CSV), a log and a summary under ${OUT:-out}/gpu_check, in less than
 # ten minutes.
 #
 #   bash benchmarks/gpu_check.sh               on a machine with a GPU
@@ -49,9 +49,11 @@ elif [ "$rehearse" = 1 ]; then
   device=cpu
 fi
 check_flags=() bench_flags=(--time-limit-s 130 --rounds 20)
+random=(triton cuda) random_flags=(--cases 4200 --seconds 100 -n 3)
 if [ "$device" = cpu ]; then
   echo "gpu_check: REHEARSAL on the CPU: says nothing about the CUDA and Triton kernels"
   check_flags=(--dtype float32 bfloat16) bench_flags=(--time-limit-s 60 --quick)
+  random=(cpu) random_flags=(--cases 140 --seconds 60)
 fi
 
 summary=() failed=0
@@ -84,6 +86,15 @@ check_op() {
   mkdir -p "$folder"
   timeout --kill-after=10 "$check_limit" "$python" -m benchmarks.check --device "$device" --op "$1" --out "$folder" \
     "${check_flags[@]}" >"$folder/log" 2>&1
+  echo "$? $((SECONDS - begin))" >"$folder/status"
+}
+
+# check_random PROVIDER: random samples of all its ops, for 100 seconds at most.
+check_random() {
+  local begin=$SECONDS folder=$parts/random-$1
+  mkdir -p "$folder"
+  timeout --kill-after=10 "$check_limit" "$python" -m dynabert_kernels.testing.properties --provider "$1" \
+    "${random_flags[@]}" >"$folder/log" 2>&1
   echo "$? $((SECONDS - begin))" >"$folder/status"
 }
 
@@ -130,7 +141,16 @@ for op in "${ops[@]}"; do
   check_op "$op" &
   [ "$device" = cuda ] || wait
 done
+for provider in "${random[@]}"; do
+  check_random "$provider" &
+  [ "$device" = cuda ] || wait
+done
 wait
+for provider in "${random[@]}"; do
+  tee -a "$out/gpu_check.log" <"$parts/random-$provider/log"
+  read -r status seconds <"$parts/random-$provider/status"
+  remember "random samples $provider" "$status" "$seconds" "$check_limit"
+done
 timed=()
 for op in "${ops[@]}"; do
   tee -a "$out/gpu_check.log" <"$parts/$op/log"

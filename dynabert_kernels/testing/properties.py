@@ -9,7 +9,8 @@
     python -m dynabert_kernels.testing.properties --provider cpu --cases 10000 -n 2
     python -m dynabert_kernels.testing.properties --provider cpu --op elastic_ffn --seed 1234
 
-The second is what a failure prints. Without a GPU, ``TRITON_INTERPRET=1`` must be set for ``--provider triton``.
+The second is what a failure prints. ``triton`` and ``cuda`` run on a GPU; the definition they are held to stays on the
+CPU. Without a GPU, ``TRITON_INTERPRET=1`` must be set for ``--provider triton``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
+import os
 import sys
 import time
 import warnings
@@ -32,7 +34,8 @@ import dynabert_kernels as dk
 from dynabert_kernels.ops import providers
 from dynabert_kernels.testing.comparison import GRADIENT_FACTOR, OUTPUT_FACTOR, Check, compare, floor
 from dynabert_kernels.testing.inputs import poisoned_allocations
-from dynabert_kernels.testing.random_samples import BUILDERS, FEATURES, Sample, random_sample
+from dynabert_kernels.testing.random_batches import device_of
+from dynabert_kernels.testing.random_samples import BUILDERS, FEATURES, Sample, placed, random_sample
 
 # One draw of a few numbers may by luck round well for PyTorch: a result that is red is judged by the largest errors,
 # of both, over so many draws of the values.
@@ -55,18 +58,20 @@ class Outcome:
 
 
 def results(sample: Sample, provider: str, *, backward: bool) -> dict[str, Tensor]:
-    """``y`` and, where asked for, the gradient of every tensor under its name with a ``d``. Without them nothing is
-    saved, as in inference."""
-    names = sample.differentiable
+    """``y`` and, where asked for, the gradient of every tensor under its name with a ``d``, on the CPU. Without them
+    nothing is saved, as in inference."""
+    names, device = sample.differentiable, device_of(provider)
     # detach, not clone: a clone has no gaps between its rows
-    leaves = {name: t.detach().requires_grad_(backward and name in names) for name, t in sample.tensors.items()}
+    there = {name: placed(tensor.detach(), device) for name, tensor in sample.tensors.items()}
+    leaves = {name: tensor.requires_grad_(backward and name in names) for name, tensor in there.items()}
     with dk.use_provider(provider), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
-        y = sample.call(leaves)
+        y = sample.call(leaves, device)
         gradients: Sequence[Tensor] = ()
         if backward:
-            gradients = torch.autograd.grad(y, [leaves[name] for name in names], sample.dy)
-    return {"y": y.detach(), **{f"d{name}": g for name, g in zip(names, gradients, strict=False)}}
+            gradients = torch.autograd.grad(y, [leaves[name] for name in names], placed(sample.dy, device))
+    found = {"y": y.detach(), **{f"d{name}": g for name, g in zip(names, gradients, strict=False)}}
+    return {name: tensor.cpu() for name, tensor in found.items()}
 
 
 def has_backward(op: str, provider: str) -> bool:
@@ -290,8 +295,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--cases", type=int, default=600, help="samples in all, shared among the ops")
     flags.add_argument("--without", nargs="+", default=[], choices=FEATURES, help="leave these out; with --seed")
     flags.add_argument("--stop", action="store_true", help="end at the first failure, which is said in one line")
+    flags.add_argument("--seconds", type=float, help="begin no sample after so many; how many were tried is said")
     flags.add_argument("-n", type=int, default=1, help="processes")
     options = flags.parse_args(arguments)
+    # Memory is poisoned by PyTorch's deterministic mode, which on a GPU asks for this before the first product.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     ops = [op for op in options.op or sorted(BUILDERS) if op in ops_of(options.provider)]
     if not ops:
         print(f"properties: provider {options.provider} has none of these ops here", file=sys.stderr)
@@ -316,7 +324,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{sum(counts.values())} of {len(cases)}, {said - begin:.0f} s: {counts}", flush=True)
         if outcome.faults and options.stop:
             break
-    print(f"{options.provider}: {sum(counts.values())} samples of {', '.join(ops)}: {counts}", flush=True)
+        if options.seconds is not None and time.monotonic() - begin > options.seconds:
+            print(f"the time is over; {len(cases) - sum(counts.values())} samples were left out", flush=True)
+            break
+    where = f"{options.provider} on {device_of(options.provider)}"
+    print(f"{where}: {sum(counts.values())} samples of {', '.join(ops)}: {counts}", flush=True)
     return 1 if counts["fail"] else 0 if counts["hold"] else 2
 
 

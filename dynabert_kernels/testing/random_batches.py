@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import dynabert_kernels as dk
+from dynabert_kernels.triton.environment import INTERPRETED
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,22 @@ LIMITS: dict[str, Limits] = {
 }
 
 
+# A GPU has the time for longer sequences and wider heads, and no float64.
+_ON_GPU = Limits(16, (16, 32, 64, 64, 128), (1, 2, 3, 7, 15, 17, 33, 64, 65, 129, 257), 20, 600, LIMITS["cuda"].dtypes)
+
+
+def device_of(provider: str) -> torch.device:
+    """Where a provider's samples run: the GPU that is there for its kernels, else the CPU."""
+    on_gpu = provider == "cuda" or (provider == "triton" and not INTERPRETED)
+    if on_gpu and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def limits_of(provider: str) -> Limits:
-    """The limits of a provider; one that is not named takes anything."""
+    """The limits of a provider, on the device where its samples run; one that is not named takes anything."""
+    if device_of(provider).type == "cuda":
+        return _ON_GPU
     return LIMITS.get(provider, _ANY)
 
 
@@ -187,4 +202,4 @@ def simpler_batch(batch: Batch, without: frozenset[str]) -> Batch:
     return batch
 
 
-__all__ = ["LIMITS", "Batch", "Limits", "limits_of", "random_batch", "simpler_batch"]
+__all__ = ["LIMITS", "Batch", "Limits", "device_of", "limits_of", "random_batch", "simpler_batch"]

@@ -67,9 +67,11 @@ class Sample:
         """Where a group's results lie in the first dimension of the result."""
         return slice(group, group + 1) if self.by_group else self.batch.rows_of(group)
 
-    def call(self, tensors: dict[str, Tensor]) -> Tensor:
-        """The op's public function, on whichever provider the rule or ``use_provider`` picks."""
-        return getattr(dk, self.op)(**tensors, **self.fixed, **self.plan(self.batch))
+    def call(self, tensors: dict[str, Tensor], device: torch.device | str = "cpu") -> Tensor:
+        """The op's public function, on whichever provider the rule or ``use_provider`` picks. ``tensors`` lie on
+        ``device``; the batch's borders and counts are brought there."""
+        others = {name: placed(value, device) for name, value in (self.fixed | self.plan(self.batch)).items()}
+        return getattr(dk, self.op)(**tensors, **others)
 
     def to(self, dtype: torch.dtype) -> Sample:
         """The same values in another dtype, without the gaps between rows."""
@@ -92,6 +94,17 @@ class Sample:
         with torch.no_grad(), dk.use_provider("reference"):
             columns = sample.call(sample.tensors).shape[1:]
         return replace(sample, dy=self.dy[(self.places_of(group), *(slice(size) for size in columns))])
+
+
+def placed(value: Any, device: torch.device | str) -> Any:
+    """A tensor, or a tuple with tensors, on a device: with the same strides, and the same NaN between its rows."""
+    if isinstance(value, tuple):
+        moved = [placed(part, device) for part in value]
+        return type(value)(*moved) if hasattr(value, "_fields") else tuple(moved)
+    if not isinstance(value, Tensor) or value.device == torch.device(device):
+        return value
+    whole = value.as_strided((value.untyped_storage().nbytes() // value.itemsize,), (1,), 0)
+    return whole.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 @dataclass
@@ -513,4 +526,4 @@ def random_sample(
     return replace(sample, unused=unused, dy=make.laid_out(dy))
 
 
-__all__ = ["BUILDERS", "FEATURES", "Maker", "Parts", "Sample", "random_sample"]
+__all__ = ["BUILDERS", "FEATURES", "Maker", "Parts", "Sample", "placed", "random_sample"]

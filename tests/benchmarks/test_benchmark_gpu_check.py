@@ -70,11 +70,16 @@ def test_with_a_gpu_it_builds_with_cuda_for_this_card_then_checks_and_times_on_i
     assert done.returncode == 0, done.stdout
     assert "1 90a setup.py build_ext --inplace" in calls
     assert calls.count("-m benchmarks.check --device cuda --op ") == 4
+    for provider in ("triton", "cuda"):
+        assert f"-m dynabert_kernels.testing.properties --provider {provider} " in calls
     assert "-m benchmarks.run --device cuda --op add_layer_norm varlen_attention elastic_ffn --plot" in calls
     assert "ALL GOOD" in (tmp_path / "out" / "gpu_check" / "summary.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("failing", ["setup.py", "benchmarks.check --device cuda --op elastic_ffn", "benchmarks.run"])
+@pytest.mark.parametrize(
+    "failing",
+    ["setup.py", "benchmarks.check --device cuda --op elastic_ffn", "properties --provider cuda", "benchmarks.run"],
+)
 def test_a_failing_part_does_not_stop_the_next_one_and_is_not_forgotten(tmp_path: Path, failing: str) -> None:
     done, calls = run_script(tmp_path, sees_gpu=1, failing=failing)
     assert done.returncode == 1

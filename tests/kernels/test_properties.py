@@ -17,7 +17,7 @@ from dynabert_kernels import reference
 from dynabert_kernels.ops import providers
 from dynabert_kernels.ops.providers import Provider
 from dynabert_kernels.testing import properties
-from dynabert_kernels.testing.random_samples import BUILDERS, FEATURES, random_sample
+from dynabert_kernels.testing.random_samples import BUILDERS, FEATURES, placed, random_sample
 from dynabert_kernels.triton.environment import INTERPRETED
 
 OPS = sorted(BUILDERS)
@@ -57,12 +57,21 @@ def test_cpu(op: str) -> None:
     hold(op, "cpu", range(60))
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, and samples lie on the CPU")
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here")
 @pytest.mark.parametrize("op", OPS)
 def test_triton_interpreted(op: str) -> None:
     if not has(op, "triton"):
         pytest.skip(f"the triton provider has no {op}")
     hold(op, "triton", range(4))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("provider", ["triton", "cuda"])
+def test_on_a_gpu(provider: str, op: str) -> None:
+    if not has(op, provider) or properties.device_of(provider).type != "cuda":
+        pytest.skip(f"the {provider} provider has no {op} on this GPU")
+    hold(op, provider, range(40))
 
 
 # The samples themselves.
@@ -222,10 +231,56 @@ def test_a_gradient_that_is_not_the_sum_over_groups_is_seen(monkeypatch: pytest.
 
 def test_the_command_tries_seeds_and_one_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert properties.main(["--provider", "reference", "--op", "elastic_linear", "--cases", "4"]) == 0
-    assert "reference: 4 samples of elastic_linear: {'hold': 4, 'refused': 0, 'fail': 0}" in capsys.readouterr().out
+    assert (
+        "reference on cpu: 4 samples of elastic_linear: {'hold': 4, 'refused': 0, 'fail': 0}" in capsys.readouterr().out
+    )
     one = ["--provider", "reference", "--op", "elastic_ffn", "--seed", "3", "--without", "dropout"]
     assert properties.main(one) == 0
     assert "elastic_ffn on reference, seed 3: holds" in capsys.readouterr().out
+
+
+def test_the_command_ends_when_its_time_is_over(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--provider", "reference", "--op", "elastic_linear", "--cases", "400", "--seconds", "0"]
+    assert properties.main(given) == 0
+    said = capsys.readouterr().out
+    assert "the time is over; 399 samples were left out" in said
+    assert "reference on cpu: 1 samples" in said
+
+
+# The device.
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_sample_goes_to_a_device_with_its_gaps(op: str) -> None:
+    """Strides, offsets and what lies between rows are the same there; so the meta device can say it too."""
+    devices = ["meta", *(["cuda"] if torch.cuda.is_available() else [])]
+    for seed in range(12):
+        sample = random_sample(op, seed)
+        others = sample.fixed | sample.plan(sample.batch)
+        for name, tensor in {**sample.tensors, "dy": sample.dy}.items():
+            for device in devices:
+                there = placed(tensor, device)
+                assert there.device.type == device
+                assert (there.shape, there.stride(), there.storage_offset()) == (
+                    tensor.shape,
+                    tensor.stride(),
+                    tensor.storage_offset(),
+                ), name
+                assert there.untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
+                if device == "cuda":
+                    assert torch.equal(there.cpu().nan_to_num(), tensor.nan_to_num())
+            assert placed(tensor, "cpu") is tensor
+        moved = placed(tuple(others.values()), "meta")
+        for value in [part for one in moved for part in (one if isinstance(one, tuple) else [one])]:
+            assert not isinstance(value, Tensor) or value.device.type == "meta"
+
+
+def test_kernels_of_a_gpu_run_on_it_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert properties.device_of("cuda") == torch.device("cuda", 3)
+    assert properties.device_of("triton").type == ("cpu" if INTERPRETED else "cuda")
+    assert properties.device_of("cpu") == properties.device_of("reference") == torch.device("cpu")
 
 
 def test_the_command_prints_how_to_try_a_failure_again(
