@@ -22,10 +22,10 @@ import torch
 
 from ..rows import said_options
 from .cells import TEACHER, Clock, OutOfTime, Plan, parts_seconds, reserved
-from .predictions import keep_predictions
+from .predictions import keep_predictions, last_parts
 from .rows import collect, draw
 from .tasks import TASKS, task_folder
-from .variants import FIRST, RECIPES, VARIANTS
+from .variants import FIRST, RECIPES, VARIANTS, folder_name
 
 NOT_DONE = 3
 SMALL_HIDDEN = 512  # below it a network learns at the higher rate
@@ -129,7 +129,7 @@ def write_rows(plan: Plan, folder: Path | None, label: str) -> None:
     """The rows of a task and seed, beside its parts and under ``folder``.
 
     There also what every sub-network answered: ``predictions/LABEL`` is a folder for the scoring, over the runs of
-    several machines."""
+    several machines. And the model cards of the recipes' own checkpoints."""
     found = collect(plan.folder, None)
     text = json.dumps(found, indent=1) + "\n"
     (plan.folder / "rows.json").write_text(text, encoding="utf-8")
@@ -144,6 +144,11 @@ def write_rows(plan: Plan, folder: Path | None, label: str) -> None:
         kept.mkdir(parents=True, exist_ok=True)
         for answers in (plan.folder / "predictions").glob("*.npz"):
             shutil.copyfile(answers, kept / answers.name)
+        for recipe in RECIPES:  # of the checkpoints that people would use, not of the comparisons
+            for part in last_parts(plan.folder / folder_name(recipe, "dynabert")):
+                cards = folder / "cards"
+                cards.mkdir(exist_ok=True)
+                shutil.copyfile(part / "README.md", cards / f"{plan.task}-{label}-seed{plan.seed}-{recipe}.md")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

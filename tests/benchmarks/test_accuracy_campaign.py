@@ -56,6 +56,10 @@ def test_a_campaign_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     found = json.loads((tmp_path / "rows" / "rte-tiny-seed1.json").read_text())
     kept = tmp_path / "rows" / "predictions" / "tiny" / "rte" / "seed1" / "predictions"
     assert {path.name for path in kept.iterdir()} >= {"teacher.npz", "dynabert.npz"}
+    (card,) = (tmp_path / "rows" / "cards").iterdir()
+    assert card.name == "rte-tiny-seed1-paper.md"
+    assert "w0.5-d0.5" in card.read_text()
+    assert str(tmp_path) not in card.read_text()
     assert list(found["made"]) == ["teacher", "dynabert", "independent"]
     assert str(tmp_path) not in json.dumps(found)
     assert found["hours"]["of"] in ("CPU core", "GPU")
