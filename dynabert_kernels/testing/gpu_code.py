@@ -78,6 +78,7 @@ class KernelBuild:
     occupancy: float
     compiler: str
     waits: int = 0  # for the kernels before it, see `triton/dependent_launch.py`
+    prefetches: int = 0  # instructions that bring lines to L2; before a wait, too
     early: int = 0  # instructions on memory that another kernel may write, before it waits
     matrix: bool = False
     aligned: bool = False
@@ -178,6 +179,7 @@ def instruction_facts(sass: str) -> dict[str, Any]:
         "tma": count(r"\b(?:UTMALDG|UTMASTG|UBLKCP)\b"),
         "vector_loads": count(r"\bLD(?:G|GSTS)\S*\.128\b"),
         "waits": len(after),
+        "prefetches": count(r"\bCCTL\S*\.PF2\b"),
         "early": len(_SHARED_MEMORY_OF_KERNELS.findall(before_the_wait)) if after else 0,
         "specialised": count(r"\bUSETMAXREG\b") > 0,
     }

@@ -9,6 +9,10 @@ What makes it safe here: every dependent kernel waits before it reads or writes 
 that. So a kernel that has begun its work knows all before it complete, as in a stream; at most one more lies waiting.
 Launches that are not dependent (PyTorch's, copies) wait for all before them as ever.
 
+While a product waits, its weight is asked for: with few rows, reading it is most of what the product does. The programs
+together name every line of its active part to the L2 cache (`prefetch.global.L2`). That is a hint: nothing is read into
+a register, and what another kernel writes meanwhile is seen, since L2 is where it is written.
+
 Off unless asked for: it is unmeasured. The arithmetic is the same, to the bit.
 """
 
@@ -22,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED, architecture, jit
+from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED, architecture, jit, tl
 
 if IMPORT_ERROR is None:
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-__all__ = ["begin_dependent", "dependent_launch", "programmatic_launch", "why_not_programmatic"]
+__all__ = ["ask_for_weight", "begin_dependent", "dependent_launch", "programmatic_launch", "why_not_programmatic"]
 
 OLDEST_CAPABILITY = (9, 0)
 _ASKED_FOR: ContextVar[bool] = ContextVar("programmatic_launch", default=False)
@@ -72,3 +76,32 @@ def begin_dependent() -> None:
     """Waits for all kernels before, then lets the next one's blocks come. Every block must get here."""
     gdc_wait()
     gdc_launch_dependents()
+
+
+@jit
+def ask_for_weight(
+    weight_ptr: tl.tensor,  # (rows, at least columns)
+    weight_stride: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    num_tokens: tl.tensor,
+    MOST_TOKENS: tl.constexpr = 1024,  # with more, the products themselves hide the reading
+    LINE_BYTES: tl.constexpr = 128,
+    LINES_AT_ONCE: tl.constexpr = 128,
+) -> None:
+    """Has the leading part of a weight brought to L2; each program of the launch names its share of the lines."""
+    entries: tl.constexpr = LINE_BYTES * 8 // weight_ptr.dtype.element_ty.primitive_bitwidth
+    lines_of_a_row = (columns + entries - 1) // entries
+    total = tl.where(num_tokens <= MOST_TOKENS, rows * lines_of_a_row, 0)
+    for start in tl.range(tl.program_id(0) * LINES_AT_ONCE, total, tl.num_programs(0) * LINES_AT_ONCE):
+        line = tl.minimum(start + tl.arange(0, LINES_AT_ONCE), total - 1)
+        row, place = line // lines_of_a_row, line % lines_of_a_row
+        address = (weight_ptr + row.to(tl.int64) * weight_stride + place * entries).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
+            "=r,l",
+            [address],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )

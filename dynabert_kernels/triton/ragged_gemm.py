@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from dynabert_kernels.triton.activations import activate, activation_slope
-from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
+from dynabert_kernels.triton.dependent_launch import ask_for_weight, begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import (
     accumulator,
     architecture,
@@ -232,6 +232,7 @@ def _ragged_linear_kernel(
     DEPENDENT: tl.constexpr,
 ) -> None:
     if DEPENDENT:
+        ask_for_weight(weight_ptr, weight_stride, max_out, max_in, num_rows)
         begin_dependent()
     total = count_tiles(
         *(rows_ptr, out_counts_ptr, in_counts_ptr, num_groups, num_rows, num_columns),

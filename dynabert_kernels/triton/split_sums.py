@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dynabert_kernels.triton.dependent_launch import begin_dependent, dependent_launch
+from dynabert_kernels.triton.dependent_launch import ask_for_weight, begin_dependent, dependent_launch
 from dynabert_kernels.triton.environment import (
     accumulator,
     accumulator_dtype,
@@ -60,6 +60,7 @@ def _split_linear_kernel(
     DEPENDENT: tl.constexpr,
 ) -> None:
     if DEPENDENT:
+        ask_for_weight(weight_ptr, weight_stride, num_columns, max_in, num_rows)
         begin_dependent()
     total = count_tiles(
         *(rows_ptr, None, in_counts_ptr, num_groups, num_rows, num_columns),

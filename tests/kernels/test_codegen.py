@@ -68,12 +68,15 @@ def test_planted_faults_are_found(tmp_path: Path) -> None:
 
 @needs_triton
 def test_kernels_of_inference_can_be_launched_early(tmp_path: Path) -> None:
-    """On sm_90 alone, and then each waits before it touches memory."""
-    code, said, builds = _run(tmp_path, "--only", "add_layer_norm_fwd bf16 C=768 residual, dependent")
+    """On sm_90 alone, and then each waits before it touches memory; a product has its weight brought to L2 before."""
+    code, said, builds = _run(tmp_path, "--only", "split sums bf16 3072 to 768, tile 3, dependent")
     assert code == 0, said
-    assert {(b["arch"], b["dependent"], b["waits"], b["early"]) for b in builds} == {
-        ("sm_80", False, 0, 0),
-        ("sm_90", True, 1, 0),
+    found = {(b["kernel"], b["arch"]): (b["dependent"], b["waits"], b["early"], b["prefetches"]) for b in builds}
+    assert found == {
+        ("split_linear_kernel", "sm_80"): (False, 0, 0, 0),
+        ("split_linear_kernel", "sm_90"): (True, 1, 0, 1),
+        ("add_pieces_layer_norm_kernel", "sm_80"): (False, 0, 0, 0),
+        ("add_pieces_layer_norm_kernel", "sm_90"): (True, 1, 0, 0),
     }
 
 
@@ -156,6 +159,7 @@ def test_instructions_are_counted() -> None:
         "tma": 0,
         "vector_loads": 2,
         "waits": 0,
+        "prefetches": 0,
         "early": 0,
         "specialised": True,
     }
