@@ -131,9 +131,9 @@ class Plan:
         fresh = name == TEACHER or VARIANTS[name].independent
         model = [self.model] if fresh else [str(self.folder / TEACHER), "--fine_tuned"]
         if not fresh:
-            # What a variant has in common with the method itself is trained once: the same weights, the same seconds.
-            others = dict.fromkeys((self.where("dynabert"), self.folder / folder_name("paper", "dynabert")))
-            sources = [str(p) for p in others if p != self.where(name) and (p / SETTINGS).is_file()]
+            # What a variant has in common with another one is trained once: the same weights, the same seconds.
+            others = (path.parent for path in sorted(self.folder.glob(f"*/{SETTINGS}")))
+            sources = [str(folder) for folder in others if folder != self.where(name)]
             own += ["--parts_of", *sources] if sources else []
         numbers = ["--learning_rate", f"{rate:g}", "--num_train_epochs", f"{epochs:g}"]
         return ["--model_name_or_path", *model, *self._common(), *numbers, *own, "--output_dir", str(self.where(name))]

@@ -110,7 +110,12 @@ def test_a_campaign_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     settings = json.loads((cell / "best-no_hidden" / "settings.json").read_text())
     assert settings["recipe"]["hidden_weights"] == [0.0, 0.0]
     assert settings["recipe"]["teacher_width"] == "full"
-    assert settings["arguments"]["num_train_epochs"] == 2.0
+    assert settings["recipe"]["second_teacher"] == "fine_tuned"
+    assert settings["recipe"]["final"] is True
+    assert (cell / "best-no_hidden" / "final" / "complete.json").is_file()
+    # Importance does not depend on the stages: it is taken over, and with it its seconds.
+    taken = json.loads((cell / "best-no_hidden" / "rewired" / "complete.json").read_text())["taken_from"]
+    assert Path(taken).name == "rewired"
     assert settings["fine_tuned"] is True
     # Predictions of another dev split are not those that were scored.
     dev = tmp_path / "glue" / "RTE" / "dev.tsv"
@@ -160,14 +165,15 @@ def test_every_variant_is_one_that_training_takes(tmp_path: Path) -> None:
             recipes[name, variant] = args.make_recipe(), *numbers, inputs.augment, inputs.no_rewiring
             assert args.seed == 7
             assert plan.work(variant, 100) > 0.0
-        assert plan.work("sandwich", 100) < plan.work("dynabert", 100) < plan.work("final_stage", 100)
+        assert plan.work("sandwich", 100) < plan.work("dynabert", 100) <= plan.work("final_stage", 100)
         assert plan.work("starting_layers", 100) == pytest.approx(plan.work("dynabert", 100) * 2 / 3)
         assert recipes[name, "attention_relation"][0].relation_weights == (1.0, 1.0)
         assert recipes[name, "starting_layers"][0].starting_layers == starting_layers(str(model), 2 / 3)
     # Each changes something: an option of the trainer, or that there is one network for all. A recipe may have it.
     same = {key for key, found in recipes.items() if found == recipes[key[0], "dynabert"]}
     expected = {(name, variant) for name in RECIPES for variant in ("dynabert", "independent")}
-    assert same == expected | {("paper", "teacher_same"), ("best", "teacher_full")}
+    has = {("best", name) for name in ("teacher_full", "teacher_fine_tuned", "final_stage")}
+    assert same == expected | {("paper", "teacher_same")} | has
     assert recipes["best", "dynabert"] != recipes["paper", "dynabert"]
 
 
