@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# One command for a machine with a GPU: builds the native library with CUDA, checks every op of every provider against
-# float64, on chosen cases and on random ones, times the suite, and leaves rows (JSON, CSV), a log and a summary under ${OUT:-out}/gpu_check, in less than
-# ten minutes.
+# One command for a machine with a GPU: builds the native library with CUDA, checks the ops of every provider against
+# float64, on chosen cases and on random ones, times the suite, and leaves rows (JSON, CSV), a log and a summary under
+# ${OUT:-out}/gpu_check (a rehearsal: gpu_check-rehearsal), in less than ten minutes.
 #
 #   bash benchmarks/gpu_check.sh               on a machine with a GPU
 #   bash benchmarks/gpu_check.sh --rehearse    on any machine: the same parts on the CPU, a few rows only
 #   ... --no-build                             uses the native library that is already in place
 #
-# Needs torch >= 2.11 and, for the build, a C++20 compiler, nvcc, setuptools, pybind11 and ninja; fetches nothing.
+# Needs torch >= 2.11 with its Triton, numpy and rich; for the build a C++20 compiler, nvcc, setuptools, pybind11 and
+# ninja; for pictures matplotlib. Fetches nothing.
 # PYTHON names the interpreter (default: python3). A part that fails does not stop the next one.
 # Exit status: 0 all parts good; 1 a part failed or was stopped, or a check was red; 2 no GPU, or a wrong argument.
 set -uo pipefail
@@ -27,8 +28,6 @@ done
 
 python=${PYTHON:-python3}
 out=${OUT:-out}/gpu_check
-mkdir -p "$out"
-rm -f "$out"/*.json "$out"/*.csv "$out"/*.png "$out"/summary.txt "$out"/gpu_check.log
 export PYTHONUNBUFFERED=1 TRITON_INTERPRET=0
 
 if ! seen=$("$python" -c 'import torch; print(int(torch.cuda.is_available()), torch.__version__)' 2>&1); then
@@ -48,6 +47,17 @@ if [ "$has_gpu" != 1 ]; then
 elif [ "$rehearse" = 1 ]; then
   device=cpu
 fi
+if ! missing=$("$python" -c 'import numpy, rich' 2>&1); then
+  echo "gpu_check: '$python' lacks a package: $(tail -n 1 <<<"$missing"); needed: torch, numpy, rich" >&2
+  exit 2
+fi
+plot=()
+if "$python" -c 'import matplotlib' 2>/dev/null; then plot=(--plot); fi
+[ "$rehearse" = 0 ] || out=$out-rehearsal
+# Nothing of an earlier run is touched until this one may begin.
+mkdir -p "$out"
+rm -f "$out"/*.json "$out"/*.csv "$out"/*.png "$out"/summary.txt "$out"/gpu_check.log
+
 check_flags=() bench_flags=(--time-limit-s 130 --rounds 20)
 random=(triton cuda) random_flags=(--cases 4200 --seconds 100 -n 3)
 if [ "$device" = cpu ]; then
@@ -167,7 +177,7 @@ done
 
 if [ "${#timed[@]}" -gt 0 ]; then
   # The runner stops by itself before its limit and names what it left out; its rows are written as it goes.
-  part bench 160 "$python" -m benchmarks.run --device "$device" --op "${timed[@]}" --plot --out "$out" "${bench_flags[@]}"
+  part bench 160 "$python" -m benchmarks.run --device "$device" --op "${timed[@]}" "${plot[@]}" --out "$out" "${bench_flags[@]}"
 else
   summary+=("bench                    left out: no op can be timed")
 fi

@@ -126,7 +126,7 @@ def run(setting: Setting, chosen: Sequence[str], options: argparse.Namespace, gi
     facts = rows.environment(setting.device, given, module=MODULE)
     ceilings = _ceilings(setting)
     say_ceilings(out, facts["device"], ceilings, dtype_name(setting.dtype))
-    graphs = facts["graphs"] = check_graphs(setting)
+    graphs = facts["graphs"] = checked_graphs(setting)
     out.print(escape(said_of_graphs(graphs)))
     found: list[PeerRow] = []
     skipped = {name: "left out by --works" for name in WORKS if name not in chosen}
@@ -161,6 +161,7 @@ def run(setting: Setting, chosen: Sequence[str], options: argparse.Namespace, gi
     bad = any(row.status == rows.RED or (row.status == rows.FAILED and row.contender.startswith(OURS)) for row in found)
     broken = any(reason.startswith(("raised", "the device")) for reason in skipped.values())
     no_graphs = graphs["wrong"] > 0 or graphs["why_off"] is not None or bool(graphs["dependent_differ"])
+    no_graphs = no_graphs or bool(graphs["dependent_off"])
     return 1 if bad or broken or no_graphs else 0
 
 
@@ -181,6 +182,16 @@ def slower_providers(seen: list[str]) -> Iterator[None]:
         yield
 
 
+def checked_graphs(setting: Setting) -> dict[str, Any]:
+    """What `check_graphs` finds; where it raises, that, so that the works are tried all the same."""
+    try:
+        return check_graphs(setting)
+    except Exception as error:
+        nothing = dict.fromkeys(("batches", "graphs", "wrong"), 0)
+        none = dict.fromkeys(("dependent_differ", "why_not_dependent", "dependent_off"))
+        return nothing | none | {"largest_difference": 0.0, "capturing_s": 0.0, "why_off": said(error)}
+
+
 def _ceilings(setting: Setting) -> Ceilings:
     if setting.rehearse:
         return measure_ceilings(
@@ -195,6 +206,7 @@ def said_of_graphs(graphs: dict[str, Any]) -> str:
     differ, why_not = graphs["dependent_differ"], graphs["why_not_dependent"]
     early = f"; with dependent launches {differ} DIFFER" if differ is not None else ""
     early += f"; no dependent launches: {why_not}" if why_not is not None else ""
+    early += f"; NO DEPENDENT ONES ANY MORE: {graphs['dependent_off']}" if graphs["dependent_off"] is not None else ""
     return (
         f"the engine's graphs: {graphs['batches']} batches through {graphs['graphs']}, {graphs['wrong']} WRONG, "
         f"largest difference {graphs['largest_difference']:.2g}, captured in {graphs['capturing_s']} s{off}{early}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cpu_peers.peers import NotHere
+from dynabert.engine.cuda_capture import record_graph
 
 from .setting import Setting
 
@@ -98,8 +99,7 @@ def captured(setting: Setting, run: Call) -> Call:
             run()
     torch.cuda.current_stream(setting.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        kept = run()
+    kept = record_graph(graph, run, setting.device, side, torch.cuda.graph_pool_handle())
 
     def replay(run: Call = run) -> Any:
         graph.replay()

@@ -77,7 +77,7 @@ class KernelBuild:
     specialised: bool
     occupancy: float
     compiler: str
-    waits: int = 0  # for the kernels before it, see `triton/dependent_launch.py`
+    waits: int = 0  # for the kernels before it, on every way through the kernel, see `triton/dependent_launch.py`
     prefetches: int = 0  # instructions that bring lines to L2; before a wait, too
     early: int = 0  # instructions on memory that another kernel may write, before it waits
     matrix: bool = False
@@ -162,6 +162,21 @@ def local_memory_bytes(sass: str) -> int:
 _SHARED_MEMORY_OF_KERNELS = re.compile(r"\b(?:LDG|STG|LD|ST|LDGSTS|ATOM|ATOMG|RED|REDG|UTMALDG|UTMASTG|UBLKCP)\b")
 
 
+def _always_waits(before: str, sass: str) -> bool:
+    """Whether every way through a kernel comes to its first wait before it gives leave or ends.
+
+    ``before``: the machine code up to the wait. It is not predicated, nothing leaves the kernel or gives leave before,
+    and no branch goes past it.
+    """
+    line = before.rsplit("\n", 1)[-1]
+    if "@" in line or re.search(r"\b(?:EXIT|PREEXIT|RET|BRX|JMP|CALL)\b", before):
+        return False
+    place = re.search(r"/\*([0-9a-f]{4,})\*/", line)
+    targets = [int(target, 16) for target in re.findall(r"\bBRA\S*\s+(?:`\()?(?:\S+,\s*)?0x([0-9a-f]+)", before)]
+    branches = len(re.findall(r"\bBRA\b", before))
+    return len(targets) == branches and (not targets or (place is not None and max(targets) <= int(place[1], 16)))
+
+
 def instruction_facts(sass: str) -> dict[str, Any]:
     """Counts of the instructions that tell whether a kernel became what it was written to be."""
 
@@ -169,6 +184,7 @@ def instruction_facts(sass: str) -> dict[str, Any]:
         return len(re.findall(pattern, sass))
 
     before_the_wait, *after = sass.split("ACQBULK")
+    sure = bool(after) and _always_waits(before_the_wait, sass)
 
     wgmma, mma = count(r"\b(?:HGMMA|IGMMA|QGMMA)\b"), count(r"\b(?:HMMA|IMMA|DMMA)\b")
     return {
@@ -178,7 +194,7 @@ def instruction_facts(sass: str) -> dict[str, Any]:
         "cp_async": count(r"\bLDGSTS\b"),
         "tma": count(r"\b(?:UTMALDG|UTMASTG|UBLKCP)\b"),
         "vector_loads": count(r"\bLD(?:G|GSTS)\S*\.128\b"),
-        "waits": len(after),
+        "waits": len(after) if sure else 0,
         "prefetches": count(r"\bCCTL\S*\.PF2\b"),
         "early": len(_SHARED_MEMORY_OF_KERNELS.findall(before_the_wait)) if after else 0,
         "specialised": count(r"\bUSETMAXREG\b") > 0,

@@ -129,6 +129,26 @@ def test_a_check_that_names_no_op_is_a_failure(tmp_path: Path) -> None:
     assert "benchmarks.run" not in calls
 
 
+def test_an_earlier_run_s_rows_stay_until_this_one_may_begin(tmp_path: Path) -> None:
+    rows = tmp_path / "out" / "gpu_check" / "rows.json"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("{}", encoding="utf-8")
+    assert run_script(tmp_path, sees_gpu=0)[0].returncode == 2
+    assert run_script(tmp_path, sees_gpu=1, failing="import numpy")[0].returncode == 2
+    assert run_script(tmp_path, "--rehearse", sees_gpu=0)[0].returncode == 0
+    assert rows.is_file()
+    assert (tmp_path / "out" / "gpu_check-rehearsal" / "summary.txt").is_file()
+    assert run_script(tmp_path, sees_gpu=1)[0].returncode == 0
+    assert not rows.exists()
+
+
+def test_without_matplotlib_there_are_no_pictures(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, sees_gpu=1, failing="import matplotlib")
+    assert done.returncode == 0
+    assert "-m benchmarks.run" in calls
+    assert "--plot" not in calls
+
+
 def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:
     done, calls = run_script(tmp_path, "--fast", sees_gpu=1)
     assert done.returncode == 2

@@ -19,10 +19,12 @@ from torch import Tensor
 from benchmarks import rows
 from benchmarks.cpu_peers.peers import NotHere
 from benchmarks.gpu_peers import __main__ as command
-from benchmarks.gpu_peers import goals, kernels, measure, networks, setting, training, unpadded
+from benchmarks.gpu_peers import __main__ as gpu_peers_main
+from benchmarks.gpu_peers import goals, graph_check, kernels, measure, networks, setting, training, unpadded
 from benchmarks.gpu_peers.contender import GRAPH, Call, Contender, Work
 from benchmarks.gpu_peers.graph_check import check_graphs
 from benchmarks.gpu_peers.works import ALLOWED, WORKS
+from dynabert.engine.graphs import GraphRunner
 from dynabert_kernels.ops.providers import SlowerProviderWarning
 from dynabert_kernels.testing.timing import Ceilings, HostClock
 
@@ -57,8 +59,39 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
 def test_graphs_are_checked_over_changing_batches() -> None:
     found = check_graphs(rehearsed(), batches=15)
     assert (found["batches"], found["wrong"], found["why_off"]) == (45, 0, None)
+    assert found["dependent_differ"] is None
+    assert "a CUDA device is needed" in found["why_not_dependent"]
     assert 1 < found["graphs"] < 30
     assert found["largest_difference"] < 1e-4
+
+
+def test_dependent_launches_are_compared_with_a_graph_of_the_same_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launched at its own size a batch may take other tiles, and answer with other bits: nobody's fault."""
+    monkeypatch.setattr(graph_check, "why_not_programmatic", lambda _: None)
+    frames: list[Any] = []
+    usual = GraphRunner.logits
+
+    def watched(self: Any, *given: Any, **more: Any) -> Any:
+        found = usual(self, *given, **more)
+        if more.get("capture_now"):
+            frames.append(self.frames[-1])
+        return found
+
+    monkeypatch.setattr(GraphRunner, "logits", watched)
+    found = check_graphs(rehearsed(), batches=4)
+    assert (found["dependent_differ"], found["dependent_off"]) == (0, None)
+    assert len(frames) == 8
+    assert frames[::2] == frames[1::2]
+
+
+def test_a_check_of_graphs_that_raises_takes_no_work_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(_: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(gpu_peers_main, "check_graphs", raising)
+    found = gpu_peers_main.checked_graphs(rehearsed())
+    assert "the device is gone" in found["why_off"]
+    assert "NONE ANY MORE" in gpu_peers_main.said_of_graphs(found)
 
 
 def test_every_contender_of_every_work_answers_right(rehearsal: Rehearsal) -> None:

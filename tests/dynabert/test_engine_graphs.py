@@ -8,7 +8,9 @@ from __future__ import annotations
 import random
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import dynabert_kernels as dk
 from dynabert import InferenceEngine
-from dynabert.engine.cuda_capture import CudaCapture
+from dynabert.engine.cuda_capture import CudaCapture, _shared
 from dynabert.engine.graphs import Frame, GraphRunner, graphs_for, power_bucket, row_bucket
 from dynabert_kernels import PackedBatch, Plan
 from dynabert_kernels.testing.frozen_replay import FrozenCapture, FrozenReplay
@@ -312,6 +314,80 @@ def test_one_failure_leaves_the_other_graphs() -> None:
     assert runner(engine).frames == frames
     assert runner(engine).why_off is None
     assert len(capture.made) == 1
+
+
+class Allocator:
+    """PyTorch's bookkeeping of pools while graphs are captured, as 2.11 does it: a capture that CUDA gives up never
+    tells that nothing is recorded any more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.recording: list[int] = []
+        self.given_up = False
+        self._handles = iter(range(1, 99))
+        for name, stand_in in {
+            "Stream": lambda *_: SimpleNamespace(wait_stream=lambda _: None, synchronize=lambda: None),
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+            "graph": self._graph,
+            "graph_pool_handle": lambda: next(self._handles),
+            "current_stream": lambda *_: SimpleNamespace(wait_stream=lambda _: None),
+            "current_device": lambda: 0,
+            "device": lambda *_: nullcontext(),
+            "stream": lambda *_: nullcontext(),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self._end, raising=False)
+        monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
+        _shared.cache_clear()
+
+    @contextmanager
+    def _graph(self, graph: Any, pool: int, **_: Any) -> Iterator[None]:
+        if pool in self.recording:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        self.recording.append(pool)
+        yield
+        if self.given_up:
+            self.given_up = False
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.recording.remove(pool)
+
+    def _end(self, device: int, pool: int) -> None:
+        if pool not in self.recording:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.recording.remove(pool)
+
+
+def test_a_capture_that_cuda_gives_up_costs_one_batch_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _, _ = engines()
+    allocator = Allocator(monkeypatch)
+    runner(engine)._capture = CudaCapture(torch.device("cpu"))
+    try:
+        engine.warm_up(lengths=[5, 40])
+        kept = runner(engine).frames
+        assert len(kept) == 2
+        for _ in range(4):  # more often than it takes to give graphs up, were they one after the other
+            allocator.given_up = True
+            with pytest.warns(UserWarning, match="previous error during capture.*launched kernel by kernel"):
+                engine.warm_up(["w0.5"], lengths=[5])
+            assert allocator.recording == []
+            assert set(kept) <= set(runner(engine).frames)
+            engine.warm_up(["w0.5"], lengths=[5])
+            assert runner(engine).why_off is None
+            assert len(runner(engine).frames) == 3
+            del runner(engine)._graphs[next(reversed(runner(engine)._graphs))]
+    finally:
+        _shared.cache_clear()
+
+
+def test_a_caller_s_autocast_is_not_the_engine_s() -> None:
+    engine, plain, capture = engines()
+    texts = some_texts(3, longest=9)
+    wanted = plain.predict(texts, subnet="w0.5")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same(plain.predict(texts, subnet="w0.5"), wanted)
+        for _ in range(3):
+            same(engine.predict(texts, subnet="w0.5"), wanted)
+    assert len(capture.made) == 1
+    same(engine.predict(texts, subnet="w0.5"), wanted)
 
 
 def test_graphs_are_for_a_gpu() -> None:

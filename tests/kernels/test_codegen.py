@@ -163,9 +163,25 @@ def test_instructions_are_counted() -> None:
         "early": 0,
         "specialised": True,
     }
-    early = instruction_facts(sass + "ACQBULK ;\nPREEXIT ;\nSTG.E [R2.64], R4 ;")
+    early = instruction_facts(sass + "/*0090*/  ACQBULK ;\nPREEXIT ;\nSTG.E [R2.64], R4 ;")
     assert (early["waits"], early["early"]) == (1, 2)  # the load and the asynchronous copy; local memory is a thread's
     assert local_memory_bytes(sass) == 4 + 16 + 8
+
+
+@pytest.mark.parametrize(
+    ("sass", "waits"),
+    [
+        ("/*0010*/ ACQBULK ;\n/*0020*/ PREEXIT ;\n/*0030*/ LDG.E R4, [R2] ;", 1),
+        ("/*0010*/ @P0 BRA 0x30 ;\n/*0020*/ CCTL.E.PF2 [R6] ;\n/*0030*/ ACQBULK ;", 1),
+        ("/*0010*/ PREEXIT ;\n/*0020*/ ACQBULK ;", 0),  # leave is given before all is there
+        ("/*0010*/ @P0 EXIT ;\n/*0020*/ ACQBULK ;", 0),  # a block that ends first ends the grid too early
+        ("/*0010*/ @!P1 ACQBULK ;\n/*0020*/ LDG.E R4, [R2] ;", 0),
+        ("/*0010*/ @P0 BRA 0x40 ;\n/*0020*/ ACQBULK ;\n/*0040*/ LDG.E R4, [R2] ;", 0),
+        ("/*0010*/ @P0 BRA R4 ;\n/*0020*/ ACQBULK ;", 0),  # who knows where that goes
+    ],
+)
+def test_a_wait_counts_where_every_way_comes_to_it(sass: str, waits: int) -> None:
+    assert instruction_facts(sass)["waits"] == waits
 
 
 def test_occupancy_is_bound_by_the_scarcest() -> None:

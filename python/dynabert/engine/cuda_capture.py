@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
@@ -33,6 +34,35 @@ def _shared(device: torch.device) -> tuple[torch.cuda.Stream, threading.RLock]:
 _CAPTURING = threading.Lock()
 
 
+def record_graph(
+    graph: torch.cuda.CUDAGraph, function: Callable[[], Any], device: torch.device, stream: torch.cuda.Stream, pool: Any
+) -> Any:
+    """Captures ``function`` on ``stream`` and returns what it returned. A capture that fails leaves the current stream
+    and PyTorch's allocator as they were.
+
+    Where CUDA gives a capture up, PyTorch up to 2.11 raises before it tells its allocator that nothing is recorded to
+    the pool any more: no graph could be captured into it again, and freed memory would wait for ever.
+    """
+    # The outer stream is the caller's own: a capture that fails may leave its stream the current one.
+    with torch.cuda.stream(torch.cuda.current_stream(device)):
+        try:
+            # Other threads may go on with their own work on the device meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                return function()
+        except BaseException:
+            end_recording(device, pool)
+            raise
+
+
+def end_recording(device: torch.device, pool: Any) -> None:
+    """Tells PyTorch's allocator that nothing is recorded to a pool; no harm where it knows."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if end is not None:
+        with contextlib.suppress(RuntimeError):  # "not currently recording": the capture's own end told it
+            end(index, pool)
+
+
 class CudaCapture:
     """Captures on a stream of its own; all graphs of one capture share a pool of memory.
 
@@ -50,17 +80,18 @@ class CudaCapture:
         """See `dynabert.engine.graphs.Capture`."""
         graph = torch.cuda.CUDAGraph()
         caller = torch.cuda.current_stream(self.device)
-        # The outer stream is the caller's own: a capture that fails may leave its stream the current one.
-        with _CAPTURING, self._lock, torch.cuda.device(self.device), torch.cuda.stream(caller):
+        with _CAPTURING, self._lock, torch.cuda.device(self.device):
             self._stream.wait_stream(caller)
             with torch.cuda.stream(self._stream):
                 function()  # kernels are compiled and libraries set up here, which a capture may not do
             self._stream.synchronize()
-            if not self._alive:  # a pool that lost its last graph is not to be used again
+            if not self._alive or self._pool is None:  # a pool that lost its last graph is not to be used again
                 self._pool = torch.cuda.graph_pool_handle()
-            # Other threads may go on with their own work on the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                output = function()
+            try:
+                output = record_graph(graph, function, self.device, self._stream, self._pool)
+            except BaseException:
+                self._pool = None  # the graphs that are there keep theirs alive
+                raise
             if output.device != self.device:
                 raise RuntimeError(f"what was captured lies on {output.device}, not on {self.device}")
             made = CudaReplay(graph, function, output)

@@ -35,7 +35,7 @@ MAX_GRAPH_TOKENS = 8192  # of a batch; larger ones keep the device busy for long
 FEWEST_ROWS = 32
 FEWEST_KEYS = 64  # the shortest bound of a sequence: what the attention of short texts handles in one step
 SLOTS = 2  # pinned buffers of a graph: the host fills one while the other is copied
-MOST_FAILURES = 3  # captures that failed, after which none is tried again
+MOST_FAILURES = 3  # captures that failed one after the other, after which none is tried again
 KNOWN_FRAMES = 4096  # frames that were met once, and not captured yet
 _ALIGNMENT = 16  # bytes; what a 16-byte load wants
 
@@ -308,6 +308,7 @@ class GraphRunner:
                 self._graphs.clear()
             warnings.warn(f"InferenceEngine: a CUDA graph could not be captured ({why}); {after}", stacklevel=2)
             return None
+        self._failures = 0
         self._graphs[key] = captured
         if not self._places:
             self._places = list(_places(self._model))

@@ -460,6 +460,10 @@ class InferenceEngine:
         capture_now: bool = False,
     ) -> tuple[torch.Tensor, Sequence[int]]:
         """Logits of a batch, queued on the device, and the place in ``ids`` of each of their rows."""
+        if torch.is_autocast_enabled(self.device.type):
+            # The model has its dtype; a graph that was captured so would keep it.
+            with torch.autocast(self.device.type, enabled=False):
+                return self._issue(ids, types, shapes, capture_now=capture_now)
         graphs, tokens = self._graphs, sum(map(len, ids))
         try:
             if graphs is None or not graphs.takes(tokens):
@@ -487,6 +491,8 @@ class InferenceEngine:
         frame = self._frames.get(key)
         if frame is None:
             frame = self.model.pack(ids, types, subnet=shapes[0], device=device)
+            if device.type == "cuda":  # it is kept, for callers on other streams too: its copies must have ended
+                torch.cuda.current_stream(device).synchronize()
             if len(self._frames) < KNOWN_FRAMES:
                 self._frames[key] = frame
             return frame
