@@ -153,9 +153,10 @@ def _changes(scoring: Mapping[str, Any]) -> list[str]:
         cells = [
             interval(found[name, subnet]["difference"]) if (name, subnet) in found else NO_NUMBER for subnet in GOALS
         ]
-        tasks = list(dict.fromkeys(task for key, row in found.items() if key[0] == name for task in row["tasks"]))
-        rows.append([f"`{name}`", change, *cells, ", ".join(title(task) for task in tasks)])
-    heads = ["variant", "what it changes", *(f"at {readable(subnet)}" for subnet in GOALS), "tasks"]
+        seeds = {task: own for key, row in found.items() if key[0] == name for task, own in row["seeds"].items()}
+        told = (f"{title(task)} ({', '.join(map(str, own))})" for task, own in seeds.items())
+        rows.append([f"`{name}`", change, *cells, ", ".join(told)])
+    heads = ["variant", "what it changes", *(f"at {readable(subnet)}" for subnet in GOALS), "tasks (seeds)"]
     return ["### One change at a time: difference in retention from the recipe", "", *table(heads, rows)]
 
 
@@ -186,7 +187,8 @@ def _task(name: str, found: Mapping[str, Any]) -> list[str]:
         close = "mean square" if all(row["agreement"] is None for row in found["rows"]) else "KL, nats"
         heads = ["width, depth", "score", "retention", "agreement", close, "plain ratio", "the paper's", "independent"]
         more = "" if folder == "dynabert" else f", recipe `{folder}`"
-        seeds = ", ".join(str(seed) for seed in found["seeds"])
+        own = {seed for (variant, _), row in by_name.items() if variant == folder for seed in row["seeds"]}
+        seeds = ", ".join(str(seed) for seed in sorted(own))
         lines += [f"### {title(name)}{more} (seeds: {seeds})", "", *table(heads, rows)]
     return lines
 

@@ -190,7 +190,8 @@ def summarise(tasks: Mapping[str, TaskScores]) -> dict[str, Any]:
         if there:
             means.append(_mean(column, {name: tasks[name] for name in there}, shown))
         base = split_name(column[0])[0]
-        against = ("dynabert" if base == "paper" else base, column[1])
+        # A recipe's own variants change the recipe; the recipe as a whole is held against the paper's.
+        against = ("dynabert" if base in ("paper", column[0]) else base, column[1])
         if column[0] != against[0]:
             both = {name: tasks[name] for name in counted if tasks[name].seeds_of(column, against, TEACHER)}
             if both:
@@ -256,12 +257,20 @@ def _mean(column: Column, tasks: Mapping[str, TaskScores], shown: Mapping[str, A
 
 def _difference(column: Column, against: Column, tasks: Mapping[str, TaskScores]) -> dict[str, Any]:
     """How much more a variant keeps than the method it changes, on the same examples and seeds."""
-    parts = []
-    for own in tasks.values():
+    parts, used = [], {}
+    for name, own in tasks.items():
         seeds = own.seeds_of(column, against, TEACHER)
+        used[name] = list(seeds)
         parts.append(own.retention(column, seeds) - own.retention(against, seeds))
     found = Interval.of(np.mean(parts, axis=0)).rounded()
-    return {"variant": column[0], "subnet": column[1], "against": against[0], "tasks": list(tasks), "difference": found}
+    return {
+        "variant": column[0],
+        "subnet": column[1],
+        "against": against[0],
+        "tasks": list(tasks),
+        "seeds": used,
+        "difference": found,
+    }
 
 
 def _goals(means: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
