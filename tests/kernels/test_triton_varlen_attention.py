@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -125,12 +126,15 @@ def by_reference(sample: Case) -> dict[str, Tensor]:
     return results(reference.varlen_attention_fwd, reference.varlen_attention_bwd, sample)
 
 
-def check(sample: Case, again: Callable[[int], Case] | None = None) -> dict[str, Tensor]:
+def check(drawn: Case | Callable[..., Case]) -> dict[str, Tensor]:
     """Results and gradients err at most twice, gradients three times, what PyTorch does in the same dtype.
 
-    PyTorch's error in one draw is luck, and another processor's. ``again``: makes the case of another seed; what is too
-    far off is then judged by the largest errors of several draws, ours and PyTorch's alike, and by the same factor.
+    PyTorch's error in one draw is luck, and another processor's. ``drawn``: a case, or what makes the case of a
+    ``seed``; then what is too far off is judged by the largest errors of several draws, ours and PyTorch's alike, and
+    by the same factor.
     """
+    sample = drawn if isinstance(drawn, Case) else drawn(seed=0)
+    again = None if isinstance(drawn, Case) else drawn
     got, exact, yardstick = ours(sample), by_reference(sample.double()), by_reference(sample)
     red = []
     for name, value in yardstick.items():
@@ -144,7 +148,7 @@ def check(sample: Case, again: Callable[[int], Case] | None = None) -> dict[str,
     if red and again is not None:
         draws = [(got, exact, yardstick)]
         for seed in range(1, DRAWS):
-            other = again(seed)
+            other = again(seed=seed)
             draws.append((ours(other), by_reference(other.double()), by_reference(other)))
         for name, factor in red:
             error = max(max_error(mine[name], truth[name]) for mine, truth, _ in draws)
@@ -164,10 +168,7 @@ def test_mixed_heads_and_lengths(dtype: torch.dtype, bias: bool, dropout: float)
     if dtype == torch.float64 and not INTERPRETED:
         pytest.skip("float64 is for gradcheck in the interpreter; a GPU refuses it by name")
 
-    def drawn(seed: int) -> Case:
-        return case(MIXED, MIXED_HEADS, dtype, bias=bias, dropout=dropout, dead_rows=5, seed=seed)
-
-    check(drawn(0), drawn)
+    check(partial(case, MIXED, MIXED_HEADS, dtype, bias=bias, dropout=dropout, dead_rows=5))
 
 
 @pytest.mark.parametrize(
@@ -187,19 +188,19 @@ def test_lengths(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             module, "short_attention_tile", lambda *_: None
         )  # tests/kernels/test_triton_short_attention
-    check(case([lengths], heads=1, bias=True))
+    check(partial(case, [lengths], heads=1, bias=True))
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_head_sizes(size: int) -> None:
-    check(case([[9, 20], [6]], [2, 1], torch.bfloat16, heads=2, size=size, bias=True, dropout=0.2))
+    check(partial(case, [[9, 20], [6]], [2, 1], torch.bfloat16, heads=2, size=size, bias=True, dropout=0.2))
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_plans(name: str) -> None:
     heads, groups = PLANS[name]
-    sample = case(groups, heads, heads=4, bias=True, dropout=0.25, dead_rows=3)
-    got = check(sample)
+    drawn = partial(case, groups, heads, heads=4, bias=True, dropout=0.25, dead_rows=3)
+    sample, got = drawn(), check(drawn)
     for begin, end, count in zip(sample.rows.tolist(), sample.rows[1:].tolist(), heads, strict=False):
         assert (got["out"][begin:end, count:] == 0).all()
         assert (got["dqkv"][begin:end, count:] == 0).all()
@@ -217,7 +218,7 @@ def test_plans(name: str) -> None:
 @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 def test_random_plans(groups: list[tuple[int, list[int]]], dropout: float, dead_rows: int) -> None:
     counts, lengths = [count for count, _ in groups], [list(group) for _, group in groups]
-    check(case(lengths, counts, bias=True, dropout=dropout, dead_rows=dead_rows))
+    check(partial(case, lengths, counts, bias=True, dropout=dropout, dead_rows=dead_rows))
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU uses its own tiles already")
@@ -238,7 +239,7 @@ def test_other_tiles(tile: tuple[int, int], groups: list[list[int]], monkeypatch
             "attention_tile",
             lambda kernel, qkv: AttentionTile(min(tile) if kernel == "dbias" else tile[0], tile[1], 4, 1),
         )
-    check(case(groups, [2, 1][: len(groups)], bias=True, dropout=0.3, dead_rows=1))
+    check(partial(case, groups, [2, 1][: len(groups)], bias=True, dropout=0.3, dead_rows=1))
 
 
 def test_rows_that_no_sequence_holds_are_zero() -> None:
