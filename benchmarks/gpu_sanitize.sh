@@ -3,7 +3,7 @@
 # use of barriers. One process for each tool, provider and op, side by side; a log of each and a summary under
 # ${OUT:-out}/gpu_sanitize.
 #
-#   bash benchmarks/gpu_sanitize.sh                          all of it, in less than ten minutes
+#   bash benchmarks/gpu_sanitize.sh                          all of it
 #   ... --tools "memcheck" --providers "triton" --ops "elastic_ffn varlen_attention" --cases 20
 #   bash benchmarks/gpu_sanitize.sh --rehearse               on any machine: the same samples on the CPU, no sanitizer
 #

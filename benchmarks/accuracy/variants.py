@@ -53,7 +53,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "sandwich": Variant("four sub-networks a step in the second stage", ("--sampling", "sandwich")),
     "sandwich_double": Variant(
-        "the same, and twice the epochs: about the recipe's own cost", ("--sampling", "sandwich"), epochs=2.0
+        "four sub-networks a step in the second stage, and twice the epochs", ("--sampling", "sandwich"), epochs=2.0
     ),
     "final_stage": Variant("a last stage on labels", ("--final_stage", "True")),
     "rate_half": Variant("half the learning rate in the stages", rate=0.5),
@@ -80,8 +80,8 @@ MISSING = {
 
 FIRST = ("dynabert", "no_rewiring", "no_distillation", "independent")
 
-# Of the whole campaign. `paper` is the method as published, without augmentation; `best` is what its single changes
-# showed to be better.
+# Of the whole campaign. `paper` is the method as published, without augmentation; `best` has the single changes that
+# its rows showed to be better, on one task so far.
 RECIPES: dict[str, Variant] = {
     "paper": Variant("the published method", ("--recipe", "paper")),
     "best": Variant(
