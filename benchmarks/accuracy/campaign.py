@@ -144,7 +144,7 @@ def write_rows(plan: Plan, folder: Path | None, label: str) -> None:
         kept.mkdir(parents=True, exist_ok=True)
         for answers in (plan.folder / "predictions").glob("*.npz"):
             shutil.copyfile(answers, kept / answers.name)
-        for recipe in RECIPES:  # of the checkpoints that people would use, not of the comparisons
+        for recipe in ("paper", "best"):  # of the checkpoints that people would use, not of the comparisons
             for part in last_parts(plan.folder / folder_name(recipe, "dynabert")):
                 cards = folder / "cards"
                 cards.mkdir(exist_ok=True)

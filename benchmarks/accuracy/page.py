@@ -19,7 +19,7 @@ from dynabert.configuration.grid import parse_subnets
 from .predictions import TEACHER_PART
 from .scoring import GOALS, STANDARD_ERRORS
 from .tasks import TASKS
-from .variants import MISSING, RECIPES, VARIANTS, split_name
+from .variants import MISSING, RECIPES, VARIANTS, folder_name, split_name
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "accuracy"
@@ -150,6 +150,8 @@ def _changes(scoring: Mapping[str, Any]) -> list[str]:
     for name in names:
         recipe, variant = split_name(name)
         change = RECIPES[recipe].change if variant == "dynabert" else VARIANTS[variant].change
+        if recipe != "paper" and variant != "dynabert":
+            change += f"; of `{recipe}`"
         cells = [
             interval(found[name, subnet]["difference"]) if (name, subnet) in found else NO_NUMBER for subnet in GOALS
         ]
@@ -163,7 +165,8 @@ def _changes(scoring: Mapping[str, Any]) -> list[str]:
 def _task(name: str, found: Mapping[str, Any]) -> list[str]:
     """A line for each sub-network of one task."""
     by_name = {(row["variant"], row["subnet"]): row for row in found["rows"]}
-    recipes = [folder for folder in ("dynabert", "best") if any(key[0] == folder for key in by_name)]
+    whole = [folder_name(recipe, "dynabert") for recipe in RECIPES]
+    recipes = [folder for folder in whole if any(key[0] == folder for key in by_name)]
     lines = []
     for folder in recipes:
         alone = "independent" if folder == "dynabert" else f"{folder}-independent"
@@ -206,11 +209,11 @@ def _hours(rows: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
                 names.append(name)
     names.sort(key=lambda name: (-1, -1) if name == TEACHER_PART else _order(name))
     lines = [
-        [f"{title(task)}, {seed}", *(f"{hours[n]:.2f}" if n in hours else NO_NUMBER for n in names), _device(rows[key])]
-        for key, hours in own.items()
-        for task, seed in [key]
+        [f"`{name}`", *(f"{hours[name]:.2f}" if name in hours else NO_NUMBER for hours in own.values())]
+        for name in names
     ]
-    heads = ["task, seed", *(f"`{name}`" for name in names), "on"]
+    lines.append(["on", *(_device(rows[key]) for key in own)])
+    heads = ["variant", *(f"{title(task)}, {seed}" for task, seed in own)]
     return ["### Hours by the wall clock", "", *table(heads, lines)]
 
 
@@ -253,7 +256,7 @@ def block() -> str:
             f"counts where its teacher stands at least {STANDARD_ERRORS:g} standard errors above the majority.",
             "",
         ]
-    tried = {variant for _, scoring in scorings() for row in scoring["differences"] for variant in [row["variant"]]}
+    tried = {split_name(row["variant"])[1] for _, scoring in scorings() for row in scoring["differences"]}
     left = [name for name in VARIANTS if name not in tried and name != "dynabert"]
     if left:
         lines += [f"Variants without rows: {', '.join(f'`{name}`' for name in left)}.", ""]
@@ -273,13 +276,17 @@ def draw(scoring: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = list(dict.fromkeys(row["variant"] for row in scoring["means"]))
+    found = dict.fromkeys(row["variant"] for row in scoring["means"])
+    # Of `short` only the recipe: its changes would hide the rest.
+    names = [name for name in found if name == "short" or split_name(name)[0] != "short"]
     subnets = sorted({row["subnet"] for row in scoring["means"]}, key=_work)
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for place, name in enumerate(names):
-        found = {row["subnet"]: row["retention"] for row in scoring["means"] if row["variant"] == name}
+        kept_of = {row["subnet"]: row["retention"] for row in scoring["means"] if row["variant"] == name}
         shift = 0.7 * ((place + 0.5) / len(names) - 0.5)  # side by side
-        points = [(x + shift, found[s]) for x, s in enumerate(subnets) if s in found and found[s]["value"] is not None]
+        points = [
+            (x + shift, kept_of[s]) for x, s in enumerate(subnets) if s in kept_of and kept_of[s]["value"] is not None
+        ]
         axes.errorbar(
             [x for x, _ in points],
             [100 * kept["value"] for _, kept in points],
