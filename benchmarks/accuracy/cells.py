@@ -26,7 +26,8 @@ from dynabert.engine import load_tokenizer
 from .independent import run_independent
 from .making import note
 from .predictions import last_parts
-from .variants import RECIPES, VARIANTS, folder_name
+from .variants import RECIPES, VARIANTS, folder_name, is_apart
+from .width_norms import run_width_norms
 
 TEACHER = "teacher"
 
@@ -143,8 +144,10 @@ class Plan:
         folder = self.where(name)
         if name == TEACHER:
             return (folder / "complete.json").is_file()
-        if not VARIANTS[name].independent:
+        if not is_apart(folder.name):
             return (folder / "results.json").is_file()
+        if VARIANTS[name].width_norms:
+            return len(last_parts(folder)) == len(self.recipe_of(name).widths)
         wanted = self.recipe_of(name).stages[-1].subnets
         count = len(wanted) if self.subnets is None else len(self.subnets.split(","))
         return len(last_parts(folder)) >= count
@@ -183,6 +186,8 @@ class Plan:
                 self._run_teacher(clock)
             elif VARIANTS[name].independent:
                 run_independent(*parse(self.arguments(name)), self.where(name), self.subnets, [clock])
+            elif VARIANTS[name].width_norms:
+                run_width_norms(*parse(self.arguments(name)), self.where(name))
             else:
                 run_arguments(self.arguments(name), [clock])
         finally:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .variants import RECIPES, VARIANTS, is_independent, split_name
+from .variants import RECIPES, VARIANTS, is_apart, split_name
 
 STAGES = ("width", "depth", "final")
 TEACHER_PART = "teacher"
@@ -84,7 +84,7 @@ def variants_there(cell: Path) -> list[str]:
 
 def last_parts(folder: Path) -> dict[Path, tuple[str, ...]]:
     """Folder and sub-networks of the parts that a variant ends with; empty where it is not finished."""
-    if is_independent(folder.name):
+    if is_apart(folder.name):
         parts = [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
     else:
         # A variant is finished with its results, which are written last.

@@ -17,7 +17,7 @@ from dynabert.evaluation import fidelity
 from ..rows import commit
 from .making import made
 from .predictions import Predictions, complete, last_parts, teacher_folder, variants_there
-from .variants import VARIANTS, is_independent, split_name
+from .variants import VARIANTS, is_apart, split_name
 
 
 def collect(out: Path, variants: Sequence[str] | None = None) -> dict[str, Any]:
@@ -36,15 +36,17 @@ def collect(out: Path, variants: Sequence[str] | None = None) -> dict[str, Any]:
     for variant in variants:
         folder = out / variant
         names = ["rewired", "width", "depth", "final"]
-        single = is_independent(variant)
-        if single:
+        apart = is_apart(variant)
+        if apart:
             names = sorted(path.name for path in folder.iterdir() if path.is_dir())
         closeness = _closeness(out, variant)
         for name in names:
             part = complete(folder / name)
             if part is None:
                 continue
-            label = "fine-tuned" if single else name
+            label = name
+            if apart:
+                label = "fine-tuned" if VARIANTS[split_name(variant)[1]].independent else "depth"
             ends = folder / name in last_parts(folder)
             key = f"{variant}/{label}"
             seconds[key] = round(seconds.get(key, 0.0) + part["seconds"], 1)

@@ -15,6 +15,7 @@ class Variant:
         rate, epochs: by which the recipe's learning rate and epochs are multiplied.
         depth: the share of the teacher's layers that the student starts from; its sub-networks are parts of these.
         independent: True: a network of its own for each shape, fine-tuned on labels from the plain checkpoint.
+        width_norms: True: an experiment of `benchmarks.accuracy.width_norms`, which leaves a network for each width.
         copies: altered copies of each text that the stages learn on; 0 for the task's usual number, None for none.
     """
 
@@ -24,6 +25,7 @@ class Variant:
     epochs: float = 1.0
     depth: float = 1.0
     independent: bool = False
+    width_norms: bool = False
     copies: int | None = None
 
 
@@ -66,16 +68,12 @@ VARIANTS: dict[str, Variant] = {
         "the student starts from two thirds of the layers, and its depth 1 is these: smaller at the same name",
         depth=2 / 3,
     ),
+    "width_layer_norm": Variant("LayerNorm weights of the layers' own for each width", width_norms=True),
     # Their options are those of --augment: they need a table of words, which the campaign is given.
     "augmented": Variant("the stages learn on altered copies of the text (--neighbours)", copies=0),
     "augmented_same_steps": Variant(
         "four altered copies of each text in a fifth of the epochs: other text, no more steps", epochs=0.2, copies=4
     ),
-}
-
-# What was asked for and `dynabert train` has no option for. A page says so, so that nobody looks for rows.
-MISSING = {
-    "width_layer_norm": "LayerNorm weights of their own for each width",
 }
 
 FIRST = ("dynabert", "no_rewiring", "no_distillation", "independent")
@@ -112,6 +110,7 @@ def split_name(folder: str) -> tuple[str, str]:
     return found
 
 
-def is_independent(folder: str) -> bool:
-    """Whether each sub-network there is a network of its own."""
-    return VARIANTS[split_name(folder)[1]].independent
+def is_apart(folder: str) -> bool:
+    """Whether the sub-networks there are parts of several networks, each in a folder of its own."""
+    variant = VARIANTS[split_name(folder)[1]]
+    return variant.independent or variant.width_norms

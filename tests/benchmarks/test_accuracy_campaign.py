@@ -171,7 +171,7 @@ def test_every_variant_is_one_that_training_takes(tmp_path: Path) -> None:
         assert recipes[name, "starting_layers"][0].starting_layers == starting_layers(str(model), 2 / 3)
     # Each changes something: an option of the trainer, or that there is one network for all. A recipe may have it.
     same = {key for key, found in recipes.items() if found == recipes[key[0], "dynabert"]}
-    expected = {(name, variant) for name in RECIPES for variant in ("dynabert", "independent")}
+    expected = {(name, variant) for name in RECIPES for variant in ("dynabert", "independent", "width_layer_norm")}
     has = {("best", name) for name in ("teacher_full", "teacher_fine_tuned", "final_stage")}
     assert same == expected | {("paper", "teacher_same"), ("short", "teacher_same")} | has
     assert len({str(recipes[name, "dynabert"]) for name in RECIPES}) == len(RECIPES)
