@@ -53,6 +53,8 @@ VARIANTS: dict[str, Variant] = {
     "attention_relation": Variant(
         "also a loss of the relations between queries, keys and values", ("--relation_weights", "1", "1")
     ),
+    "labels_second": Variant("the second stage also learns from labels", ("--label_weights", "0", "1")),
+    "labels_both": Variant("both stages also learn from labels", ("--label_weights", "1", "1")),
     "sandwich": Variant("four sub-networks a step in the second stage", ("--sampling", "sandwich")),
     "sandwich_double": Variant(
         "four sub-networks a step in the second stage, and twice the epochs", ("--sampling", "sandwich"), epochs=2.0

@@ -39,7 +39,12 @@ _SETTINGS = (
 
 
 # A recipe's switches that are off by default: not worth a line then.
-_UNUSED: dict[str, Any] = {"relation_weights": [0.0, 0.0], "starting_layers": None, "second_teacher": "width"}
+_UNUSED: dict[str, Any] = {
+    "relation_weights": [0.0, 0.0],
+    "label_weights": [0.0, 0.0],
+    "starting_layers": None,
+    "second_teacher": "width",
+}
 
 
 class HasConfig(Protocol):
@@ -435,6 +440,7 @@ def _recipe(training: CardTraining | None) -> str:
         ("logit_weights", "weight of the logits' loss, width and depth stage"),
         ("hidden_weights", "weight of the hidden states' loss, width and depth stage"),
         ("relation_weights", "weight of the loss of query, key and value relations, width and depth stage"),
+        ("label_weights", "weight of the task's own loss on labels, width and depth stage"),
         ("starting_layers", "layers of the teacher that the student started from, the first is 0"),
         ("teacher_width", "the depth stage's teacher"),
         ("second_teacher", "the network that the depth stage learned from"),

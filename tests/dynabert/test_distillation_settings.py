@@ -208,7 +208,7 @@ def test_a_folder_of_a_version_with_fewer_switches_goes_on(tmp_path: Path) -> No
     train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
     begun = settings(tmp_path / "run")
     for part in ("arguments", "recipe"):
-        for name in ("relation_weights", "relation_heads", "starting_layers"):
+        for name in ("relation_weights", "relation_heads", "starting_layers", "label_weights"):
             del begun[part][name]
     (tmp_path / "run" / "settings.json").write_text(json.dumps(begun))
     train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)

@@ -14,9 +14,9 @@ from dynabert.cli import main
 from dynabert.cli.train import parse
 from dynabert.data import Encoded, read_examples
 from dynabert.distill import pipeline
+from dynabert.distill.losses import task_sums
 from dynabert.distill.pipeline import train_elastic
 from dynabert.distill.stages import Stage
-from dynabert.distill.trainer import task_sums
 from tests.dynabert.tiny_networks import plain_model
 from tests.dynabert.tiny_texts import tiny_folder, tiny_model
 from tests.dynabert.tiny_training import arguments, elastic, texts

@@ -42,6 +42,8 @@ CHANGES: dict[str, tuple[dict[str, Any], bool, list[str]]] = {
     "a last stage": ({"final_stage": True}, False, PARTS),
     "the first stage's weights": ({"hidden_weights": [1.0, 1.0]}, False, PARTS[:2]),
     "the relations' weights": ({"relation_weights": [0.0, 1.0]}, False, PARTS[:3]),
+    "the labels' weights": ({"label_weights": [0.0, 1.0]}, False, PARTS[:3]),
+    "the labels' weights in both stages": ({"label_weights": [1.0, 1.0]}, False, PARTS[:2]),
     "distillation": ({"distillation": False}, False, PARTS[:2]),
     "importance": ({"importance_mode": "accumulated"}, False, PARTS[:1]),
     "the depth rule": ({"depth_rule": "reference"}, False, []),

@@ -148,6 +148,13 @@ class DistillationArguments(TrainingArguments):
             "help": "of the loss of query, key and value relations in the first and the second stage; default: 0"
         },
     )
+    label_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "of the task's own loss on labels in the first and the second stage, beside what is distilled; "
+            "default: 0"
+        },
+    )
     relation_heads: int | None = field(
         default=None,
         metadata={"help": "heads that the relations are cut into; default: as many as a head has numbers"},
@@ -205,7 +212,7 @@ class DistillationArguments(TrainingArguments):
             given = getattr(self, name)
             if given is not None and given not in values:
                 raise ValueError(f"--{name} is {given!r}; allowed: {', '.join(values)}")
-        for name in ("logit_weights", "hidden_weights", "relation_weights"):
+        for name in ("logit_weights", "hidden_weights", "relation_weights", "label_weights"):
             given = getattr(self, name)
             if given is not None and len(given) != 2:
                 raise ValueError(f"--{name} has {len(given)} numbers; allowed: 2, for the first and the second stage")
@@ -238,6 +245,7 @@ class DistillationArguments(TrainingArguments):
             "logit_weights",
             "hidden_weights",
             "relation_weights",
+            "label_weights",
             "relation_heads",
             "regression_logits",
             "sampling",

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import dynabert_kernels as dk
@@ -59,15 +60,17 @@ class LossSums:
         num_sequences: float,
         hidden_numbers: float,
         relation_weight: float = 0.0,
+        label_weight: float = 1.0,
     ) -> Tensor:
-        """(S,): ``logit_weight * SCE + hidden_weight * HID + relation_weight * REL``, or the mean task loss.
+        """(S,): ``logit_weight * SCE + hidden_weight * HID + relation_weight * REL + label_weight * TASK``, of those
+        that there are.
 
-        ``num_sequences``: over which SCE and REL are means. ``hidden_numbers``: tokens times features, over which HID
-        is.
+        ``num_sequences``: over which SCE, REL and TASK are means. ``hidden_numbers``: tokens times features, over which
+        HID is.
         """
         parts = []
         if self.task is not None:
-            parts.append(self.task / num_sequences)
+            parts.append(self.task * (label_weight / num_sequences))
         if self.logits is not None:
             parts.append(self.logits * (logit_weight / num_sequences))
         if self.hidden is not None:
@@ -226,20 +229,25 @@ def loss_sums(
     logits: bool = True,
     hidden: bool = True,
     relation: bool = False,
+    targets: Tensor | None = None,
     dropout_state: Tensor | None = None,
 ) -> LossSums:
     """The sums of every sub-network in ``stacked``, which are number ``first`` and on of the teacher's ``copies``.
 
+    ``targets``: labels of the sequences, for the task's own loss beside the others; None without it.
     ``dropout_state``: (2,) int64 or None; sub-network ``s`` draws with the offset plus ``first + s``, so that its masks
     are the same in one launch and alone.
     """
     state = _shifted(dropout_state, first)
     x, states = student.encoder.encode(stacked.batch, stacked.plan, state, keep_states=hidden or relation)
     copies = teacher.copies[first : first + stacked.num_groups]
-    found = None
-    if logits:
+    found = task = None
+    if logits or targets is not None:
         own = student.classify(x.index_select(0, stacked.batch.cu_seqlens[:-1]), state, stacked.num_groups)
-        found = logit_sums(student, own, stacked, teacher.logits, copies)
+        if logits:
+            found = logit_sums(student, own, stacked, teacher.logits, copies)
+        if targets is not None:
+            task = task_sums(student, own, targets, stacked.num_groups)
     total = None
     if hidden:
         assert states is not None  # asked for above
@@ -252,7 +260,23 @@ def loss_sums(
         told = teacher.relations
         pairs = zip(_last_projections(student, stacked, states), copies, strict=True)
         apart = torch.stack([relation_sum(mine, told.projections[copy], told) for mine, copy in pairs])
-    return LossSums(found, total, relation=apart)
+    return LossSums(found, total, task, apart)
+
+
+def task_sums(
+    student: ElasticBertForSequenceClassification, logits: Tensor, targets: Tensor, num_groups: int
+) -> Tensor:
+    """(S,): the task's own loss of each copy of a batch, added over its sequences (averaged over several outputs)."""
+    scores = logits if logits.dtype == torch.float64 else logits.float()
+    kind = problem_of(student)
+    repeated = targets.repeat(num_groups, *([1] * (targets.dim() - 1)))
+    if kind == REGRESSION:
+        losses = F.mse_loss(scores, repeated.to(scores.dtype).view_as(scores), reduction="none").mean(1)
+    elif kind == MULTI_LABEL:
+        losses = F.binary_cross_entropy_with_logits(scores, repeated.to(scores.dtype), reduction="none").mean(1)
+    else:
+        losses = F.cross_entropy(scores, repeated, reduction="none")
+    return losses.view(num_groups, -1).sum(1)
 
 
 def _shifted(dropout_state: Tensor | None, first: int) -> Tensor | None:

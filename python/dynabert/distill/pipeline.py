@@ -230,6 +230,12 @@ def train_elastic(
     out = Path(str(args.output_dir))
     recipe = args.make_recipe()
     check_recipe(model, recipe)
+    if unlabelled is not None and any(stage.label_weight for stage in recipe.stages):
+        raise ValueError(
+            f"train: label_weights are {list(recipe.label_weights)} and the stages are to distil on "
+            f"{unlabelled.source}, which has no labels; leave one out: --label_weights, or --unlabelled_file and "
+            "--augment"
+        )
     args = with_defaults(args, model, _begun(out).get("arguments", {}), say)
     # What is not a training stage is done by the first process; the others wait, and find it done.
     sources = [Path(folder) for folder in parts_of]

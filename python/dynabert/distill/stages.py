@@ -37,6 +37,8 @@ class Stage:
         regression_logits: False leaves the logits' loss of a regression out.
         relation_heads: into how many heads queries, keys and values are cut for their relations; None: as many as a
             head has numbers.
+        label_weight: of the task's own loss on labels, beside what is distilled; 0 in a stage that learns from labels
+            alone.
     """
 
     name: str
@@ -49,19 +51,26 @@ class Stage:
     regression_logits: bool = True
     relation_weight: float = 0.0
     relation_heads: int | None = None
+    label_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.subnets:
             raise ValueError(f"stage {self.name}: no sub-network; give at least one")
         if self.sampling not in SAMPLING:
             raise ValueError(f"stage {self.name}: sampling is {self.sampling!r}; allowed: {', '.join(SAMPLING)}")
-        for name in ("logit_weight", "hidden_weight", "relation_weight"):
+        weights = [self.logit_weight, self.hidden_weight, self.relation_weight, self.label_weight]
+        for name in ("logit_weight", "hidden_weight", "relation_weight", "label_weight"):
             if not getattr(self, name) >= 0.0:
                 raise ValueError(f"stage {self.name}: {name} is {getattr(self, name)}; allowed: 0 or more")
         if self.relation_heads is not None and self.relation_heads < 1:
             raise ValueError(f"stage {self.name}: relation_heads is {self.relation_heads}; allowed: 1 or more")
-        if not self.labels and self.logit_weight == self.hidden_weight == self.relation_weight == 0.0:
+        if not self.labels and not any(weights):
             raise ValueError(f"stage {self.name}: all weights are 0, so there is nothing to learn; give one of them")
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether its loss needs labels."""
+        return self.labels or self.label_weight != 0.0
 
     def chosen(self, step: int, seed: int) -> tuple[SubnetConfig, ...]:
         """The sub-networks of optimiser step ``step``: the same in every process, and in a resumed run."""
@@ -95,7 +104,7 @@ class Recipe:
         widths, depths: the multipliers; the first stage trains the widths, the second every pair.
         subnets: named sub-networks in place of the grid, largest first; the first stage trains those that keep every
             layer. None for the grid.
-        logit_weights, hidden_weights, relation_weights: of the first and the second stage.
+        logit_weights, hidden_weights, relation_weights, label_weights: of the first and the second stage.
         relation_heads: of the relations' loss; None: as many as a head has numbers.
         starting_layers: the teacher's layers that the student starts from, 0-based and rising; its sub-networks are
             parts of these alone. None: all.
@@ -126,6 +135,7 @@ class Recipe:
     relation_heads: int | None = None
     starting_layers: tuple[int, ...] | None = None
     second_teacher: str = "width"
+    label_weights: tuple[float, float] = (0.0, 0.0)
     stages: tuple[Stage, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
@@ -159,6 +169,7 @@ class Recipe:
                     regression_logits=self.regression_logits,
                     relation_weight=self.relation_weights[0],
                     relation_heads=self.relation_heads,
+                    label_weight=self.label_weights[0],
                 )
             )
         stages.append(
@@ -172,13 +183,14 @@ class Recipe:
                 regression_logits=self.regression_logits,
                 relation_weight=self.relation_weights[1],
                 relation_heads=self.relation_heads,
+                label_weight=self.label_weights[1],
             )
         )
         if self.final:
             stages.append(Stage("final", both, 0.0, 0.0, sampling=self.sampling, labels=True))
         if not self.distillation:
             stages = [
-                replace(stage, logit_weight=0.0, hidden_weight=0.0, relation_weight=0.0, labels=True)
+                replace(stage, logit_weight=0.0, hidden_weight=0.0, relation_weight=0.0, label_weight=0.0, labels=True)
                 for stage in stages
             ]
         object.__setattr__(self, "stages", tuple(stages))

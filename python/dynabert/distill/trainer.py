@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
@@ -36,6 +35,7 @@ from dynabert.distill.losses import (
     loss_sums,
     problem_of,
     run_teacher,
+    task_sums,
     teacher_shapes,
 )
 from dynabert.distill.relations import resolved_relation_heads
@@ -68,29 +68,13 @@ class _StudentStep(nn.Module):
         self, stacked: Stack, teacher: TeacherOutput | None, targets: Tensor | None, **options: Any
     ) -> LossSums:
         if teacher is not None:
-            return loss_sums(self.student, stacked, teacher, **options)
+            return loss_sums(self.student, stacked, teacher, targets=targets, **options)
         state = options["dropout_state"]
         x, _ = self.student.encoder.encode(stacked.batch, stacked.plan, state)
         first = x.index_select(0, stacked.batch.cu_seqlens[:-1])
         logits = self.student.classify(first, state, stacked.num_groups)
         assert targets is not None  # a stage without a teacher has labels
         return LossSums(None, None, task_sums(self.student, logits, targets, stacked.num_groups))
-
-
-def task_sums(
-    student: ElasticBertForSequenceClassification, logits: Tensor, targets: Tensor, num_groups: int
-) -> Tensor:
-    """(S,): the task's own loss of each copy of a batch, added over its sequences (averaged over several outputs)."""
-    scores = logits if logits.dtype == torch.float64 else logits.float()
-    kind = problem_of(student)
-    repeated = targets.repeat(num_groups, *([1] * (targets.dim() - 1)))
-    if kind == REGRESSION:
-        losses = F.mse_loss(scores, repeated.to(scores.dtype).view_as(scores), reduction="none").mean(1)
-    elif kind == MULTI_LABEL:
-        losses = F.binary_cross_entropy_with_logits(scores, repeated.to(scores.dtype), reduction="none").mean(1)
-    else:
-        losses = F.cross_entropy(scores, repeated, reduction="none")
-    return losses.view(num_groups, -1).sum(1)
 
 
 class DistillationTrainer(Trainer):
@@ -139,7 +123,7 @@ class DistillationTrainer(Trainer):
                 f"DistillationTrainer: the student is in {model.dtype}; allowed: float32; load it with "
                 "dtype=torch.float32 and give bf16=True for half precision"
             )
-        if stage.labels and train_dataset.labels is None:
+        if stage.reads_labels and train_dataset.labels is None:
             raise ValueError(
                 f"DistillationTrainer: stage {stage.name} learns from labels and {train_dataset.source} has none"
             )
@@ -152,10 +136,11 @@ class DistillationTrainer(Trainer):
         if not stage.labels and teacher is None:
             raise ValueError(f"DistillationTrainer: stage {stage.name} distils and has no teacher; give teacher=")
         told = stage.regression_logits or problem_of(model) != REGRESSION
-        if not stage.labels and stage.hidden_weight == stage.relation_weight == 0.0 and not told:
+        others = stage.hidden_weight, stage.relation_weight, stage.label_weight
+        if not stage.labels and not any(others) and not told:
             raise ValueError(
                 f"DistillationTrainer: stage {stage.name} leaves out a regression's logits and has a hidden_weight of "
-                "0 (and a relation_weight of 0), so there is nothing to learn; give one of them"
+                "0 (and a relation_weight and label_weight of 0), so there is nothing to learn; give one of them"
             )
         self.stage, self.metric = stage, metric
         self._shapes = {subnet: model.shape(subnet) for subnet in stage.subnets}
@@ -271,9 +256,9 @@ class DistillationTrainer(Trainer):
         seqlens = [len(ids) for ids in launch.input_ids]
         stage, output, targets = self.stage, None, None
         wants_hidden, wants_relation = stage.hidden_weight != 0.0, stage.relation_weight != 0.0
-        if stage.labels:
+        if stage.reads_labels:
             targets = self._targets(student, launch)
-        else:
+        if not stage.labels:
             assert self.teacher is not None  # checked at construction
             output = run_teacher(
                 self.teacher,
@@ -305,6 +290,7 @@ class DistillationTrainer(Trainer):
                 logit_weight=stage.logit_weight,
                 hidden_weight=stage.hidden_weight,
                 relation_weight=stage.relation_weight,
+                label_weight=1.0 if stage.labels else stage.label_weight,
                 num_sequences=sequences,
                 hidden_numbers=tokens * student.config.hidden_size,
             )
