@@ -25,7 +25,7 @@ from .cells import TEACHER, Clock, OutOfTime, Plan, parts_seconds, reserved
 from .predictions import keep_predictions, last_parts
 from .rows import collect, draw
 from .tasks import TASKS, task_folder
-from .variants import FIRST, RECIPES, VARIANTS, folder_name
+from .variants import FIRST, RECIPES, TRIALS, VARIANTS, folder_name
 
 NOT_DONE = 3
 SMALL_HIDDEN = 512  # below it a network learns at the higher rate
@@ -144,7 +144,9 @@ def write_rows(plan: Plan, folder: Path | None, label: str) -> None:
         kept.mkdir(parents=True, exist_ok=True)
         for answers in (plan.folder / "predictions").glob("*.npz"):
             shutil.copyfile(answers, kept / answers.name)
-        for recipe in ("paper", "best"):  # of the checkpoints that people would use, not of the comparisons
+        for recipe in RECIPES:  # of the checkpoints that people would use, not of the comparisons
+            if recipe in TRIALS:
+                continue
             for part in last_parts(plan.folder / folder_name(recipe, "dynabert")):
                 cards = folder / "cards"
                 cards.mkdir(exist_ok=True)

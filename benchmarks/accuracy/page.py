@@ -19,7 +19,7 @@ from dynabert.configuration.grid import parse_subnets
 from .predictions import TEACHER_PART
 from .scoring import GOALS, STANDARD_ERRORS
 from .tasks import TASKS
-from .variants import RECIPES, VARIANTS, folder_name, split_name
+from .variants import RECIPES, TRIALS, VARIANTS, folder_name, split_name
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "accuracy"
@@ -276,8 +276,8 @@ def draw(scoring: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     found = dict.fromkeys(row["variant"] for row in scoring["means"])
-    # Of `short` only the recipe: its changes would hide the rest.
-    names = [name for name in found if name == "short" or split_name(name)[0] != "short"]
+    # Of a trial only the recipe: its changes would hide the rest.
+    names = [name for name in found if name in TRIALS or split_name(name)[0] not in TRIALS]
     subnets = sorted({row["subnet"] for row in scoring["means"]}, key=_work)
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for place, name in enumerate(names):

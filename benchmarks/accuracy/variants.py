@@ -91,6 +91,7 @@ RECIPES: dict[str, Variant] = {
     ),
     "short": Variant("a third of the stages' epochs", ("--recipe", "paper"), epochs=1 / 3),
 }
+TRIALS = ("short",)  # recipes whose networks are for comparisons, not for use
 
 
 def folder_name(recipe: str, variant: str) -> str:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
-import dynabert_kernels as dk
 from dynabert.cli.options import encode
 from dynabert.cli.train import InputArguments, open_model, read_inputs
 from dynabert.configuration import SubnetConfig
@@ -33,13 +32,11 @@ from dynabert.evaluation import evaluate
 from dynabert.finetuning import labelled_batches
 from dynabert.importance import compute_importance
 from dynabert.modeling import ElasticBertForSequenceClassification
-from dynabert.modeling.encoder import ElasticLayer, attention_stream, ffn_stream
+from dynabert.modeling.encoder import ElasticLayer
 from dynabert.rewiring import rewire
 from dynabert_kernels import LayerPlan
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
-
     from dynabert.distill import DistillationArguments
 
 ATTENTION, FFN = 0, 1
@@ -99,44 +96,10 @@ class WidthNormLayer(ElasticLayer):
         dropout_state: Tensor | None,
     ) -> Tensor:
         """As the ordinary layer's; each group of rows takes the norms of its width."""
-        config, dropping = self.config, dropout_state is not None
-        if position_bias is not None:
-            position_bias = position_bias.t().index_select(0, self.head_order)
         norms = self._norms(layer, x.shape[0], x.dtype)
-        x = dk.elastic_attention(
-            x,
-            self.qkv_weight,
-            self.qkv_bias,
-            self.attention_weight,
-            self.attention_bias,
-            self.attention_norm.weight,
-            self.attention_norm.bias,
-            cu_seqlens,
-            layer,
-            max_seqlen=max_seqlen,
-            eps=self.attention_norm.eps,
-            position_bias=position_bias,
-            attention_dropout=config.attention_probs_dropout_prob if dropping else 0.0,
-            hidden_dropout=config.hidden_dropout_prob if dropping else 0.0,
-            dropout_state=dropout_state,
-            dropout_stream=attention_stream(self.index),
-        )
+        x = self.attend(x, cu_seqlens, layer, max_seqlen, position_bias, dropout_state)
         x = x * norms[:, ATTENTION, WEIGHT] + norms[:, ATTENTION, BIAS]
-        x = dk.elastic_ffn(
-            x,
-            self.ffn_in_weight,
-            self.ffn_in_bias,
-            self.ffn_out_weight,
-            self.ffn_out_bias,
-            self.ffn_norm.weight,
-            self.ffn_norm.bias,
-            layer,
-            activation=config.activation,
-            eps=self.ffn_norm.eps,
-            hidden_dropout=config.hidden_dropout_prob if dropping else 0.0,
-            dropout_state=dropout_state,
-            dropout_stream=ffn_stream(self.index),
-        )
+        x = self.feed_forward(x, layer, dropout_state)
         return x * norms[:, FFN, WEIGHT] + norms[:, FFN, BIAS]
 
     def _norms(self, layer: LayerPlan, rows: int, dtype: torch.dtype) -> Tensor:
@@ -179,9 +142,7 @@ def at_width(model: ElasticBertForSequenceClassification, place: int) -> Elastic
     return made
 
 
-def run_width_norms(
-    inputs: InputArguments, args: DistillationArguments, out: Path, callbacks: Sequence[TrainerCallback] = ()
-) -> list[StageResult]:
+def run_width_norms(inputs: InputArguments, args: DistillationArguments, out: Path) -> list[StageResult]:
     """The recipe's stages on a network with norms for each width, and a folder of ``out`` for each width.
 
     Each stage ends with its last step: no checkpoint is chosen by its score, so compare it with a recipe of one epoch.
@@ -201,18 +162,21 @@ def run_width_norms(
     batches = labelled_batches(teacher, data, args.per_device_train_batch_size)
     rewired = rewire(copy.deepcopy(teacher), compute_importance(teacher, batches, recipe.importance_mode))
     widths = sorted(recipe.widths, reverse=True)
-    guide, student = rewired, with_width_norms(rewired, widths)
+    student = with_width_norms(rewired, widths)
     for stage in recipe.stages:
         own = copy.copy(args)
         own.output_dir = str(out / "training")
         own.save_strategy = own.eval_strategy = "no"
         own.load_best_model_at_end = False
         set_seed(own.seed)
-        trainer = DistillationTrainer(
-            student, own, stage, data, None, guide, callbacks=[StageProgress(stage.name), *callbacks]
-        )
+        guide = None
+        if not stage.labels:
+            from_first = stage.name == "width" or recipe.second_teacher == "fine_tuned"
+            guide = rewired if from_first else copy.deepcopy(student).eval()
+        trainer = DistillationTrainer(student, own, stage, data, None, guide, callbacks=[StageProgress(stage.name)])
+        for usual in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(usual)  # ours says more
         trainer.train()
-        guide = copy.deepcopy(student).eval()
     seconds = time.perf_counter() - began
     found = []
     for place, width in enumerate(widths):

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.accuracy.__main__ import VARIANTS, known_commands, main
 from benchmarks.accuracy.rows import collect, final_scores, shown
+from benchmarks.accuracy.variants import folder_name, split_name
 from tests.dynabert.test_distillation_pipeline import write_files
 
 ROOT = Path(__file__).parents[2]
@@ -77,8 +78,17 @@ def test_rows_of_an_older_file(tmp_path: Path, old: dict[str, str], known: list[
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results/accuracy").glob("*.json")), ids=lambda p: p.stem)
 def test_committed_rows_are_read(path: Path) -> None:
-    assert "dynabert" in known_commands(path)
-    assert "| sub-network |" in shown(json.loads(path.read_text()))
+    """The recipe that a variant changes is in its file too, with the command that made it; in the campaign's files each
+    variant has its own."""
+    found = json.loads(path.read_text())
+    known, there = known_commands(path), {row["variant"] for row in found["rows"]}
+    assert there
+    for name in there:
+        recipe = folder_name(split_name(name)[0], "dynabert")
+        assert recipe in there
+        assert known[recipe]
+        assert "made" not in found or known[name]
+    assert "| sub-network |" in shown(found)
 
 
 def test_what_is_asked_for_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

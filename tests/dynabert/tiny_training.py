@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from dynabert import DistillationArguments, ElasticBertForSequenceClassification
 from dynabert.data import Encoded
+from dynabert.distill import DistillationTrainer
+from dynabert.distill.stages import Stage
 from tests.dynabert.tiny_networks import VOCABULARY, plain_model
 
 
@@ -52,3 +54,29 @@ def arguments(folder: Path, **changes: Any) -> DistillationArguments:
 def weights(model: ElasticBertForSequenceClassification) -> dict[str, torch.Tensor]:
     """A copy of every parameter."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def check_descent(
+    student: Any, teacher: Any, stage: Stage, data: Encoded, wanted: dict[str, torch.Tensor], folder: Path, step: str
+) -> None:
+    """One step of plain gradient descent, with a batch in several launches, goes down the gradient ``wanted`` (by name;
+    zero where a weight is not named)."""
+    rate = 1e-3
+    before = weights(student)
+    args = arguments(
+        folder,
+        optim="sgd",
+        learning_rate=rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        max_launch_tokens=20,
+        step=step,
+    )
+    trainer = DistillationTrainer(student, args, stage, data, teacher=teacher)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert len(wanted) > 20
+    largest = max(float(gradient.abs().max()) for gradient in wanted.values())
+    for name, parameter in student.named_parameters():
+        gone = (before[name] - parameter.detach()) / rate
+        assert (gone - wanted.get(name, torch.zeros_like(gone))).abs().max() <= 1e-8 * largest, name

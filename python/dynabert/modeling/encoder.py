@@ -249,11 +249,23 @@ class ElasticLayer(nn.Module):
                 "calls no hooks on layers; run it under torch.inference_mode(), or load it anew with "
                 "pack_weights=False"
             )
-        config = self.config
-        dropping = dropout_state is not None
+        x = self.attend(x, cu_seqlens, layer, max_seqlen, position_bias, dropout_state)
+        return self.feed_forward(x, layer, dropout_state)
+
+    def attend(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        layer: LayerPlan,
+        max_seqlen: int,
+        position_bias: Tensor | None,
+        dropout_state: Tensor | None,
+    ) -> Tensor:
+        """The layer's first half: attention, residual and LayerNorm. Arguments as in :meth:`forward`."""
+        config, dropping = self.config, dropout_state is not None
         if position_bias is not None:
             position_bias = position_bias.t().index_select(0, self.head_order)
-        x = dk.elastic_attention(
+        return dk.elastic_attention(
             x,
             self.qkv_weight,
             self.qkv_bias,
@@ -271,6 +283,10 @@ class ElasticLayer(nn.Module):
             dropout_state=dropout_state,
             dropout_stream=attention_stream(self.index),
         )
+
+    def feed_forward(self, x: Tensor, layer: LayerPlan, dropout_state: Tensor | None) -> Tensor:
+        """The layer's second half: FFN, residual and LayerNorm. Arguments as in :meth:`forward`."""
+        config = self.config
         return dk.elastic_ffn(
             x,
             self.ffn_in_weight,
@@ -282,7 +298,7 @@ class ElasticLayer(nn.Module):
             layer,
             activation=config.activation,
             eps=self.ffn_norm.eps,
-            hidden_dropout=config.hidden_dropout_prob if dropping else 0.0,
+            hidden_dropout=0.0 if dropout_state is None else config.hidden_dropout_prob,
             dropout_state=dropout_state,
             dropout_stream=ffn_stream(self.index),
         )
