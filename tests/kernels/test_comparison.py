@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dynabert_kernels.testing.comparison import assert_close_to_float64, floor, max_error
+from tests.kernels.draws import DRAWS, Draw, check_draws
 
 NAN, INF = float("nan"), float("inf")
 
@@ -56,3 +57,40 @@ def test_another_dtype_is_refused() -> None:
     exact = torch.ones(1, dtype=torch.float64)
     with pytest.raises(AssertionError, match=r"dtype is torch\.float32, PyTorch's torch\.bfloat16"):
         assert_close_to_float64(torch.ones(1), exact, torch.ones(1).bfloat16())
+
+
+def draw(error: float, torchs: float, dtype: torch.dtype = torch.float32) -> Draw:
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    off = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    return Draw({"dx": (exact + error * off).to(dtype)}, {"dx": exact}, {"dx": (exact + torchs * off).float()})
+
+
+def test_one_lucky_draw_of_pytorchs_does_not_decide() -> None:
+    seeds: list[int] = []
+
+    def again(seed: int) -> Draw:
+        seeds.append(seed)
+        return draw(0.02, 0.01)
+
+    lucky = draw(0.025, 0.001)
+    assert check_draws(lucky, {"dx": 3.0}, again) is lucky.got
+    assert seeds == list(range(1, DRAWS))
+    with pytest.raises(AssertionError, match="dx: error"):
+        check_draws(lucky, {"dx": 3.0}, None)
+    check_draws(lucky, {}, None)
+
+
+def test_a_kernel_that_errs_in_every_draw_is_red() -> None:
+    with pytest.raises(AssertionError, match=rf"dx: .* in {DRAWS} draws"):
+        check_draws(draw(0.04, 0.001), {"dx": 3.0}, lambda seed: draw(0.04, 0.01))
+    with pytest.raises(AssertionError, match=rf"dx: .* in {DRAWS} draws"):
+        check_draws(draw(0.025, 0.001), {"dx": 3.0}, lambda seed: draw(0.04 if seed == DRAWS - 1 else 0.0, 0.01))
+
+
+@pytest.mark.parametrize("first", [draw(NAN, 0.01), draw(0.02, 0.01, torch.float64)], ids=["nan", "dtype"])
+def test_what_no_draw_excuses(first: Draw) -> None:
+    def again(seed: int) -> Draw:
+        raise NotImplementedError
+
+    with pytest.raises(AssertionError, match="dx: "):
+        check_draws(first, {"dx": 3.0}, again)

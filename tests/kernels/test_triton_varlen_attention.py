@@ -14,7 +14,6 @@ from torch import Tensor
 
 import dynabert_kernels as dk
 from dynabert_kernels import reference
-from dynabert_kernels.testing.comparison import assert_close_to_float64, floor, max_error
 from dynabert_kernels.testing.inputs import DTYPES, poisoned_allocations
 from dynabert_kernels.triton import varlen_attention, varlen_attention_backward
 from dynabert_kernels.triton.attention_arguments import Sequences, supports_bwd, supports_fwd
@@ -24,6 +23,7 @@ from dynabert_kernels.triton.tiles import ATTENTION_HEAD_SIZES, ATTENTION_TILES,
 from dynabert_kernels.triton.varlen_attention import varlen_attention_fwd
 from dynabert_kernels.triton.varlen_attention_backward import varlen_attention_bwd
 from tests.kernels.cases import PLANS
+from tests.kernels.draws import Draw, check_draws
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
@@ -127,37 +127,19 @@ def by_reference(sample: Case) -> dict[str, Tensor]:
 
 
 def check(drawn: Case | Callable[..., Case]) -> dict[str, Tensor]:
-    """Results and gradients err at most twice, gradients three times, what PyTorch does in the same dtype.
+    """Results err at most twice, gradients three times, what PyTorch does in the same dtype.
 
-    PyTorch's error in one draw is luck, and another processor's. ``drawn``: a case, or what makes the case of a
-    ``seed``; then what is too far off is judged by the largest errors of several draws, ours and PyTorch's alike, and
-    by the same factor.
+    ``drawn``: a case, or what makes the case of a ``seed``, for PyTorch's luck in one (see ``check_draws``).
     """
-    sample = drawn if isinstance(drawn, Case) else drawn(seed=0)
-    again = None if isinstance(drawn, Case) else drawn
-    got, exact, yardstick = ours(sample), by_reference(sample.double()), by_reference(sample)
-    red = []
-    for name, value in yardstick.items():
-        factor = 3.0 if name.startswith("d") else 2.0
-        try:
-            assert_close_to_float64(got[name], exact[name], value, factor=factor, name=name)
-        except AssertionError:
-            if again is None or not got[name].isfinite().all():
-                raise
-            red.append((name, factor))
-    if red and again is not None:
-        draws = [(got, exact, yardstick)]
-        for seed in range(1, DRAWS):
-            other = again(seed=seed)
-            draws.append((ours(other), by_reference(other.double()), by_reference(other)))
-        for name, factor in red:
-            error = max(max_error(mine[name], truth[name]) for mine, truth, _ in draws)
-            torchs = max(max_error(plain[name], truth[name]) for _, truth, plain in draws)
-            assert error <= max(factor * torchs, floor(got[name].dtype)), f"{name}: {error} against PyTorch's {torchs}"
-    return got
+
+    def draw(sample: Case) -> Draw:
+        return Draw(ours(sample), by_reference(sample.double()), by_reference(sample))
+
+    first = draw(drawn if isinstance(drawn, Case) else drawn(seed=0))
+    factors = {name: 3.0 if name.startswith("d") else 2.0 for name in first.yardstick}
+    return check_draws(first, factors, None if isinstance(drawn, Case) else lambda seed: draw(drawn(seed=seed)))
 
 
-DRAWS = 6
 MIXED = [[5, 17], [30, 1, 0, 3], [], [7]]
 MIXED_HEADS = [2, 1, 2, 0]
 
