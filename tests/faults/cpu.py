@@ -9,6 +9,10 @@ def _fault(name: str, kind: str, file: str, old: str, new: str, *seen_by: str) -
     return Fault(f"cpu: {name}", kind, "cpu", "csrc/" + file, old, new, seen_by)
 
 
+_INT8 = "tests/kernels/test_elastic_encoder_int8.py"
+_PACKED = "tests/kernels/test_packed_weights.py"
+_HEAD = "tests/kernels/test_classification_head.py"
+
 FAULTS = [
     _fault(
         "the last key of a sequence is left out",
@@ -260,5 +264,109 @@ FAULTS = [
         "__builtin_memset(out, 0, static_cast<size_t>(a.columns) * sizeof(T));",
         "",
         "distillation_loss",
+    ),
+    _fault(
+        "every chunk of int8 weights takes the first one's scales",
+        "wrong scale",
+        "cpu/int8_gemm_kernels.h",
+        "g.scale + chunk * g.columns + column",
+        "g.scale + column",
+        _INT8,
+    ),
+    _fault(
+        "int8 sums of the chunks before are overwritten",
+        "part of a sum left out",
+        "cpu/int8_gemm_kernels.h",
+        "multiply_bytes<kDot>(strip.rows, tile, chunk > 0, ahead);",
+        "multiply_bytes<kDot>(strip.rows, tile, false, ahead);",
+        _INT8,
+    ),
+    _fault(
+        "every row of a strip takes the first one's int8 scale",
+        "wrong scale",
+        "cpu/int8_gemm_kernels.h",
+        "broadcast(g.a_scale[first + i])",
+        "broadcast(g.a_scale[first])",
+        _INT8,
+    ),
+    _fault(
+        "the bias is missing in the last int8 outputs",
+        "missing bias at a tile's edge",
+        "cpu/int8_gemm_kernels.h",
+        "const Float bias = kPart ? load_part(from, here) : load(from);",
+        "const Float bias = kPart ? broadcast(0.0f) : load(from);",
+        _INT8,
+    ),
+    _fault(
+        "the last int8 output is not stored",
+        "one column too few",
+        "cpu/int8_gemm_kernels.h",
+        "const int64_t width = strip.n - column < kInt8Panel ? strip.n - column : kInt8Panel;",
+        "const int64_t width = strip.n - column < kInt8Panel ? strip.n - column - 1 : kInt8Panel;",
+        _INT8,
+    ),
+    _fault(
+        "inputs past the width reach the int8 sums",
+        "a read beyond the active part",
+        "cpu/int8_gemm_kernels.h",
+        "const int64_t here = k - done < inputs ? k - done : inputs;",
+        "const int64_t here = inputs;",
+        _INT8,
+    ),
+    _fault(
+        "a row's last numbers do not count for its int8 scale",
+        "one column too few",
+        "cpu/int8_gemm_kernels.h",
+        "for (; j < k; j += kStep) {\n    Bits bits = {};",
+        "for (; j + kStep <= k; j += kStep) {\n    Bits bits = {};",
+        _INT8,
+    ),
+    _fault(
+        "int8 sequences of another width keep the first one's inputs",
+        "a read beyond the active part",
+        "torch/int8_linear.cpp",
+        "rows.k = span.k;",
+        "rows.k = spans.front().k;",
+        _INT8,
+    ),
+    _fault(
+        "packed panels lie as far apart as the active inputs",
+        "wrong stride",
+        "cpu/gemm_kernels.h",
+        "(panel * units_of<Units>(g.packed_inputs) + chunk * kChunk)",
+        "(panel * units_of<Units>(g.spans[0].k) + chunk * kChunk)",
+        _PACKED,
+    ),
+    _fault(
+        "every chunk of a packed panel is its first",
+        "part of a sum left out",
+        "cpu/gemm_kernels.h",
+        "(panel * units_of<Units>(g.packed_inputs) + chunk * kChunk)",
+        "(panel * units_of<Units>(g.packed_inputs) + 0 * chunk)",
+        _PACKED,
+    ),
+    _fault(
+        "the head reads a sequence's second token",
+        "group border off by one",
+        "torch/classification_head.cpp",
+        "at(x.const_data_ptr(), starts[i] * x.stride(0), dtype)",
+        "at(x.const_data_ptr(), (starts[i] + 1) % x.size(0) * x.stride(0), dtype)",
+        _HEAD,
+    ),
+    _fault(
+        "the head's sums end with the last whole register",
+        "part of a sum left out",
+        "torch/classification_head.cpp",
+        "for (int64_t lane = 0; i < count; ++i, ++lane) sums[lane] += a[i] * b[i];",
+        "",
+        _HEAD,
+    ),
+    _fault(
+        "runs of the head's inputs do not add up",
+        "part of a sum left out",
+        "torch/classification_head.cpp",
+        "p.residual = p.c;",
+        "p.residual = nullptr;",
+        _HEAD,
     ),
 ]

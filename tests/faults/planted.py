@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Fault:
     """``old`` in ``file`` becomes ``new``; ``old`` must stand there exactly once.
 
-    ``seen_by``: the ops whose checks must see it; for ``cuda`` the host-shim program, and its case where one is enough.
+    ``seen_by``: the ops whose properties must see it, or files of tests, for what has no property of its own (int8,
+    packed weights, the classifier's head); for ``cuda`` the host-shim program, and its case where one is enough.
     ``sanitizer``: what the host-shim program is built with.
     """
 

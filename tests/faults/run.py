@@ -2,8 +2,9 @@
 
 Triton faults need no build: the copy of the Python package goes first on the path. C++ faults are built in one copy of
 the tree that is kept under ``out/faults`` (one file and a link each). CUDA faults are built into the host-shim program.
-The checks are those of ``dynabert_kernels.testing.properties`` and of ``tests/kernels/host_shim``. A fault whose old
-text is not found, or that nobody sees, is an error. Rows go to ``out/faults.json``.
+The checks are those of ``dynabert_kernels.testing.properties`` and of ``tests/kernels/host_shim``, and files of tests
+where those do not reach. A fault whose old text is not found, or that nobody sees, is an error. Rows go to
+``out/faults.json``; those of faults that were not planted this time stay there, each with its commit.
 
     python -m tests.faults.run --provider triton
     python -m tests.faults.run --only "dv forgets the dropout"
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.rows import commit
 from tests.faults.planted import Fault, all_faults
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +38,10 @@ class LostFault(ValueError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """``red``: a check saw it. ``seen_by``: which, in words; without one, what happened instead."""
+    """``red``: a check saw it. ``seen_by``: which, in words; without one, what happened instead.
+
+    ``commit``: of the sources that were changed; None in rows from before it was kept.
+    """
 
     name: str
     kind: str
@@ -45,6 +50,7 @@ class Verdict:
     red: bool
     seen_by: str
     seconds: float
+    commit: str | None = None
 
 
 def planted(fault: Fault, text: str) -> str:
@@ -70,6 +76,22 @@ def _run(command: list[str], folder: Path, **environment: str) -> tuple[int, str
     except subprocess.TimeoutExpired:
         return -1, f"stopped after {_LIMIT_S} s"
     return done.returncode, done.stdout + done.stderr
+
+
+def _tests(fault: Fault, folder: Path) -> tuple[bool, str]:
+    """Whether a test of the fault's files turns red in the tree of ``folder``, and which."""
+    _copy(["tests", "pyproject.toml"], folder)  # its pytest settings, or pytest looks for them above, and imports there
+    environment = {"TRITON_INTERPRET": "1"} if fault.provider == "triton" else {}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-rf", *fault.seen_by]
+    code, output = _run(command, folder, **environment)
+    failed = [line for line in output.splitlines() if line.startswith("FAILED ")]
+    if code == 1 and failed:
+        return True, failed[0].removeprefix("FAILED ").partition(" - ")[0]
+    return False, output.strip().splitlines()[-1][:300] if output.strip() else f"exit {code}"
+
+
+def _look(fault: Fault, folder: Path) -> tuple[bool, str]:
+    return (_tests if fault.seen_by[0].endswith(".py") else _properties)(fault, folder)
 
 
 def _properties(fault: Fault, folder: Path) -> tuple[bool, str]:
@@ -104,7 +126,7 @@ def _triton(fault: Fault, folder: Path) -> tuple[bool, str]:
         link = tree / "dynabert_kernels" / library.name
         link.unlink(missing_ok=True)
         link.symlink_to(library)
-    return _in_tree(fault, tree, lambda: _properties(fault, tree))
+    return _in_tree(fault, tree, lambda: _look(fault, tree))
 
 
 def _in_tree(fault: Fault, tree: Path, look: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
@@ -135,7 +157,7 @@ def _cpu(fault: Fault, folder: Path) -> tuple[bool, str]:
 
     def look() -> tuple[bool, str]:
         failed = _build(tree)
-        return (False, f"does not build: {failed}") if failed else _properties(fault, tree)
+        return (False, f"does not build: {failed}") if failed else _look(fault, tree)
 
     return _in_tree(fault, tree, look)
 
@@ -173,7 +195,19 @@ def try_fault(fault: Fault, folder: Path) -> Verdict:
     begin = time.monotonic()
     red, words = {"triton": _triton, "cpu": _cpu, "cuda": _cuda}[fault.provider](fault, folder)
     seconds = time.monotonic() - begin
-    return Verdict(fault.name, fault.kind, fault.provider, fault.file, red, words, round(seconds, 1))
+    return Verdict(fault.name, fault.kind, fault.provider, fault.file, red, words, round(seconds, 1), commit())
+
+
+def kept(path: Path) -> dict[str, Verdict]:
+    """The rows of a file by their faults' names, without those of faults that are no more; {} where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        rows = [Verdict(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (TypeError, ValueError) as error:
+        raise SystemExit(f"faults: {path} holds no rows of faults ({error}); name another file with --out") from error
+    names = {fault.name for fault in all_faults()}
+    return {row.name: row for row in rows if row.name in names}
 
 
 def markdown(verdicts: Sequence[Verdict]) -> str:
@@ -200,17 +234,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"faults: {lost}", file=sys.stderr)
         return 1
     folder = (ROOT / "out" / "faults").resolve()
+    found = kept(options.out)
     verdicts = []
     for fault in faults:
         verdict = try_fault(fault, folder)
         verdicts.append(verdict)
+        found[verdict.name] = verdict
         print(f"{'red' if verdict.red else 'NOT SEEN':8} {verdict.seconds:6.1f} s  {verdict.name}", flush=True)
         print(f"         {verdict.seen_by}", flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        rows = [asdict(verdict) for verdict in verdicts]
+        table = [found[fault.name] for fault in all_faults() if fault.name in found]
+        rows = [asdict(verdict) for verdict in table]
         options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    if options.markdown:
-        options.markdown.write_text(markdown(verdicts), encoding="utf-8")
+    if options.markdown and verdicts:
+        options.markdown.write_text(markdown(table), encoding="utf-8")
     unseen = [verdict.name for verdict in verdicts if not verdict.red]
     print(f"faults: {len(verdicts)} planted, {len(verdicts) - len(unseen)} seen; rows: {options.out}")
     for name in unseen:

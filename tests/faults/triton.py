@@ -250,6 +250,22 @@ FAULTS = [
         "elastic_attention",
     ),
     _fault(
+        "what a cut reduction has past its last whole pieces is lost",
+        "part of a sum left out",
+        "split_sums.py",
+        "length = (reduction + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K",
+        "length = reduction // (SPLITS * BLOCK_K) * BLOCK_K",
+        "tests/kernels/test_triton_split_sums.py",
+    ),
+    _fault(
+        "a piece of a cut reduction goes on into the next group's width",
+        "a read beyond the active part",
+        "split_sums.py",
+        "tl.minimum(start + length, reduction)",
+        "start + length",
+        "tests/kernels/test_triton_split_sums.py",
+    ),
+    _fault(
         "the bias of a cut product is forgotten",
         "term left out",
         "split_sums.py",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ SOME = [
     "triton: columns past C reach the variance",
     "triton: the bias is missing in the last active column",
     "triton: dw and db take turns on one place",
+    "triton: what a cut reduction has past its last whole pieces is lost",  # seen by a file of tests
 ]
 
 
@@ -44,6 +46,34 @@ def test_a_text_that_is_gone_or_stands_twice_is_an_error() -> None:
         run.planted(fault, "nothing")
     with pytest.raises(run.LostFault, match="stands 2 times"):
         run.planted(fault, fault.old * 2)
+
+
+def test_rows_of_other_faults_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = list(FAULTS.values())[:3]
+    asked = []
+
+    def seen(fault: Fault, _: Path) -> run.Verdict:
+        asked.append(fault.name)
+        return run.Verdict(fault.name, fault.kind, fault.provider, fault.file, True, "now", 1.0, "abc")
+
+    monkeypatch.setattr(run, "try_fault", seen)
+    gone = run.Verdict("triton: of a kernel that is no more", "", "triton", "", True, "then", 1.0)
+    before = [gone, *(replace(seen(fault, tmp_path), seen_by="then") for fault in (third, first))]
+    out, table = tmp_path / "faults.json", tmp_path / "faults.md"
+    out.write_text(json.dumps([asdict(verdict) for verdict in before]), encoding="utf-8")
+    asked.clear()
+    assert run.main(["--only", second.name, "--out", str(out), "--markdown", str(table)]) == 0
+    assert asked == [second.name]
+    rows = json.loads(out.read_text(encoding="utf-8"))
+    assert [(row["name"], row["seen_by"]) for row in rows] == [
+        (first.name, "then"),
+        (second.name, "now"),
+        (third.name, "then"),
+    ]
+    assert table.read_text(encoding="utf-8").count("| yes |") == 3
+    out.write_text('{"rows": 1}', encoding="utf-8")
+    with pytest.raises(SystemExit, match="holds no rows of faults"):
+        run.main(["--only", second.name, "--out", str(out)])
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, not interpreted")
