@@ -275,6 +275,25 @@ def test_missing_model(run: Run, reviews: str, tmp_path: Path) -> None:
     assert len(err.splitlines()) == 1
 
 
+def test_the_systems_own_errors_are_in_words(run: Run, folder: str, reviews: str, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("kept", encoding="utf-8")
+    for place in (taken, taken / "below"):
+        code, _, err = run("demo", "--output_dir", str(place))
+        assert (code, err) == (1, f"dynabert demo: {place} cannot be a folder: {taken} is a file; give another path\n")
+    given = ("rewire", "--model_name_or_path", folder, "--file", reviews)
+    code, _, err = run(*given, "--output_dir", str(taken / "below"))
+    assert (code, err) == (
+        1,
+        f"dynabert rewire: --output_dir {taken / 'below'} lies in {taken}, which is a file; give another folder\n",
+    )
+    assert taken.read_text(encoding="utf-8") == "kept"
+    code, _, err = run("demo", "--output_dir", "/proc/nowhere")
+    assert code == 1
+    assert err.startswith("dynabert demo: /proc/nowhere: ")
+    assert err.endswith("; give a path that can be read or written\n")
+
+
 def test_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("ours")

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from dynabert.cli import card, demo, env, evaluate, export, pick, predict, profile, rewire, train
@@ -77,12 +78,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _REFUSALS as error:
         if args.traceback:
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(_told(error).split()) or type(error).__name__
         print(f"dynabert {args.command}: {text}", file=sys.stderr)
         return 1
     finally:
         warnings.formatwarning = formatted
     return 0
+
+
+def _told(error: BaseException) -> str:
+    """What was wrong, in words: the system's own errors have a number and a path, and no advice."""
+    if not isinstance(error, OSError) or error.strerror is None or error.filename is None:
+        return str(error)
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
+    if path is None:
+        return str(error)
+    blocking = next((above for above in (path, *path.parents) if above.exists() and not above.is_dir()), None)
+    if isinstance(error, (FileExistsError, NotADirectoryError)) and blocking is not None:
+        return f"{path} cannot be a folder: {blocking} is a file; give another path"
+    return f"{path}: {error.strerror[0].lower()}{error.strerror[1:]}; give a path that can be read or written"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,11 @@ def check_output_dir(path: str, overwrite: bool) -> Path:
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {path} is a file; give a folder")
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not above.is_dir():
+        raise ValueError(f"--output_dir {path} lies in {above}, which is a file; give another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"--output_dir {path} lies in {above}, which cannot be written to; give another folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"--output_dir {path} is not empty; give another folder, or --overwrite")
     return folder
