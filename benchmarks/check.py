@@ -11,6 +11,7 @@ import argparse
 import json
 import secrets
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -381,8 +382,15 @@ def merge(folders: Sequence[Path], into: Path, name: str) -> None:
     for path in (folder / name for folder in folders):
         if path.exists():
             table += json.loads(path.read_text(encoding="utf-8"))["rows"]
-    into.mkdir(parents=True, exist_ok=True)
-    (into / name).write_text(json.dumps({"schema": rows.SCHEMA, "rows": table}, indent=1) + "\n", encoding="utf-8")
+    _write(into / name, table)
+
+
+def _write(path: Path, table: list[dict[str, Any]]) -> None:
+    """A file of rows; whole at any time, also where the process is ended in the middle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps({"schema": rows.SCHEMA, "rows": table}, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -406,17 +414,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device(options.device)
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
+    facts = rows.environment(device, given, module="benchmarks.check") | {"seed": seed}
+    path = options.out / name
     found: list[CheckRow] = []
     lost = None
     for (op, case), dtype in ((key, DTYPES[name]) for key in CASES for name in options.dtype):
         if lost is None and (not options.op or op in options.op):
+            begin = time.monotonic()
             found += check_case(op, case, dtype, device, options.provider, seed)
             lost = why_lost(device)
-    facts = rows.environment(device, given, module="benchmarks.check") | {"seed": seed}
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / name
-    document = {"schema": rows.SCHEMA, "rows": [rows.plain(row) | facts for row in found]}
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            _write(path, [rows.plain(row) | facts for row in found])  # what is stopped later leaves what it found
+            print(f"{op}, {case}, {dtype_name(dtype)}: checked in {time.monotonic() - begin:.1f} s", file=sys.stderr)
     _print(found, path, seed)
     if lost is not None:
         print(f"benchmarks: the device was lost, what follows was not checked: {lost}", file=sys.stderr)

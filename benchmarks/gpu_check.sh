@@ -58,12 +58,10 @@ if "$python" -c 'import matplotlib' 2>/dev/null; then plot=(--plot); fi
 mkdir -p "$out"
 rm -f "$out"/*.json "$out"/*.csv "$out"/*.png "$out"/summary.txt "$out"/gpu_check.log
 
-check_flags=() bench_flags=(--time-limit-s 130 --rounds 20)
-random=(triton cuda) random_flags=(--cases 4200 --seconds 100 -n 3)
+dtypes=(float32 bfloat16 float16) random=(triton cuda)
 if [ "$device" = cpu ]; then
   echo "gpu_check: REHEARSAL on the CPU: says nothing about the CUDA and Triton kernels"
-  check_flags=(--dtype float32 bfloat16) bench_flags=(--time-limit-s 60 --quick)
-  random=(cpu) random_flags=(--cases 140 --seconds 60)
+  dtypes=(float32 bfloat16) random=(cpu)
 fi
 
 summary=() failed=0
@@ -78,7 +76,7 @@ remember() {
     *) verdict="FAILED ($2)" ;;
   esac
   [ "$2" = 0 ] || failed=1
-  summary+=("$(printf '%-24s %-22s %4d s' "$1" "$verdict" "$3")")
+  summary+=("$(printf '%-34s %-22s %4d s' "$1" "$verdict" "$3")")
 }
 
 # part NAME LIMIT_S COMMAND...: runs it with its output on the screen and in the log; remembers how it ended.
@@ -90,16 +88,16 @@ part() {
   remember "$name" "${PIPESTATUS[0]}" $((SECONDS - begin)) "$limit"
 }
 
-# check_op OP: checks one op, quietly; its log, rows, status and seconds go to a folder of its own.
+# check_op OP DTYPE: checks one op in one dtype, quietly; its log, rows, status and seconds go to a folder of its own.
 check_op() {
-  local begin=$SECONDS folder=$parts/$1
+  local begin=$SECONDS folder=$parts/$1-$2
   mkdir -p "$folder"
-  timeout --kill-after=10 "$check_limit" "$python" -m benchmarks.check --device "$device" --op "$1" --out "$folder" \
-    "${check_flags[@]}" >"$folder/log" 2>&1
+  timeout --kill-after=10 "$check_limit" "$python" -m benchmarks.check --device "$device" --op "$1" --dtype "$2" \
+    --out "$folder" >"$folder/log" 2>&1
   echo "$? $((SECONDS - begin))" >"$folder/status"
 }
 
-# check_random PROVIDER: random samples of all its ops, for 100 seconds at most.
+# check_random PROVIDER: random samples of all its ops, until some time before the limit.
 check_random() {
   local begin=$SECONDS folder=$parts/random-$1
   mkdir -p "$folder"
@@ -118,7 +116,14 @@ facts() {
 export -f facts
 export python
 
-# The limits add up to 545 s: 15 + 190 + 30 + 150 + 160.
+# left UNTIL LEAST: seconds until the script has run for UNTIL, but not fewer than LEAST.
+left() {
+  local seconds=$(($1 - (SECONDS - started)))
+  echo $((seconds > $2 ? seconds : $2))
+}
+
+# At most 545 s: 15 + 190 + 30, then the checks until 385 s have passed, then the suite. What a part does not need is the
+# next ones': kernels of a machine that never compiled them take their time.
 part facts 15 bash -c facts
 if [ "$build" = 1 ]; then
   # On a machine with a GPU a build without CUDA is a failure, not a smaller success.
@@ -134,9 +139,11 @@ else
 fi
 part config 30 "$python" -c 'import dynabert_kernels as dk; print(dk.show_config())'
 
-# One process for each op: a kernel that hangs or loses the device takes no other op's verdict with it. On a GPU they run
-# side by side, since most of their time goes into compiling Triton kernels.
-parts=$out/parts check_limit=150
+# One process for each op and dtype: a kernel that hangs or loses the device takes no other's verdict with it. On a GPU
+# they run side by side, since most of their time goes into compiling Triton kernels.
+parts=$out/parts check_limit=$(left 385 150)
+random_flags=(--cases 4200 --seconds $((check_limit - 50)) -n 3)
+[ "$device" = cuda ] || random_flags=(--cases 140 --seconds 60)
 rm -rf "$parts"
 # The ops that have cases, and those of them that have benchmarks.
 listed=$("$python" -c 'from benchmarks.check import CASES; print(*dict.fromkeys(op for op, _ in CASES))') || failed=1
@@ -148,8 +155,10 @@ if [ "${#ops[@]}" = 0 ]; then
 fi
 echo "== check (at most $check_limit s)"
 for op in "${ops[@]}"; do
-  check_op "$op" &
-  [ "$device" = cuda ] || wait
+  for dtype in "${dtypes[@]}"; do
+    check_op "$op" "$dtype" &
+    [ "$device" = cuda ] || wait
+  done
 done
 for provider in "${random[@]}"; do
   check_random "$provider" &
@@ -161,23 +170,31 @@ for provider in "${random[@]}"; do
   read -r status seconds <"$parts/random-$provider/status"
   remember "random samples $provider" "$status" "$seconds" "$check_limit"
 done
-timed=()
+timed=() folders=()
 for op in "${ops[@]}"; do
-  tee -a "$out/gpu_check.log" <"$parts/$op/log"
-  read -r status seconds <"$parts/$op/status"
-  remember "check $op" "$status" "$seconds" "$check_limit"
-  # Red providers (1) are left out by the runner itself. An op that crashed or hung would end the whole run.
-  if [ "$status" -gt 1 ]; then
-    summary+=("bench                    without $op: its check did not end by itself")
+  ended=1
+  for dtype in "${dtypes[@]}"; do
+    folders+=("$parts/$op-$dtype")
+    tee -a "$out/gpu_check.log" <"$parts/$op-$dtype/log"
+    read -r status seconds <"$parts/$op-$dtype/status"
+    remember "check $op $dtype" "$status" "$seconds" "$check_limit"
+    # Red providers (1) are left out by the runner itself. An op that crashed or hung would end the whole run.
+    [ "$status" -le 1 ] || ended=0
+  done
+  if [ "$ended" = 0 ]; then
+    summary+=("bench                    without $op: a check of it did not end by itself")
   elif [[ " $benched " == *" $op "* ]]; then
     timed+=("$op")
   fi
 done
-[ "${#ops[@]}" = 0 ] || "$python" -m benchmarks.check --device "$device" --merge "${ops[@]/#/$parts/}" --out "$out" && rm -rf "$parts"
+[ "${#ops[@]}" = 0 ] || "$python" -m benchmarks.check --device "$device" --merge "${folders[@]}" --out "$out" && rm -rf "$parts"
 
 if [ "${#timed[@]}" -gt 0 ]; then
-  # The runner stops by itself before its limit and names what it left out; its rows are written as it goes.
-  part bench 160 "$python" -m benchmarks.run --device "$device" --op "${timed[@]}" "${plot[@]}" --out "$out" "${bench_flags[@]}"
+  # The runner begins nothing more some time before its limit and names what it left out; its rows are written as it goes.
+  limit=$(left 545 160)
+  bench_flags=(--time-limit-s $((limit - 65)) --rounds 20)
+  [ "$device" = cuda ] || bench_flags=(--time-limit-s 60 --quick)
+  part bench "$limit" "$python" -m benchmarks.run --device "$device" --op "${timed[@]}" "${plot[@]}" --out "$out" "${bench_flags[@]}"
 else
   summary+=("bench                    left out: no op can be timed")
 fi

@@ -10,6 +10,7 @@ replays sees it. What it does not tell: whether a stream may capture the kernels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -109,3 +110,7 @@ class FrozenCapture:
     def run(self, function: Callable[[], Tensor]) -> Tensor:
         """Calls it: there is one stream."""
         return function()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Always: nothing goes on beside it."""
+        return nullcontext()

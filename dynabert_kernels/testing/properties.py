@@ -282,7 +282,8 @@ def _outcomes(cases: list[tuple[str, int]], provider: str, processes: int, stop:
         yield from map(work, cases)
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap_unordered(work, cases, chunksize=8)
+        # Triton's first samples compile for seconds each: results in bunches would come after the time is over.
+        yield from pool.imap_unordered(work, cases, chunksize=1 if provider == "triton" else 8)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

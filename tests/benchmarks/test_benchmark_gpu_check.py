@@ -69,16 +69,30 @@ def test_with_a_gpu_it_builds_with_cuda_for_this_card_then_checks_and_times_on_i
     done, calls = run_script(tmp_path, sees_gpu=1)
     assert done.returncode == 0, done.stdout
     assert "1 90a setup.py build_ext --inplace" in calls
-    assert calls.count("-m benchmarks.check --device cuda --op ") == 4
+    for op in CHECKED.split():
+        for dtype in ("float32", "bfloat16", "float16"):
+            assert f"-m benchmarks.check --device cuda --op {op} --dtype {dtype} " in calls
     for provider in ("triton", "cuda"):
         assert f"-m dynabert_kernels.testing.properties --provider {provider} " in calls
     assert "-m benchmarks.run --device cuda --op add_layer_norm varlen_attention elastic_ffn --plot" in calls
     assert "ALL GOOD" in (tmp_path / "out" / "gpu_check" / "summary.txt").read_text(encoding="utf-8")
 
 
+def test_time_that_a_part_does_not_need_is_the_next_ones(tmp_path: Path) -> None:
+    done, calls = run_script(tmp_path, sees_gpu=1)
+    # Nothing took any time: all that the ten minutes leave.
+    sampled = [int(seconds) for seconds in re.findall(r"properties .*--seconds (\d+)", calls)]
+    assert len(sampled) == 2
+    assert all(320 <= seconds <= 335 for seconds in sampled)
+    (limit,) = re.findall(r"== bench \(at most (\d+) s\)", done.stdout)
+    (begun,) = re.findall(r"benchmarks.run .*--time-limit-s (\d+)", calls)
+    assert 520 <= int(limit) <= 545
+    assert int(limit) - int(begun) == 65
+
+
 @pytest.mark.parametrize(
     "failing",
-    ["setup.py", "benchmarks.check --device cuda --op elastic_ffn", "properties --provider cuda", "benchmarks.run"],
+    ["setup.py", "--op elastic_ffn --dtype bfloat16", "properties --provider cuda", "benchmarks.run"],
 )
 def test_a_failing_part_does_not_stop_the_next_one_and_is_not_forgotten(tmp_path: Path, failing: str) -> None:
     done, calls = run_script(tmp_path, sees_gpu=1, failing=failing)
@@ -90,10 +104,10 @@ def test_a_failing_part_does_not_stop_the_next_one_and_is_not_forgotten(tmp_path
 
 
 def test_an_op_that_loses_the_device_is_not_timed_and_the_others_are(tmp_path: Path) -> None:
-    done, calls = run_script(tmp_path, sees_gpu=1, failing="--op varlen_attention", code=3)
+    done, calls = run_script(tmp_path, sees_gpu=1, failing="--op varlen_attention --dtype float16", code=3)
     assert done.returncode == 1
     assert "--op add_layer_norm elastic_ffn --plot" in calls
-    assert "without varlen_attention: its check did not end by itself" in done.stdout
+    assert "without varlen_attention: a check of it did not end by itself" in done.stdout
 
 
 def test_when_no_op_answers_nothing_is_timed(tmp_path: Path) -> None:
@@ -154,3 +168,47 @@ def test_an_unknown_argument_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "unknown argument; got '--fast'; allowed: --rehearse, --no-build" in done.stderr
     assert calls == ""
+
+
+def bench(folder: Path, *arguments: str, built: bool, sees_gpu: int, missing: bool = False) -> tuple[int, str, str]:
+    """``gpu_bench.sh`` with a stand-in for Python: its status, what it told, the calls it made."""
+    stand_in, calls = folder / "python", folder / "calls"
+    stand_in.write_text(
+        f"""#!/usr/bin/env bash
+case "$*" in
+  *"import numpy, rich"*) echo "No module named 'transformers'"; exit {int(missing)} ;;
+  *"import dynabert_kernels._C"*) exit {int(not built)} ;;
+  *is_available*) exit {int(not sees_gpu)} ;;
+  *get_device_capability*) echo 90a; exit 0 ;;
+esac
+echo "$DYNABERT_CUDA $DYNABERT_CUDA_ARCHS $PYTHONPATH $*" >> "{calls}"
+""",
+        encoding="utf-8",
+    )
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(stand_in)}
+    for name in ("DYNABERT_CUDA", "DYNABERT_CUDA_ARCHS", "PYTHONPATH"):
+        environment.pop(name, None)
+    script = str(SCRIPT.with_name("gpu_bench.sh"))
+    done = subprocess.run(["bash", script, *arguments], env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr, calls.read_text(encoding="utf-8") if calls.exists() else ""
+
+
+def test_the_peers_are_timed_from_a_bare_checkout(tmp_path: Path) -> None:
+    root = SCRIPT.parents[1]
+    code, _, calls = bench(tmp_path, "--works", "widths", built=False, sees_gpu=1)
+    assert code == 0
+    build, run = calls.splitlines()
+    assert build == f"1 90a {root}/python:{root} setup.py build_ext --inplace"
+    assert run.endswith(f"{root}/python:{root} -m benchmarks.gpu_peers --time-limit-s 400 --works widths")
+    (tmp_path / "calls").unlink()
+    code, _, calls = bench(tmp_path, "--rehearse", built=True, sees_gpu=0)
+    assert code == 0
+    assert len(calls.splitlines()) == 1
+    assert calls.endswith("-m benchmarks.gpu_peers --time-limit-s 400 --rehearse\n")
+
+
+def test_a_package_that_the_peers_need_is_named(tmp_path: Path) -> None:
+    code, told, calls = bench(tmp_path, built=True, sees_gpu=1, missing=True)
+    assert (code, calls) == (2, "")
+    assert "lacks a package: No module named 'transformers'" in told

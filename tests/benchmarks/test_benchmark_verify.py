@@ -186,6 +186,24 @@ def test_the_check_ends_when_the_device_is_lost(
     assert len(json.loads((tmp_path / "check-cpu.json").read_text(encoding="utf-8"))["rows"]) == 1
 
 
+def test_a_check_that_is_ended_leaves_the_rows_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked = check.check_case
+
+    def ended(op: str, case: str, *given: Any) -> list[check.CheckRow]:
+        if "no residual" in case:
+            raise KeyboardInterrupt
+        return checked(op, case, *given)
+
+    monkeypatch.setattr(check, "check_case", ended)
+    with pytest.raises(KeyboardInterrupt):
+        check.main(["--op", "add_layer_norm", "--provider", "reference", "--dtype", "float32", "--out", str(tmp_path)])
+    assert len(json.loads((tmp_path / "check-cpu.json").read_text(encoding="utf-8"))["rows"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["check-cpu.json"]
+    assert "add_layer_norm, BERT-base width, ragged row tile, float32: checked in " in capsys.readouterr().err
+
+
 def test_files_of_several_checks_are_joined_and_a_missing_one_is_no_error(tmp_path: Path) -> None:
     for name, value in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()

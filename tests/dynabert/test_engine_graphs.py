@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -440,6 +441,48 @@ def test_a_failed_capture_leaves_the_streams_as_they_were() -> None:
     made = capture(lambda: torch.ones(2, device="cuda") * 3)
     made.replay()
     assert made.output.tolist() == [3.0, 3.0]
+
+
+def test_graphs_are_let_go_while_nobody_captures() -> None:
+    """When one is too many, by name, when weights move, and when capturing is given up."""
+    held, dropped = [False], []
+
+    class Watched(FrozenCapture):
+        def __call__(self, function: Callable[[], Tensor]) -> FrozenReplay:
+            if self.made:
+                raise ValueError("planted")
+            made = FrozenReplay(function)
+            weakref.finalize(made, lambda: dropped.append(held[0]))
+            return made
+
+        @contextmanager
+        def alone(self) -> Iterator[None]:
+            held[0] = True
+            yield
+            held[0] = False
+
+    engine, _, _ = engines()
+    watched = Watched()
+    graphs = engine._graphs = GraphRunner(engine.model, watched, max_graphs=1)
+    engine.warm_up(lengths=[4])
+    engine.warm_up(lengths=[50])
+    assert dropped == [True]
+    graphs.forget()
+    assert dropped == [True] * 2
+    engine.warm_up(lengths=[4])
+    head = engine.model.classifier
+    head.out_proj.weight = torch.nn.Parameter(head.out_proj.weight.clone())
+    engine.predict("the good film")
+    assert dropped == [True] * 3
+    engine.warm_up(lengths=[4])
+    graphs.max_graphs = 2
+    watched.made.append(FrozenReplay(lambda: torch.zeros(1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(3):
+            engine.warm_up(lengths=[50])
+    assert graphs.why_off == "planted"
+    assert dropped == [True] * 4
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -67,7 +67,8 @@ class CudaCapture:
     """Captures on a stream of its own; all graphs of one capture share a pool of memory.
 
     While a graph is captured no other thread may wait for the whole device (`torch.cuda.synchronize`): CUDA then gives
-    the capture up, and the batch is launched without a graph.
+    the capture up, and the batch is launched without a graph. Nor may one draw random numbers on the device, as dropout
+    does: up to PyTorch 2.11 a capture takes the device's generator for itself, and the other thread's call raises.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -97,6 +98,10 @@ class CudaCapture:
             made = CudaReplay(graph, function, output)
             self._alive.add(made)
         return made
+
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """See `dynabert.engine.graphs.Capture`."""
+        return self._lock
 
     def run(self, function: Callable[[], Tensor]) -> Tensor:
         """See `dynabert.engine.graphs.Capture`."""

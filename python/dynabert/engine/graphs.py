@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -58,6 +59,11 @@ class Capture(Protocol):
     def run(self, function: Callable[[], Tensor]) -> Tensor:
         """Calls it where replays run, after what the caller has queued; what the caller queues next may use the
         result."""
+        ...
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """While it is held nobody captures on the device: graphs and their pinned memory are let go there only, since
+        PyTorch notes an event on a stream when pinned memory comes back, and a stream under capture would record it."""
         ...
 
 
@@ -287,14 +293,15 @@ class GraphRunner:
 
     def forget(self) -> None:
         """Drops all graphs."""
-        with self._lock:
+        with self._lock, self._capture.alone():
             self._graphs.clear()
 
     def _make(self, key: _Key) -> _Captured | None:
         if self._why_off is not None:
             return None
         while len(self._graphs) >= self.max_graphs:
-            self._graphs.popitem(last=False)
+            with self._capture.alone():
+                self._graphs.popitem(last=False)
         self._met.pop(key, None)
         try:
             captured = _Captured(self._model, key[0], self._capture)
@@ -305,7 +312,8 @@ class GraphRunner:
             after = "this batch is launched kernel by kernel"
             if self._failures >= MOST_FAILURES:
                 self._why_off, after = why, "so are all batches from now on, kernel by kernel; graphs=False says so"
-                self._graphs.clear()
+                with self._capture.alone():
+                    self._graphs.clear()
             warnings.warn(f"InferenceEngine: a CUDA graph could not be captured ({why}); {after}", stacklevel=2)
             return None
         self._failures = 0
@@ -322,7 +330,8 @@ class GraphRunner:
     def _forget_moved(self) -> None:
         """A graph reads the weights where they lay: moved or exchanged ones need graphs of their own."""
         if self._places and self._lies_where() != self._found:
-            self._graphs.clear()
+            with self._capture.alone():
+                self._graphs.clear()
             self._places, self._found = [], []
 
 
