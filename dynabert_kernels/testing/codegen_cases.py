@@ -89,13 +89,22 @@ ATTENTION_KERNELS = frozenset(
 )
 
 
+FEW_ROWS = 16  # one short text: products are cut along their reduction
+
+
+def _inference_kernels(dtype: str) -> frozenset[str]:
+    """As in training, and the products of few rows."""
+    return frozenset() if dtype == "fp32" else MATRIX_KERNELS | {"_split_linear_kernel"}
+
+
 def _matrix_kernels(dtype: str) -> frozenset[str]:
     """float32 is multiplied in float32, for which there are no tensor cores."""
     return frozenset() if dtype == "fp32" else MATRIX_KERNELS
 
 
 def elastic_ffn_cases() -> Iterator[TritonCase]:
-    """The sub-layer in training: every kernel it is composed of, with the tiles of a large batch."""
+    """The sub-layer in training: every kernel it is composed of, with the tiles of a large batch. And in inference,
+    where nothing is dropped or kept, for a large batch and for one text."""
     from dynabert_kernels.triton.elastic_ffn import elastic_ffn_bwd, elastic_ffn_fwd
 
     def launch(dtype: torch.dtype, backward: bool) -> Callable[[], object]:
@@ -112,13 +121,28 @@ def elastic_ffn_cases() -> Iterator[TritonCase]:
 
         return run
 
+    def inference(dtype: torch.dtype, num_rows: int) -> Callable[[], object]:
+        def run() -> object:
+            x = meta(num_rows, WIDTH, dtype=dtype)
+            into, out_of, bias = meta(NEURONS, WIDTH, dtype=dtype), meta(WIDTH, NEURONS, dtype=dtype), x[0]
+            rows, counts = meta(2, dtype=torch.int32), meta(1, dtype=torch.int32)
+            weights = (into, meta(NEURONS, dtype=dtype), out_of, bias, bias, bias)
+            return elastic_ffn_fwd(x, *weights, rows, counts, None, NEURONS, 1, 1e-12, 0.0, 3, False)
+
+        return run
+
     for direction, backward in (("fwd", False), ("bwd", True)):
         case = launch(torch.bfloat16, backward)
         yield TritonCase(f"elastic_ffn_{direction}", "bf16", "768 to 3072", case, MATRIX_KERNELS)
+    for name in ("fp32", "bf16"):
+        for num_rows in (NUM_ROWS, FEW_ROWS):
+            case = inference(DTYPES[name], num_rows)
+            yield TritonCase("elastic_ffn_fwd", name, f"inference, {num_rows} rows", case, _inference_kernels(name))
 
 
 def elastic_attention_cases() -> Iterator[TritonCase]:
-    """The sub-layer in training: the products of heads, and attention that leaves what nobody reads unwritten."""
+    """The sub-layer in training: the products of heads, and attention that leaves what nobody reads unwritten. And in
+    inference, where nothing is dropped or kept: long sequences, short ones, one text."""
     from dynabert_kernels.triton.elastic_attention import elastic_attention_bwd, elastic_attention_fwd
 
     heads, size, sequences, longest = 12, 64, 32, 128
@@ -140,10 +164,27 @@ def elastic_attention_cases() -> Iterator[TritonCase]:
 
         return run
 
+    def inference(dtype: torch.dtype, num_rows: int, most: int, biased: bool) -> Callable[[], object]:
+        def run() -> object:
+            x, vector = meta(num_rows, WIDTH, dtype=dtype), meta(WIDTH, dtype=dtype)
+            into, out_of = meta(heads, 3, size, WIDTH, dtype=dtype), meta(WIDTH, heads * size, dtype=dtype)
+            weights = (into, meta(heads, 3, size, dtype=dtype), out_of, vector, vector, vector)
+            borders, rows = meta(num_rows // most + 1, dtype=torch.int32), meta(2, dtype=torch.int32)
+            bias = meta(heads, 2 * most - 1, dtype=dtype) if biased else None
+            tables = (borders, rows, meta(1, dtype=torch.int32), bias, None)
+            return elastic_attention_fwd(x, *weights, *tables, heads, most, size**-0.5, 1e-12, 0.0, 0.0, 3, False)
+
+        return run
+
     for direction, backward in (("fwd", False), ("bwd", True)):
         case = launch(torch.bfloat16, backward)
         kernels = MATRIX_KERNELS | ATTENTION_KERNELS
         yield TritonCase(f"elastic_attention_{direction}", "bf16", "768, 12 heads", case, kernels)
+    for name in ("fp32", "bf16"):
+        for num_rows, most, biased in ((NUM_ROWS, 128, True), (NUM_ROWS, 64, False), (FEW_ROWS, FEW_ROWS, True)):
+            shape = f"inference, {num_rows} rows, S={most}" + (" bias" if biased else "")
+            case = inference(DTYPES[name], num_rows, most, biased)
+            yield TritonCase("elastic_attention_fwd", name, shape, case, _inference_kernels(name) | ATTENTION_KERNELS)
 
 
 def elastic_linear_cases() -> Iterator[TritonCase]:

@@ -25,6 +25,7 @@ else:
     INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 # A handful, so that a test of ten rows still meets programs with several steps, one step and none.
+CHIP_MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}  # A100, H100 SXM
 INTERPRETER_MULTIPROCESSORS = 3
 
 FLOATING_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -100,7 +101,12 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def multiprocessors(tensor: torch.Tensor) -> int:
-    """Streaming multiprocessors of the tensor's device; a small fixed number in the interpreter."""
+    """Streaming multiprocessors of the tensor's device; a small fixed number in the interpreter.
+
+    Of a tensor without a device (see `architecture`): those of the chip that is stood in for.
+    """
+    if tensor.device.type == "meta" and not INTERPRETED:
+        return CHIP_MULTIPROCESSORS[architecture(tensor)]
     return _multiprocessors(tensor.device)
 
 
