@@ -287,7 +287,7 @@ def test_the_folder_is_tried_before_the_work_and_the_table_comes_before_the_file
     given = ["--model_name_or_path", "nowhere", "--file", "none.tsv", "--min_score", "0.5"]
     code, _, stderr = run(*given, "--output_dir", str(tmp_path / "file" / "out"))
     assert code == 1
-    assert "cannot be written to" in stderr
+    assert "which is a file; give another folder" in stderr
 
     out = tmp_path / "out"
     given = [*options(folder, reviews), "--min_score", "0.3", "--output_dir", str(out), "--overwrite"]
