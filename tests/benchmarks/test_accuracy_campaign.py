@@ -250,5 +250,7 @@ def test_readme_says_what_was_scored() -> None:
     for scoring in dict(page.scorings()).values():
         for task, found in scoring["tasks"].items():
             kept = {row["subnet"]: row["retention"]["value"] for row in found["rows"] if row["variant"] == "dynabert"}
+            if not kept:  # only of recipes that are for comparisons
+                continue
             wanted = f"{page.title(task)} {page.percent(kept['w0.25-d1'])} and {page.percent(kept['w0.25-d0.5'])} %"
             assert wanted in text
