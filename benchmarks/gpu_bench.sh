@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make bench-gpu` for a checkout that nothing was installed for: times the GPU runtime beside other ways to run the same
-# network, with the packages that are there. Builds the native library with CUDA first where it is not in place.
+# network, with the packages that are there. Builds the native library first, where it is missing or lacks CUDA.
 # Fetches nothing.
 #
 #   bash benchmarks/gpu_bench.sh --works widths       arguments as for python -m benchmarks.gpu_peers
@@ -19,15 +19,10 @@ if ! missing=$("$python" -c 'import numpy, rich, safetensors, tokenizers, torch,
   echo "gpu_bench: '$python' lacks a package: $(tail -n 1 <<<"$missing")" >&2
   exit 2
 fi
-if ! "$python" -c 'import dynabert_kernels._C' 2>/dev/null; then
-  if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    export DYNABERT_CUDA=1
-    if [ -z "${DYNABERT_CUDA_ARCHS:-}" ]; then
-      # Only this card's architecture: half the build time.
-      DYNABERT_CUDA_ARCHS=$("$python" -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9))')
-      export DYNABERT_CUDA_ARCHS
-    fi
-  fi
-  "$python" setup.py build_ext --inplace || exit 1
+device=cpu
+if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then device=cuda; fi
+ready='import sys; from dynabert_kernels import _C; sys.exit(sys.argv[1] == "cuda" and not _C.build_info()["with_cuda"])'
+if ! "$python" -c "$ready" "$device" 2>/dev/null; then
+  bash benchmarks/gpu_build.sh "$python" "$device" || exit 1
 fi
 exec "$python" -m benchmarks.gpu_peers --time-limit-s 400 "$@"

@@ -97,7 +97,7 @@ check_op() {
   echo "$? $((SECONDS - begin))" >"$folder/status"
 }
 
-# check_random PROVIDER: random samples of all its ops, until some time before the limit.
+# check_random PROVIDER: random samples of all its ops, for 100 seconds at most.
 check_random() {
   local begin=$SECONDS folder=$parts/random-$1
   mkdir -p "$folder"
@@ -126,14 +126,7 @@ left() {
 # next ones': kernels of a machine that never compiled them take their time.
 part facts 15 bash -c facts
 if [ "$build" = 1 ]; then
-  # On a machine with a GPU a build without CUDA is a failure, not a smaller success.
-  if [ "$device" = cuda ]; then export DYNABERT_CUDA=1; else export DYNABERT_CUDA=${DYNABERT_CUDA:-0}; fi
-  if [ "$device" = cuda ] && [ -z "${DYNABERT_CUDA_ARCHS:-}" ]; then
-    # Only this card's architecture: half the build time.
-    DYNABERT_CUDA_ARCHS=$("$python" -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9))')
-    export DYNABERT_CUDA_ARCHS
-  fi
-  part build 190 "$python" setup.py build_ext --inplace
+  part build 190 bash benchmarks/gpu_build.sh "$python" "$device"
 else
   summary+=("build                    left out (--no-build)")
 fi
@@ -142,7 +135,7 @@ part config 30 "$python" -c 'import dynabert_kernels as dk; print(dk.show_config
 # One process for each op and dtype: a kernel that hangs or loses the device takes no other's verdict with it. On a GPU
 # they run side by side, since most of their time goes into compiling Triton kernels.
 parts=$out/parts check_limit=$(left 385 150)
-random_flags=(--cases 4200 --seconds $((check_limit - 50)) -n 3)
+random_flags=(--cases 4200 --seconds 100 -n 3)
 [ "$device" = cuda ] || random_flags=(--cases 140 --seconds 60)
 rm -rf "$parts"
 # The ops that have cases, and those of them that have benchmarks.

@@ -88,11 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _told(error: BaseException) -> str:
     """What was wrong, in words: the system's own errors have a number and a path, and no advice."""
-    if not isinstance(error, OSError) or error.strerror is None or error.filename is None:
+    if not isinstance(error, OSError) or not error.strerror or not isinstance(error.filename, str):
         return str(error)
-    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
-    if path is None:
-        return str(error)
+    path = Path(error.filename)
     blocking = next((above for above in (path, *path.parents) if above.exists() and not above.is_dir()), None)
     if isinstance(error, (FileExistsError, NotADirectoryError)) and blocking is not None:
         return f"{path} cannot be a folder: {blocking} is a file; give another path"
