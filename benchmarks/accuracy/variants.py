@@ -73,6 +73,9 @@ VARIANTS: dict[str, Variant] = {
     "width_layer_norm": Variant("LayerNorm weights of the layers' own for each width", width_norms=True),
     # Their options are those of --augment: they need a table of words, which the campaign is given.
     "augmented": Variant("the stages learn on altered copies of the text (--neighbours)", copies=0),
+    "augmented_two": Variant(
+        "two altered copies of each text in the recipe's epochs: three times the text and the steps", copies=2
+    ),
     "augmented_same_steps": Variant(
         "four altered copies of each text in a fifth of the epochs: other text, no more steps", epochs=0.2, copies=4
     ),
