@@ -29,10 +29,12 @@ from dynabert_kernels.testing.gpu_code import KernelBuild
 from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED
 
 CASES = "dynabert_kernels.testing.codegen_cases"
+CASES_AT_ONCE = 6  # of one job, whose kernels are read together
 
 
-def _triton_job(module: str, index: int, arch: str) -> list[KernelBuild]:
-    return offline_triton.builds_of(importlib.import_module(module).triton_cases()[index], arch)
+def _triton_job(module: str, indices: Sequence[int], arch: str) -> list[KernelBuild]:
+    cases = importlib.import_module(module).triton_cases()
+    return offline_triton.builds_of([cases[index] for index in indices], arch)
 
 
 def _cuda_job(source: Path, arch: str, nvcc: str) -> list[KernelBuild]:
@@ -49,12 +51,14 @@ def collect(module: str, only: str, archs: Sequence[str], providers: Sequence[st
     if "triton" in providers and IMPORT_ERROR is not None:
         say(f"Triton kernels are left out: {IMPORT_ERROR}")
     elif "triton" in providers:
-        for index, case in enumerate(importlib.import_module(module).triton_cases()):
-            work += [
-                (_triton_job, module, index, arch)
-                for arch in offline_triton.ARCHS
-                if arch in archs and only in case.name
-            ]
+        cases = importlib.import_module(module).triton_cases()
+        chosen = [index for index, case in enumerate(cases) if only in case.name]
+        work += [
+            (_triton_job, module, chosen[first : first + CASES_AT_ONCE], arch)
+            for first in range(0, len(chosen), CASES_AT_ONCE)
+            for arch in offline_triton.ARCHS
+            if arch in archs
+        ]
     if "cuda" in providers:
         nvcc = offline_nvcc.find_nvcc()
         if nvcc is None:

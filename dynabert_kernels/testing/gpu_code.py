@@ -1,6 +1,6 @@
 """What a compiled GPU kernel needs and holds, read from its machine code: no driver and no GPU are asked.
 
-The tools (`cuobjdump`, `ptxas`) come with Triton, or with a CUDA toolkit.
+The tools (`cuobjdump`, `nvdisasm`) come with Triton, or with a CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import importlib.util
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,6 +122,14 @@ def find_tool(name: str) -> str | None:
     return next((str(path) for path in candidates if path.is_file()), None) or shutil.which(name)
 
 
+def needed_tool(name: str) -> str:
+    """`find_tool`, or a RuntimeError that says where it comes from."""
+    found = find_tool(name)
+    if found is None:
+        raise RuntimeError(f"codegen: no {name}; it comes with Triton and with the CUDA toolkit; install one of them")
+    return found
+
+
 def run(command: list[str]) -> str:
     """stdout and stderr of a tool that must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -148,6 +158,55 @@ def instructions(path: str, cuobjdump: str) -> dict[str, str]:
     """For each kernel of a cubin: its machine code as text."""
     parts = re.split(r"^\s*Function : (\S+)\s*$", run([cuobjdump, "-sass", path]), flags=re.M)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def code_section(cubin: bytes) -> bytes:
+    """The instructions of a cubin that holds one kernel: its ELF section ``.text.NAME``."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names_index = struct.unpack_from("<HHH", cubin, 0x3A)
+    # Of each: the offset of its name, and the offset and length of what it holds.
+    sections = [struct.unpack_from("<I20xQQ", cubin, table + index * size) for index in range(count)]
+    names = sections[names_index][1]
+    found = [
+        cubin[start : start + length]
+        for name, start, length in sections
+        if cubin.startswith(b".text.", names + name) and length
+    ]
+    if len(found) != 1:
+        raise RuntimeError(f"codegen: a cubin holds {len(found)} kernels; one is expected")
+    return found[0]
+
+
+_ADDRESS = re.compile(r"\s*/\*([0-9a-f]{4,})\*/")
+
+
+def disassembled(cubins: Sequence[bytes], arch: str) -> list[str]:
+    """The machine code of each cubin, which holds one kernel, as text.
+
+    One call of nvdisasm for all, since most of a call's time is its start: it is given the kernels' instructions in a
+    row. Addresses count from the first kernel's start, also those that branches name.
+    """
+    nvdisasm = needed_tool("nvdisasm")
+    places: dict[bytes, int] = {}  # of each different cubin, which kernel in the row it is
+    starts: list[int] = []
+    code = b""
+    for cubin in cubins:
+        if cubin not in places:
+            places[cubin] = len(starts)
+            starts.append(len(code))
+            code += code_section(cubin)
+    chip = "SM" + arch.removeprefix("sm_").rstrip("a") + ("a" if arch.startswith("sm_90") else "")
+    with cubin_file(code) as path:
+        text = run([nvdisasm, "--binary", chip, path])
+    lines: list[list[str]] = [[] for _ in starts]
+    for line in text.splitlines():
+        found = _ADDRESS.match(line)
+        if found is not None:
+            lines[bisect_right(starts, int(found[1], 16)) - 1].append(line)
+    if not all(lines):
+        raise RuntimeError(f"codegen: {nvdisasm} left {sum(not some for some in lines)} kernels out")
+    parts = ["\n".join(some) for some in lines]
+    return [parts[places[cubin]] for cubin in cubins]
 
 
 _WIDTH = {"": 4, ".64": 8, ".128": 16, ".U8": 1, ".S8": 1, ".U16": 2, ".S16": 2}

@@ -6,6 +6,7 @@ arguments go through Triton's own specialisation. Seen to work in triton 3.6 and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -15,10 +16,10 @@ from dynabert_kernels.testing.codegen_cases import TritonCase
 from dynabert_kernels.testing.gpu_code import (
     KernelBuild,
     cubin_file,
-    find_tool,
+    disassembled,
     instruction_facts,
-    instructions,
     local_memory_bytes,
+    needed_tool,
     occupancy,
     resource_usage,
 )
@@ -76,18 +77,17 @@ def compile_launches(case: TritonCase, arch: str) -> list[tuple[str, tuple[int, 
     return compiled
 
 
-def builds_of(case: TritonCase, arch: str) -> list[KernelBuild]:
-    """The builds of every kernel that the case launches."""
+def builds_of(cases: Sequence[TritonCase], arch: str) -> list[KernelBuild]:
+    """The builds of every kernel that the cases launch, in their order."""
     import triton
 
-    cuobjdump = find_tool("cuobjdump")
-    if cuobjdump is None:
-        raise RuntimeError("codegen: no cuobjdump; it comes with Triton and with the CUDA toolkit; install one of them")
+    cuobjdump = needed_tool("cuobjdump")
+    launches = [(case, *launch) for case in cases for launch in compile_launches(case, arch)]
+    texts = disassembled([kernel.asm["cubin"] for *_, kernel in launches], arch)
     builds = []
-    for name, grid, kernel in compile_launches(case, arch):
+    for (case, name, grid, kernel), sass in zip(launches, texts, strict=True):
         with cubin_file(kernel.asm["cubin"]) as path:
             (usage,) = resource_usage(path, cuobjdump).values()
-            (sass,) = instructions(path, cuobjdump).values()
         warps, shared_bytes = kernel.metadata.num_warps, kernel.metadata.shared
         build = KernelBuild(
             kernel=name.lstrip("_"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,14 @@ from typing import Any
 import pytest
 
 from dynabert_kernels.testing import codegen
-from dynabert_kernels.testing.gpu_code import CHIPS, KernelBuild, instruction_facts, local_memory_bytes, occupancy
+from dynabert_kernels.testing.gpu_code import (
+    CHIPS,
+    KernelBuild,
+    code_section,
+    instruction_facts,
+    local_memory_bytes,
+    occupancy,
+)
 from dynabert_kernels.triton.environment import IMPORT_ERROR, INTERPRETED
 
 needs_triton = pytest.mark.skipif(IMPORT_ERROR is not None, reason=str(IMPORT_ERROR))
@@ -190,3 +198,22 @@ def test_occupancy_is_bound_by_the_scarcest() -> None:
     assert occupancy("sm_90", registers=32, shared_bytes=100_000, warps=4) == 0.125  # shared memory: 2 blocks
     assert occupancy("sm_80", registers=32, shared_bytes=100_000, warps=4) == 0.062  # there it is 1
     assert occupancy("sm_90", registers=16, shared_bytes=0, warps=1) == 0.5  # 32 blocks of one warp
+
+
+def _elf(sections: dict[bytes, bytes]) -> bytes:
+    """A file of 64-bit ELF with these sections, and one of their names: no more of it than a cubin is read for."""
+    names = b"\0" + b"\0".join([*sections, b".shstrtab"]) + b"\0"
+    body, table = b"", b""
+    for name, content in {**sections, b".shstrtab": names}.items():
+        table += struct.pack("<IIQQQQIIQQ", names.index(name), 1, 0, 0, 64 + len(body), len(content), 0, 0, 1, 0)
+        body += content
+    head = b"\x7fELF".ljust(0x28, b"\0") + struct.pack("<Q", 64 + len(body))
+    return head.ljust(0x3A, b"\0") + struct.pack("<HHH", 64, len(sections) + 1, len(sections)) + body + table
+
+
+def test_the_instructions_of_a_cubin_are_its_one_section_of_code() -> None:
+    assert code_section(_elf({b".nv.info": b"xyz", b".text.kernel": b"0123456789abcdef"})) == b"0123456789abcdef"
+    with pytest.raises(RuntimeError, match="a cubin holds 0 kernels; one is expected"):
+        code_section(_elf({b".nv.info": b"xyz"}))
+    with pytest.raises(RuntimeError, match="a cubin holds 2 kernels"):
+        code_section(_elf({b".text.a": b"0", b".text.b": b"1"}))
