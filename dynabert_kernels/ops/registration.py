@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dynabert_kernels.ops import providers
 
@@ -29,7 +30,14 @@ def define(name: str, signature: str, *, reference: Callable[..., Any], fake: Ca
         library.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
     providers.register(name, "reference", reference)
 
+    public = name.removesuffix("_fwd")
+
     def chosen(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:  # PyTorch would drop the tangents: the derivatives would be zeros
+            raise RuntimeError(
+                f"{public}: no forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad); take reverse mode "
+                "(backward, torch.func.vjp), or the functions of dynabert_kernels.reference"
+            )
         return providers.choose(name, args).function(*args)
 
     for key in ("CPU", "CUDA"):
@@ -37,6 +45,23 @@ def define(name: str, signature: str, *, reference: Callable[..., Any], fake: Ca
     torch.library.register_fake(f"dynabert::{name}", fake, lib=_chooser)
     OP_NAMES.append(name)
     return getattr(torch.ops.dynabert, name).default
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that depends on what it was made from, but cannot be differentiated: a second derivative is refused,
+    where autograd would take the gradient for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradient: Tensor, *_: Tensor) -> Tensor:
+        ctx.op_name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            f"{ctx.op_name}: no second derivatives (gradient penalties, Hessians); the functions of "
+            "dynabert_kernels.reference have them"
+        )
 
 
 def differentiate(
@@ -60,7 +85,20 @@ def differentiate(
         with providers.use_provider(ctx.forced_provider):
             return backward(ctx, *gradients)
 
-    torch.library.register_autograd(f"dynabert::{name}", forced_backward, setup_context=setup_context, lib=_chooser)
+    def once_differentiable(ctx: Any, *gradients: Any) -> Any:
+        if not torch.is_grad_enabled():  # no create_graph: nothing will be differentiated again
+            return forced_backward(ctx, *gradients)
+        with torch.no_grad():
+            found = forced_backward(ctx, *gradients)
+        origins = [tensor for tensor in (*gradients, *ctx.saved_tensors) if tensor is not None and tensor.requires_grad]
+        if not origins:
+            return found
+        public = name.removesuffix("_fwd")
+        if not isinstance(found, tuple):
+            return _Once.apply(public, found, *origins)
+        return tuple(_Once.apply(public, one, *origins) if isinstance(one, Tensor) else one for one in found)
+
+    torch.library.register_autograd(f"dynabert::{name}", once_differentiable, setup_context=setup_context, lib=_chooser)
 
 
 def dense_gradient(gradient: Tensor) -> Tensor:

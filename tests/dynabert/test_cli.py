@@ -349,6 +349,26 @@ def test_rewire(run: Run, folder: str, reviews: str, tmp_path: Path) -> None:
     assert "logits agree within" in out
 
 
+def test_rewire_allows_the_rounding_of_large_logits(run: Run, folder: str, tmp_path: Path) -> None:
+    """Of a regression on prices, say: an absolute bound refused each."""
+    model = ElasticBertForSequenceClassification.from_pretrained(
+        folder, num_labels=1, problem_type="regression", ignore_mismatched_sizes=True
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.classifier.out_proj.weight.normal_(0.0, 1e5)
+    prices = tmp_path / "prices"
+    model.save_pretrained(prices)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (prices / name).write_bytes((Path(folder) / name).read_bytes())
+    rows = [f"good film {i}\t{1e5 + i:.1f}" for i in range(12)]
+    (tmp_path / "prices.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    given = ["--model_name_or_path", str(prices), "--file", str(tmp_path / "prices.tsv"), "--json"]
+    code, out, err = run("rewire", *given, "--output_dir", str(tmp_path / "rewired"))
+    assert code == 0, err
+    assert 1e-4 < json.loads(out)["max_logit_difference"] < 1.0
+
+
 def test_rewire_refuses_before_it_works(run: Run, folder: str, reviews: str, tmp_path: Path) -> None:
     path = tmp_path / "a_file"
     path.write_text("x")

@@ -430,6 +430,11 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, option: dict
         arguments(tmp_path, **option)
 
 
+def test_the_higher_score_is_the_better_one_whatever_was_left_out(tmp_path: Path) -> None:
+    assert arguments(tmp_path, metric_for_best_model=None).greater_is_better
+    assert arguments(tmp_path).greater_is_better
+
+
 def test_the_best_of_one_subnetwork(tmp_path: Path) -> None:
     """The teacher's and the width stage have no such sub-network: there the mean decides."""
     args = arguments(tmp_path / "run", **SMALL | {"metric_for_best_model": "w0.5-d0.5", "save_strategy": "epoch"})
@@ -473,6 +478,7 @@ def test_one_class_is_not_enough(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("a.yaml", "- a\n", "holds list; allowed: one table"),
         ("a.yaml", "final_stage: 'False'\n", "final_stage is 'False'; allowed: true or false"),
         ("a.yaml", "widths: 0.5\n", "widths is 0.5; allowed: a list"),
+        ("a.yaml", "parts_of: elastic\n", "parts_of is 'elastic'; allowed: a list"),
         ("a.yaml", "learning_rate: fast\n", "learning_rate is 'fast'; allowed: a number"),
         ("a.yaml", "max_train_samples: 1.5\n", "max_train_samples is 1.5; allowed: a whole number"),
         ("a.yaml", "learning_rat: 1\n", "has unknown options: learning_rat"),

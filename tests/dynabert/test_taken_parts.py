@@ -81,6 +81,39 @@ def test_rewiring_and_text_without_labels_decide_too(tmp_path: Path) -> None:
     assert run(tmp_path, "other text", first, given={"unlabelled": texts(16, seed=9)}) == ["teacher", "rewired"]
 
 
+def test_why_a_part_is_not_taken_is_said(tmp_path: Path) -> None:
+    run(tmp_path, "first")
+    said: list[str] = []
+    args = arguments(tmp_path / "second", **SMALL, learning_rate=2e-2)
+    given = {"say": said.append, "parts_of": [tmp_path / "first"]}
+    train_elastic(network(tmp_path), args, texts(16), texts(8, seed=5), **given)
+    reason = f"teacher: not taken, so trained here: in {tmp_path / 'first'} arguments.learning_rate was 0.01, now 0.02"
+    assert reason in said
+
+
+def test_where_the_texts_lie_and_what_is_free_decide_nothing(tmp_path: Path) -> None:
+    run(tmp_path, "first")
+    settings = json.loads((tmp_path / "first" / "settings.json").read_text())
+    moved = json.loads(json.dumps(settings))
+    moved["data"]["train"]["source"] = "/mnt/train.csv"
+    moved["arguments"]["ddp_timeout"] = 7  # as a version wrote it to which it was not free
+    del moved["metric"]
+    (tmp_path / "first" / "settings.json").write_text(json.dumps(moved))
+    assert run(tmp_path, "second", [tmp_path / "first"]) == PARTS
+    assert run(tmp_path, "first") == []  # it goes on, and finds all of it done
+    moved["data"]["train"]["digest"] = "another"
+    (tmp_path / "first" / "settings.json").write_text(json.dumps(moved))
+    with pytest.raises(ValueError, match=r"data\.train\.digest was 'another', .*data\.train\.source was '/mnt"):
+        run(tmp_path, "first")
+
+
+def test_the_metric_decides(tmp_path: Path) -> None:
+    run(tmp_path, "first", given={"metric": "accuracy"})
+    with pytest.raises(ValueError, match="begun with other settings: metric was 'accuracy', now None"):
+        run(tmp_path, "first")
+    assert run(tmp_path, "second", [tmp_path / "first"]) == []
+
+
 def test_the_first_folder_that_has_a_part_gives_it(tmp_path: Path) -> None:
     run(tmp_path, "early", importance_mode="accumulated")
     run(tmp_path, "late")

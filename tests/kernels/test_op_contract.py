@@ -65,6 +65,38 @@ def test_opcheck(op: str, plan: str) -> None:
         torch.library.opcheck(getattr(torch.ops.dynabert, op).default, args)
 
 
+@pytest.mark.parametrize("op", sorted(sample_calls("one token", save=False)))
+def test_second_and_forward_mode_derivatives_are_refused(op: str) -> None:
+    """Autograd would take the ops' gradients for constants, and their tangents for zeros: wrong without a word."""
+    args = sample_calls("mixed, not sorted", save=True)[op]
+    function = getattr(torch.ops.dynabert, op).default
+    inputs = [argument for argument in args if isinstance(argument, Tensor) and argument.requires_grad]
+    with dk.use_provider("reference"):
+
+        def loss() -> Tensor:
+            found = function(*args)
+            return (found[0] if isinstance(found, (tuple, list)) else found).square().sum()
+
+        once = torch.autograd.grad(loss(), inputs)
+        again = torch.autograd.grad(loss(), inputs, create_graph=True)
+        for first, second in zip(once, again, strict=True):
+            torch.testing.assert_close(first, second, rtol=0, atol=0)
+        name = op.removesuffix("_fwd")
+        assert any(gradient.requires_grad for gradient in again)
+        for gradient in again:
+            if gradient.requires_grad:
+                with pytest.raises(RuntimeError, match=f"{name}: no second derivatives .*reference have them"):
+                    gradient.square().sum().backward(retain_graph=True)
+        place = next(index for index, argument in enumerate(args) if argument is inputs[0])
+
+        def primal(value: Tensor) -> Tensor:
+            found = function(*args[:place], value, *args[place + 1 :])
+            return found[0] if isinstance(found, (tuple, list)) else found
+
+        with pytest.raises(RuntimeError, match=f"{name}: no forward-mode derivatives"):
+            torch.func.jvp(primal, (inputs[0].detach(),), (torch.ones_like(inputs[0]),))
+
+
 def test_backward_ops_keep_the_contract() -> None:
     """The backward ops are registered with fakes of their own, so that compiled training needs no graph break."""
     x, w = NETWORK.tensor(5, 16), NETWORK.tensor(16)

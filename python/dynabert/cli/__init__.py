@@ -19,6 +19,7 @@ from types import FrameType
 
 from dynabert.cli import card, demo, env, evaluate, export, pick, predict, profile, rewire, train
 from dynabert.cli.options import UsageError
+from dynabert.configuration.run_folder import network_folder
 
 COMMANDS = (train, predict, evaluate, rewire, profile, pick, export, card, demo, env)
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"dynabert {args.command}: {message}\n"
     try:
         with _ended_cleanly(args.command):
+            _open_run_folder(args)
             args.run(args)
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -84,6 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         warnings.formatwarning = formatted
     return 0
+
+
+def _open_run_folder(args: argparse.Namespace) -> None:
+    """Puts the network that a training run ended with in the place of the run's folder, and says so."""
+    given = getattr(args, "model_name_or_path", None)
+    if isinstance(given, str) and (found := network_folder(given)) != given:
+        args.model_name_or_path = found
+        print(f"dynabert {args.command}: {given} is a training run; its network is {found}", file=sys.stderr)
+        if args.command == "card" and args.run_dir is None:
+            args.run_dir = given
 
 
 def _told(error: BaseException) -> str:

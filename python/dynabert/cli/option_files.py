@@ -53,7 +53,8 @@ def _typed(path: Path, option: Field[Any], value: Any) -> Any:
         return value
     if "list" in names:
         numbers = "float" in names
-        if not isinstance(value, list) and names <= {"list", "float", "int"}:
+        beside = re.sub(r"\blist\[[^\]]*\]", "", kind)  # what is allowed in place of a list
+        if not isinstance(value, list) and not any(re.search(rf"\b{name}\b", beside) for name in ("str", "dict")):
             raise _refuse(path, option, value, "a list")
         if numbers and isinstance(value, list):
             return [_number(path, option, entry, float) for entry in value]

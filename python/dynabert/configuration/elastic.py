@@ -9,6 +9,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from dynabert.configuration.run_folder import network_folder
 from dynabert.configuration.subnet import DEPTH_RULES, Subnet, SubnetConfig, subnet_shape
 from dynabert_kernels import SubnetShape
 
@@ -275,7 +276,10 @@ class ElasticBertConfig(PreTrainedConfig):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> Any:
-        """As in transformers; opens plain BERT, RoBERTa and MPNet folders or hub ids as well as elastic ones."""
+        """As in transformers; opens plain BERT, RoBERTa and MPNet folders or hub ids as well as elastic ones, and the
+        folder of a ``dynabert train`` as the network that it ended with."""
+        if not kwargs.get("subfolder"):
+            pretrained_model_name_or_path = network_folder(pretrained_model_name_or_path)
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config_dict:
             raise OSError(f"from_pretrained: {pretrained_model_name_or_path} has no config.json")

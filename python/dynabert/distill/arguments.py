@@ -192,6 +192,8 @@ class DistillationArguments(TrainingArguments):
             # Said before transformers looks for its device (once, in the next line): without it several processes do
             # not find each other on a CPU, and bf16 is taken for a wish for a GPU.
             self.use_cpu = True
+        # transformers derives from it which way is better, so None must not wait until a stage puts the score there.
+        self.metric_for_best_model = self.metric_for_best_model or "score"
         super().__post_init__()
         _check_processes(self)
         _refuse_unsupported(self)  # and what it made of the environment

@@ -7,18 +7,12 @@ a part that is complete is not repeated; other settings in the same folder are r
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
@@ -32,8 +26,9 @@ from dynabert.distill.checkpoints import last_checkpoint, room_warning, write_er
 from dynabert.distill.losses import STEPS, teacher_shapes
 from dynabert.distill.progress import StageClock, StageProgress, told
 from dynabert.distill.relations import resolved_relation_heads
+from dynabert.distill.run_settings import SETTINGS, begun_with, check_settings, read_json, write_json
 from dynabert.distill.stages import Recipe, Stage
-from dynabert.distill.taken_parts import COMPLETE, SETTINGS, check_sources, take_parts
+from dynabert.distill.taken_parts import COMPLETE, check_sources, take_parts
 from dynabert.distill.trainer import DistillationTrainer
 from dynabert.evaluation import EvaluationRow, evaluate
 from dynabert.finetuning import labelled_batches
@@ -48,38 +43,6 @@ if TYPE_CHECKING:
 ROBERTA_WARMUP = 0.06  # of a stage's steps
 RESULTS = "results.json"
 SECONDS = "seconds.json"
-# What may differ when a run goes on: where and how it is shown, and how much memory it may take. A launch of another
-# size has the same gradients, but draws other dropout masks.
-_FREE = {
-    "output_dir",
-    "logging_dir",
-    "logging_steps",
-    "logging_strategy",
-    "logging_first_step",
-    "report_to",
-    "run_name",
-    "disable_tqdm",
-    "save_total_limit",
-    "save_steps",  # and where there are scores, see `settings_of`
-    "save_strategy",
-    "per_device_eval_batch_size",  # was taken once, and did nothing
-    "resume_from_checkpoint",
-    "max_launch_tokens",
-    "local_rank",
-    "deepspeed_plugin",
-    "use_cpu",  # set where there is no accelerator, which earlier runs did not
-    "dataloader_pin_memory",  # not used by the loader here, and follows from use_cpu
-    "overwrite_output_dir",
-    "log_level",
-    "log_level_replica",
-    "dataloader_num_workers",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_token",
-    "do_train",
-    "do_eval",
-    "do_predict",
-}
 
 
 @dataclass(frozen=True)
@@ -236,12 +199,12 @@ def train_elastic(
             f"{unlabelled.source}, which has no labels; leave one out: --label_weights, or --unlabelled_file and "
             "--augment"
         )
-    args = with_defaults(args, model, _begun(out).get("arguments", {}), say)
+    args = with_defaults(args, model, begun_with(out).get("arguments", {}), say)
     # What is not a training stage is done by the first process; the others wait, and find it done.
     sources = [Path(folder) for folder in parts_of]
     check_sources(sources)
     with args.main_process_first(local=False, desc="settings"):
-        wanted = check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring, model)
+        wanted = check_settings(out, args, train, validation, unlabelled, fine_tuned, rewiring, model, metric)
         if args.should_save:
             take_parts(out, wanted, ["teacher", "rewired", *(stage.name for stage in recipe.stages)], sources, say)
     model.config.depth_rule = recipe.depth_rule
@@ -301,8 +264,8 @@ def train_elastic(
         previous = folder
     if args.should_save:
         _write_results(out, results, args)
-        settings = _read_json(out / SETTINGS, "give another --output_dir")
-        write_card(results[-1].folder, settings, _read_json(out / RESULTS, "delete it"), base_model)
+        settings = read_json(out / SETTINGS, "give another --output_dir")
+        write_card(results[-1].folder, settings, read_json(out / RESULTS, "delete it"), base_model)
     return results
 
 
@@ -394,22 +357,11 @@ def _finish(
     except (OSError, RuntimeError, SafetensorError) as error:
         raise write_error(folder, error) from error
     content = {"rows": [row.to_dict() for row in rows], "seconds": round(seconds, 1), "history": list(history)}
-    _write_json(folder / COMPLETE, content)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """All of it or nothing: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(content, indent=1) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
+    write_json(folder / COMPLETE, content)
 
 
 def _result(name: str, folder: Path) -> StageResult:
-    content = _read_json(folder / COMPLETE, "delete it: the part goes on from its last checkpoint")
+    content = read_json(folder / COMPLETE, "delete it: the part goes on from its last checkpoint")
     rows = tuple(EvaluationRow(**row) for row in content["rows"])
     return StageResult(name, folder, rows, content["seconds"], tuple(content["history"]))
 
@@ -417,124 +369,4 @@ def _result(name: str, folder: Path) -> StageResult:
 def _write_results(out: Path, results: Sequence[StageResult], args: DistillationArguments) -> None:
     parts = [{"part": r.name, "seconds": r.seconds, "rows": [row.to_dict() for row in r.rows]} for r in results]
     seconds = round(sum(r.seconds for r in results), 1)
-    _write_json(out / RESULTS, {"seed": args.seed, "seconds": seconds, "versions": versions(), "parts": parts})
-
-
-def settings_of(
-    args: DistillationArguments,
-    train: Encoded,
-    validation: Encoded | None,
-    unlabelled: Encoded | None,
-    fine_tuned: bool,
-    rewiring: bool,
-    model: ElasticBertForSequenceClassification,
-) -> dict[str, Any]:
-    """What decides the weights of a run, as plain data."""
-    values = {name: value for name, value in args.to_dict().items() if name not in _FREE}
-    recipe = asdict(replace(args.make_recipe()))
-    recipe.pop("stages")
-    sets = {"train": train, "validation": validation, "unlabelled": unlabelled}
-    data = {
-        name: None
-        if found is None
-        else {"source": found.source, "examples": len(found), "tokens": sum(found.lengths), "digest": _digest(found)}
-        for name, found in sets.items()
-    }
-    content = {"arguments": values, "recipe": recipe, "data": data, "fine_tuned": fine_tuned, "rewiring": rewiring}
-    if validation is not None:
-        # A score is taken where a checkpoint is written, and the best one is the result.
-        saves = [str(args.save_strategy.value)]  # type: ignore[attr-defined]  # transformers makes it an enumeration
-        content["saves"] = [*saves, args.save_steps] if saves == ["steps"] else saves
-    content["start"] = _network_digest(model)
-    if args.world_size > 1:
-        content["processes"] = args.world_size  # they multiply the sequences of a step
-    found: dict[str, Any] = json.loads(json.dumps(content, default=str))
-    return found
-
-
-def _digest(encoded: Encoded) -> str:
-    """Of token ids and labels: other texts under the same name are another run."""
-    found = hashlib.blake2b(digest_size=12)
-    for rows in (encoded.input_ids, encoded.token_type_ids or ()):
-        found.update(np.fromiter((len(row) for row in rows), dtype=np.int32).tobytes())
-        found.update(np.fromiter(chain.from_iterable(rows), dtype=np.int32).tobytes())
-    found.update(repr((encoded.label_names, encoded.labels)).encode())
-    return found.hexdigest()
-
-
-def _network_digest(model: ElasticBertForSequenceClassification) -> str:
-    """Of the network that a run starts from: its weights, and what its configuration says of it."""
-    found = hashlib.blake2b(digest_size=12)
-    said = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
-    found.update(json.dumps(said, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
-def _read_json(path: Path, damaged: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"train: {path} is damaged ({error}); {damaged}") from error
-
-
-def _begun(out: Path) -> dict[str, Any]:
-    """The settings that a folder was begun with; empty where it was not."""
-    path = out / SETTINGS
-    found = _read_json(path, "give another --output_dir") if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
-
-
-def check_settings(
-    out: Path,
-    args: DistillationArguments,
-    train: Encoded,
-    validation: Encoded | None,
-    unlabelled: Encoded | None,
-    fine_tuned: bool,
-    rewiring: bool,
-    model: ElasticBertForSequenceClassification,
-) -> dict[str, Any]:
-    """Writes the settings into a fresh folder, and returns them; ``ValueError`` where the folder was begun with
-    others."""
-    settings = settings_of(args, train, validation, unlabelled, fine_tuned, rewiring, model)
-    wanted = dict(settings)
-    path = out / SETTINGS
-    if path.is_file():
-        begun = _begun(out)
-        # What is free now may have been a setting of the version that began it.
-        begun["arguments"] = {k: v for k, v in begun.get("arguments", {}).items() if k not in _FREE}
-        # A version without one of the recipe's switches trained as its default does.
-        usual = {f.name: f.default for f in fields(Recipe) if f.init}
-        begun["recipe"] = json.loads(json.dumps(usual | begun.get("recipe", {})))
-        if "saves" not in begun:
-            wanted.pop("saves", None)  # written by a version that did not say
-        differences = list(_differences(begun, wanted, ""))
-        if differences and not any(out.rglob("model.safetensors")):
-            if args.should_save:
-                _write_json(path, wanted)  # nothing was trained by those settings yet
-        elif differences:
-            raise ValueError(
-                f"train: {out} was begun with other settings: {'; '.join(differences)}; use those, or another "
-                "--output_dir"
-            )
-        return settings
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(
-            f"train: --output_dir {out} is not empty and holds no training run; give an empty folder, or that of a run "
-            "to go on with"
-        )
-    if args.should_save:
-        _write_json(path, wanted)
-    return settings
-
-
-def _differences(begun: Any, wanted: Any, name: str) -> list[str]:
-    if isinstance(begun, dict) and isinstance(wanted, dict):
-        found = []
-        for key in sorted({*begun, *wanted}):
-            found += _differences(begun.get(key), wanted.get(key), f"{name}.{key}" if name else key)
-        return found
-    return [] if begun == wanted else [f"{name} was {begun!r}, now {wanted!r}"]
+    write_json(out / RESULTS, {"seed": args.seed, "seconds": seconds, "versions": versions(), "parts": parts})

@@ -14,10 +14,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from dynabert.distill.run_settings import FREE, SETTINGS, differences
 from dynabert.distill.stages import Recipe
 
 COMPLETE = "complete.json"
-SETTINGS = "settings.json"
+
 TAKEN_FROM = "taken_from"  # in a part's `complete.json`: the folder that it was copied from
 # Arguments that only say which recipe it is. The recipe itself stands beside them.
 _OF_THE_RECIPE = {
@@ -41,7 +42,7 @@ def decided_by(settings: Mapping[str, Any], part: str) -> dict[str, Any]:
     """
     usual = {field.name: field.default for field in fields(Recipe) if field.init}
     recipe: dict[str, Any] = json.loads(json.dumps(usual | settings["recipe"]))
-    arguments = {name: value for name, value in settings["arguments"].items() if name not in _OF_THE_RECIPE}
+    arguments = {name: value for name, value in settings["arguments"].items() if name not in _OF_THE_RECIPE | FREE}
     found = {name: value for name, value in settings.items() if name not in ("recipe", "arguments")}
     found["data"] = dict(found["data"])
     if part in ("teacher", "rewired"):
@@ -105,13 +106,22 @@ def take_parts(
         if target.is_dir() and any(target.iterdir()):
             break
         wanted = decided_by(settings, part)
+        reasons = []
         for source, theirs in begun.items():
-            if (source / part / COMPLETE).is_file() and decided_by(theirs, part) == wanted:
+            if not (source / part / COMPLETE).is_file():
+                reasons.append(f"{source} has not finished it")
+                continue
+            usual = {} if "metric" in theirs else {"metric": wanted.get("metric")}  # a version that did not say
+            others = differences(decided_by(theirs, part) | usual, wanted)
+            if not others:
                 _copy(source / part, target)
                 say(f"{part}: taken from {source}, where all that decides it is the same")
                 taken.append(part)
                 break
+            reasons.append(f"in {source} {'; '.join(others)}")
         else:
+            if reasons:
+                say(f"{part}: not taken, so trained here: {' | '.join(reasons)}")
             break  # what comes after depends on it
     return taken
 

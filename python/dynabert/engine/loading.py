@@ -86,7 +86,7 @@ def load_model(
     """Open a sequence classifier, in eval mode, on a device and in a dtype.
 
     Args:
-        path: folder or hub id.
+        path: folder or hub id; the folder of a ``dynabert train`` opens as the network that it ended with.
         device, dtype: where and in what to run; the weights are converted once, here.
         fresh_head: False refuses a checkpoint that lacks a classification head, whose answers would be random; True
             draws the head anew from torch's default generator (for fine-tuning).
@@ -156,7 +156,7 @@ def load_masked_lm(path: str | Path, *, device: str | torch.device = "cpu") -> P
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Open the tokenizer of a model.
+    """Open the tokenizer of a model, or of the network that a ``dynabert train`` ended with.
 
     Raises:
         ValueError: the folder (or hub id) holds no vocabulary; transformers would make an empty tokenizer that knows no
@@ -167,8 +167,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     from transformers.utils import cached_file
 
     import dynabert.modeling  # noqa: F401  (registers the elastic model type, by which AutoTokenizer looks)
+    from dynabert.configuration.run_folder import network_folder
 
-    source = str(path)
+    source = network_folder(path)
     check_there(source)
     if not any(cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in _VOCABULARIES):
         raise ValueError(

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 import dynabert_kernels as dk
 from dynabert.configuration import Subnet
 from dynabert.configuration.elastic import ElasticBertConfig
+from dynabert.configuration.run_folder import network_folder
 from dynabert.modeling import checkpoint
 from dynabert.modeling.encoder import ElasticLayer
 from dynabert.modeling.hub import push_folder
@@ -278,8 +279,9 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
     ) -> Self:
         """Opens a checkpoint: plain BERT, RoBERTa or MPNet (any file kind, with or without prefix) or an elastic one.
 
-        ``pretrained_model_name_or_path``: a folder or a hub id; ``cache_dir``, ``revision``, ``token``, ``subfolder``,
-        ``local_files_only``, ``force_download``, ``proxies`` as in transformers.
+        ``pretrained_model_name_or_path``: a folder or a hub id, or the folder of a ``dynabert train``, which opens as
+        the network that it ended with; ``cache_dir``, ``revision``, ``token``, ``subfolder``, ``local_files_only``,
+        ``force_download``, ``proxies`` as in transformers.
         ``dtype``: the weights' type, a ``torch.dtype`` or its name; ``"auto"``: the configuration's, else the file's.
         By default float32, unlike in transformers, so that a network stored in half precision is not trained in it.
         ``device``: where the model goes; the CPU by default. ``use_safetensors``: True or False refuses the other kind.
@@ -296,6 +298,8 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         ``TypeError`` for an unknown argument.
         """
         source = os.fspath(pretrained_model_name_or_path)
+        if not kwargs.get("subfolder"):
+            source = network_folder(source)
         checkpoint.check_source(source)
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
         dtype, device = take_options(kwargs, config, dtype, device)
