@@ -24,6 +24,11 @@ TAGS = ("dynabert", "elastic", "dynabert-kernels")
 _WHOLE = "w1-d1"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_SETS = ("nyu-mll/glue",)  # sets whose name is no path
+# How `dynabert.data.augment` names what it made: the text, where the words come from, and the numbers.
+_AUGMENTED = re.compile(
+    r"(.+) \+ ((?:masked_lm|neighbours)\(.+|[^/\\+()]+), (p [^,]+, M \d+, N \d+, seed -?\d+, digest \w+)", re.DOTALL
+)
+_MASKED = re.compile(r"masked_lm\((.+?)\)( and [^/\\]+)?", re.DOTALL)
 _SETTINGS = (
     ("num_train_epochs", "epochs of each stage"),
     ("max_steps", "steps of each stage, in place of epochs"),
@@ -231,10 +236,33 @@ def fits(config: ElasticBertConfig, subnet: str) -> bool:
 
 
 def public_name(source: str) -> str:
-    """A file's name without its path, a set's on the hub as it is: a card says nothing of its author's disk."""
-    if source.startswith(HUB_SETS):
-        return source
-    return re.split(r"[/\\]", source.rstrip("/\\"))[-1]
+    """A file's name without its path, a set's on the hub as it is: a card says nothing of its author's disk.
+
+    Of augmented text that holds for the text and for the model that gave the words, and the numbers stay.
+    """
+    augmented = _AUGMENTED.fullmatch(source)
+    if augmented is None:
+        return source if hub_set(source) is not None else _last(source)
+    text, words, numbers = augmented.groups()
+    masked = _MASKED.fullmatch(words)
+    if masked is None:
+        words = _last(words)
+    else:
+        model, more = masked.groups()
+        words = f"masked_lm({model if is_hub_id(model) else _last(model)}){more or ''}"
+    return f"{public_name(text)} + {words}, {numbers}"
+
+
+def hub_set(source: str) -> str | None:
+    """The set on the hub that a source names, alone or with a task and a split; None for anything else."""
+    for name in HUB_SETS:
+        if source == name or (source.startswith(f"{name} ") and not re.search(r"[/\\]", source.removeprefix(name))):
+            return name
+    return None
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def _metadata(

@@ -222,6 +222,16 @@ def test_a_bad_table_is_named_with_its_line(tmp_path: Path, header: str, row: st
         NeighbourWords.read(path)
 
 
+@pytest.mark.parametrize("absent", ["word", "neighbours"])
+def test_a_line_without_a_key_is_named(tmp_path: Path, absent: str) -> None:
+    lines = [{"word": "film", "neighbours": "movie:0.9"}, {"word": "good", "neighbours": "fine:0.9"}]
+    del lines[1][absent]
+    path = tmp_path / "near.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    with pytest.raises(ValueError, match=rf"near\.jsonl, line 2: no '{absent}' here; found '\w+'; allowed: 'word' and"):
+        NeighbourWords.read(path)
+
+
 def test_a_table_of_no_use_is_refused(tmp_path: Path) -> None:
     for rows in ([], ["film\tmovie:0.3"], ["the\tthis:0.9"], ["film\tthe:0.9 film:1.0"]):
         with pytest.raises(
@@ -316,6 +326,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_copies_by_task() -> None:
     assert [default_copies(task) for task in ("mnli", "qqp", "sst2", "qnli", "rte", None)] == [10, 10, 20, 20, 30, 30]
+    assert [default_copies(task) for task in ("MNLI", "QQP", "SST-2", "sst_2", "mine")] == [10, 10, 20, 20, 30]
 
 
 # The command

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dynabert.data.metrics import (
@@ -91,6 +91,14 @@ def test_majority() -> None:
     assert majority_score([0, 1, 1], "f1") == pytest.approx(0.8)  # all of class 1: TP 2, FP 1
     assert majority_score([2.5, 3.0], "pearson") == 0.0
     assert majority_score([1, 0]) == 0.5
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.sampled_from(["accuracy", "f1"]))
+@example([0] * 60 + [1] * 40, "f1")  # class 1 is the best answer, and the rarer one
+@example([0, 0], "f1")
+def test_majority_is_the_best_constant(labels: list[int], metric: str) -> None:
+    best = max(compute_metric(metric, [answer] * len(labels), labels) for answer in range(5))
+    assert majority_score(labels, metric) == pytest.approx(best)
 
 
 @pytest.mark.parametrize("metric", METRICS)

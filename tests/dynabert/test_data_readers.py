@@ -335,3 +335,55 @@ def test_a_score_that_is_no_number_is_named(tmp_path: Path, wrong: str) -> None:
     (tmp_path / "scores.tsv").write_text("\n".join(["text\tlabel", *rows, f"more\t{wrong}"]) + "\n")
     with pytest.raises(ValueError, match=rf"line 11: label '{wrong}' in column 'label' is no finite number, and most"):
         read_examples(tmp_path / "scores.tsv")
+
+
+@pytest.mark.parametrize("problem", ["auto", "regression"])
+@pytest.mark.parametrize("wrong", ["n/a", "inf"])
+def test_a_score_that_is_no_number_is_skipped(tmp_path: Path, problem: Any, wrong: str) -> None:
+    path = write(tmp_path / "a.csv", f"text1,text2,label\na,b,0.5\nc,d,{wrong}\ne,f,2.5\n")
+    with pytest.warns(UserWarning, match=rf"1 bad rows were left out; the first: .*line 3: label '{wrong}' in column"):
+        found = read_examples(path, problem=problem, bad_rows="skip")
+    assert (found.texts, found.seconds, found.labels, found.skipped) == (("a", "e"), ("b", "f"), (0.5, 2.5), 1)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], ["neg", "pos"], [0.5, 1.5]])
+@pytest.mark.parametrize("missing", [float("nan"), float("-inf")])
+def test_a_number_that_is_not_finite_is_no_label(tmp_path: Path, labels: list[Any], missing: float) -> None:
+    lines = [json.dumps({"text": "t", "label": label}) for label in (labels[0], missing, labels[1])]
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    with pytest.raises(ValueError, match=rf"line 2: no label in column 'label'; found {missing}"):
+        read_examples(path)
+    with pytest.warns(UserWarning, match="1 bad rows were left out"):
+        found = read_examples(path, bad_rows="skip")
+    assert found.num_labels == (1 if labels == [0.5, 1.5] else 2)
+
+
+def test_codes_with_an_underscore_are_classes(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\na,1_1\nb,1_2\nc,2_1\n")
+    assert read_examples(path).label_names == ("1_1", "1_2", "2_1")
+    with pytest.raises(ValueError, match="line 2: label '1_1' in column 'label' is no finite number, as a regression"):
+        read_examples(path, problem="regression")
+
+
+@pytest.mark.parametrize("bad_rows", ["error", "skip"])
+def test_padded_numbers_are_the_given_names(tmp_path: Path, bad_rows: Any) -> None:
+    path = write(tmp_path / "a.csv", "text,label\na,01\nb,02\nc,10\nd,2\n")
+    train = read_examples(path)
+    assert train.label_names == ("1", "2", "10")
+    found = read_examples(path, label_names=train.label_names, problem="classification", bad_rows=bad_rows)
+    assert (found.labels, found.label_names, found.skipped) == (train.labels, train.label_names, 0)
+    with pytest.raises(ValueError, match="line 2: label '01' in column 'label'; allowed: '1', '2', 'x'"):
+        read_examples(path, label_names=["1", "2", "x"])
+
+
+def test_half_a_character_is_named_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "fine", "label": 0}\n{"text": "cut \\ud83d", "label": 1}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: the text in column 'text' is no valid Unicode"):
+        read_examples(path)
+    with pytest.warns(UserWarning, match="1 bad rows were left out"):
+        assert read_examples(path, bad_rows="skip").texts == ("fine",)
+
+
+def test_a_long_text_in_csv(tmp_path: Path) -> None:
+    long = "x" * 150_000
+    assert read_examples(write(tmp_path / "a.csv", f"text,label\n{long},0\nb,1\n")).texts == (long, "b")

@@ -226,10 +226,12 @@ def labelled(names: tuple[str, ...], labels: tuple[int, ...]) -> Examples:
         (("bad", "good"), (0, 1), ("good", "bad"), (1, 0)),  # by name, the model's order
         (("Bad", "GOOD"), (0, 1), ("bad", "good"), (0, 1)),  # case does not matter
         (("good",), (0, 0), ("bad", "good"), (1, 1)),  # a class of the model may be absent
-        (("1",), (0, 0), ("bad", "good"), (1, 1)),  # numbers are indices, not places in the list
         (("0", "2"), (0, 1), ("a", "b", "c"), (0, 2)),
         (("bad", "good"), (0, 1), ("LABEL_0", "LABEL_1"), (0, 1)),  # a model without names
         (("1", "0"), (0, 1), ("0", "1"), (1, 0)),
+        (("1", "2", "3"), (0, 1, 2), ("LABEL_0", "LABEL_1", "LABEL_2"), (0, 1, 2)),  # counted from 1, and all there
+        (("1", "2"), (0, 1), ("1", "2", "3"), (0, 1)),  # numbers that are the model's names
+        (("0", "1"), (0, 1), ("LABEL_0", "LABEL_1", "LABEL_2"), (0, 1)),
     ],
 )
 def test_labels_are_matched(
@@ -238,6 +240,26 @@ def test_labels_are_matched(
     found = align_labels(labelled(names, labels), outputs, CLASSES)
     assert found.labels == expected
     assert found.label_names == outputs
+
+
+STARS = ("1 star", "2 stars", "3 stars", "4 stars", "5 stars")
+GENERIC = tuple(f"LABEL_{i}" for i in range(5))
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs"), [(("1",), ("bad", "good")), (("1", "2", "3", "4"), GENERIC), (("1", "2", "3", "4"), STARS)]
+)
+def test_numbers_without_0_are_places_and_that_is_said(names: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """They may be counted from 1 as well, with the last class missing."""
+    places = tuple(range(len(names)))
+    with pytest.warns(UserWarning, match=rf"d\.tsv: no class of the data is 0; .* and 1 is '{outputs[1]}'; where the"):
+        assert align_labels(labelled(names, places), outputs, CLASSES).labels == tuple(map(int, names))
+
+
+@pytest.mark.parametrize("outputs", [GENERIC, STARS])
+def test_numbers_from_1_with_a_class_missing_are_refused(outputs: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="numbers 0 to 4; where the data counts from 1 and has not every class, write"):
+        align_labels(labelled(("2", "5"), (0, 1)), outputs, CLASSES)
 
 
 @pytest.mark.parametrize(

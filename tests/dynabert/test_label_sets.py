@@ -50,6 +50,15 @@ def test_lists(tmp_path: Path, labels: list[Any], values: Any, names: tuple[str,
     assert (found.problem_type, found.num_labels) == (MANY, len(names))
 
 
+def test_padded_numbers_are_the_given_names(tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", [["01"], ["02", "10"], [2]])
+    found = read_examples(path, label_names=("1", "2", "10"), problem="multi_label")
+    assert found.labels == read_examples(path).labels == ((0,), (1, 2), (1,))
+    twice = rows(tmp_path / "b.jsonl", [["1"], ["01", 1]])
+    with pytest.raises(ValueError, match="line 2: label '1' is twice in column 'labels'"):
+        read_examples(twice, label_names=("1", "2"), problem="multi_label")
+
+
 def test_counts_and_parts(tmp_path: Path) -> None:
     found = read_examples(rows(tmp_path / "a.jsonl", [["b", "a"], [], ["a"]]))
     assert found.label_counts() == {"a": 2, "b": 1}

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 
 from dynabert.cli import main
 from dynabert.cost import subnet_cost
-from dynabert.model_card import CardLatency, CardScores, CardTraining, model_card
+from dynabert.distill.card import run_datasets
+from dynabert.model_card import CardLatency, CardScores, CardTraining, model_card, public_name
 from dynabert.modeling import ElasticBertModel
 from dynabert.profile import DeviceProfile, LatencyRow, measure_latency
 from dynabert.profile.encoder_shape import EncoderShape
@@ -136,6 +137,40 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert len(blocks) == 2
         for block in blocks:
             exec(block.split("```")[0], {})
+
+
+NUMBERS = "p 0.4, M 15, N 30, seed 42, digest ab12"
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("/home/me/private/reviews.csv", "reviews.csv"),
+        ("C:\\me\\reviews.csv", "reviews.csv"),
+        ("nyu-mll/glue sst2 train", "nyu-mll/glue sst2 train"),
+        ("nyu-mll/glue/private/train.tsv", "train.tsv"),  # a folder of that name here
+        ("/me/reviews.csv + masked_lm(/models/bert), N", "reviews.csv + masked_lm(bert), N"),
+        ("/me/a + b/reviews.csv + masked_lm(/models/b (1)), N", "reviews.csv + masked_lm(b (1)), N"),
+        ("/me/reviews.csv + neighbours(near.tsv), N", "reviews.csv + neighbours(near.tsv), N"),
+        ("/me/reviews.csv + my words, N", "reviews.csv + my words, N"),
+        (
+            "nyu-mll/glue sst2 train + masked_lm(/home/me/bert) and neighbours(near.tsv), N",
+            "nyu-mll/glue sst2 train + masked_lm(bert) and neighbours(near.tsv), N",
+        ),
+        ("drugreview train + masked_lm(org/bert-base), N", "drugreview train + masked_lm(org/bert-base), N"),
+    ],
+)
+def test_names_without_a_path(source: str, shown: str) -> None:
+    assert public_name(source.replace(", N", f", {NUMBERS}")) == shown.replace(", N", f", {NUMBERS}")
+
+
+def test_sets_of_the_hub_that_a_run_learned_from() -> None:
+    def found(source: str) -> list[str]:
+        return run_datasets({"data": {"train": {"source": source}, "validation": None}})
+
+    assert found("nyu-mll/glue sst2 train") == ["nyu-mll/glue"]
+    assert found(f"nyu-mll/glue sst2 train + masked_lm(/me/bert), {NUMBERS}") == ["nyu-mll/glue"]
+    assert found("nyu-mll/glue/private/train.tsv") == found("train.tsv") == []
 
 
 def test_an_encoder_has_a_card() -> None:

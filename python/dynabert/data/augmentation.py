@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from dynabert.data.candidate_words import CandidateWords, Slot
 from dynabert.data.examples import Examples
+from dynabert.data.glue import plain_task_name
 
 COPIES = {"mnli": 10, "qqp": 10, "sst2": 20, "qnli": 20}
 OTHER_COPIES = 30
@@ -34,8 +35,9 @@ _Copies = list[list[str]]  # each copy as [text] or [text, second]
 
 
 def default_copies(task: str | None) -> int:
-    """The paper's N: 10 for MNLI and QQP, 20 for SST-2 and QNLI, 30 for any other task or none."""
-    return COPIES.get(task or "", OTHER_COPIES)
+    """The paper's N: 10 for MNLI and QQP, 20 for SST-2 and QNLI, 30 for any other task or none. The name is written in
+    any way that `load_task` takes."""
+    return COPIES.get(plain_task_name(task or ""), OTHER_COPIES)
 
 
 def augment(

@@ -136,6 +136,13 @@ class NeighbourWords:
                     "neighbours has the columns 'word' and 'neighbours'",
                 )
             for row in reader:
+                absent = [column for column in ("word", "neighbours") if column not in row.values]
+                if absent:  # the lines of a .jsonl file may differ in their keys
+                    raise reader.bad(
+                        row.line,
+                        f"no {absent[0]!r} here; found {', '.join(map(repr, row.values))}; allowed: 'word' and "
+                        "'neighbours' in each row, the neighbours of a word without any as an empty text",
+                    )
                 word = str(row.values["word"]).strip().lower()
                 if not word:
                     raise reader.bad(row.line, "the word is empty; give one word in each row")

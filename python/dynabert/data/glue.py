@@ -229,8 +229,13 @@ def load_task(
     )
 
 
+def plain_task_name(task_name: str) -> str:
+    """A task's name as `TASKS` writes it, known or not: case, hyphens and underscores do not matter."""
+    return task_name.lower().replace("-", "").replace("_", "")
+
+
 def _task_key(task_name: str) -> str:
-    name = task_name.lower().replace("-", "").replace("_", "")
+    name = plain_task_name(task_name)
     if name not in task_names():
         raise ValueError(
             f"load_task: no task of this name; got {task_name!r}; allowed: {', '.join(task_names())}; read other "

@@ -19,8 +19,15 @@ _NO_NAME = ("Cc", "Cs")  # control characters and lone surrogates
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)  # digits of other scripts are names
 
 
-def row_label_set(reader: RowReader, row: Row, column: str, separator: str | None) -> tuple[str, ...]:
-    """The labels of a row as text, in the order found.
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether all names are whole numbers in their shortest form, as the readers write them: then a label 01 is 1."""
+    return bool(names) and all(_WHOLE.fullmatch(name) and str(int(name)) == name for name in names)
+
+
+def row_label_set(
+    reader: RowReader, row: Row, column: str, separator: str | None, numbered: bool = False
+) -> tuple[str, ...]:
+    """The labels of a row as text, in the order found; with ``numbered`` whole numbers in their shortest form.
 
     Raises ``ValueError`` with file and line: a value that is no list (with ``separator``: no text), an entry that is no
     name or whole number, one that is empty or there twice.
@@ -57,6 +64,8 @@ def row_label_set(reader: RowReader, row: Row, column: str, separator: str | Non
                 f"the label {label!r} in column {column!r} has a control character, or half of one of two halves; "
                 "allowed: a name that can be written to a table",
             )
+        if numbered and _WHOLE.fullmatch(label):
+            label = str(int(label))
         if label in found:
             raise _doubled(reader, row.line, label, column)
         found.append(label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
 
     Every class name of the data must be a name of the model, then indices follow the names. Case does not matter, but
     where names of the model differ in nothing else the data must have just the model's. A model without names of its
-    own (``LABEL_0``, ...), or data whose classes are plain numbers, is matched by number.
+    own (``LABEL_0``, ...), or data whose classes are plain numbers, is matched by number. Numbers are counted from 0;
+    where they could as well be counted from 1 with a class missing, a warning says how they were read.
 
     Args:
         examples: labelled examples.
@@ -71,12 +73,27 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
         and not (problem_type == MULTI_LABEL and all(re.fullmatch(r"\d+", name) for name in outputs))
     ):
         places = [int(name) for name in names]
+        if min(places) > 0:
+            warnings.warn(
+                f"{examples.source}: no class of the data is 0; {_some(names)} are read as the model's outputs counted "
+                f"from 0, and {names[0]} is {outputs[places[0]]!r}; where the data counts from 1 every score is wrong: "
+                "write the model's names in the data, or the data's in id2label of the model's config.json",
+                stacklevel=2,
+            )
     elif all(_GENERIC.fullmatch(name) for name in outputs) and len(names) == len(outputs):
         places = list(range(len(names)))
     else:
+        advice = ""
+        if all(re.fullmatch(r"\d+", name) for name in names) and {int(name) for name in names} <= set(
+            range(1, len(outputs) + 1)
+        ):
+            advice = (
+                "; where the data counts from 1 and has not every class, write the model's names in the data, or the "
+                "data's in id2label of the model's config.json"
+            )
         raise ValueError(
             f"{examples.source}: the classes of the data are not those of the model; the data has {_some(names)}; "
-            f"the model has {_some(outputs)}; use the model's names or the numbers 0 to {len(outputs) - 1}"
+            f"the model has {_some(outputs)}; use the model's names or the numbers 0 to {len(outputs) - 1}{advice}"
         )
     if problem_type == MULTI_LABEL:
         rows: Any = examples.labels

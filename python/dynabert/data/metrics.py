@@ -115,10 +115,10 @@ def compute_metric(name: str, predictions: Values, labels: Values) -> float:
 
 
 def majority_score(labels: Values, metric: str = "accuracy") -> float:
-    """What the best constant prediction scores: the labels' most frequent class in ``metric``; 0.0 for a correlation.
+    """What the best constant prediction scores in ``metric``; 0.0 for a correlation.
 
-    Of equally frequent classes the smallest counts. For a metric of several labels a text, with (N, L) ``labels``, the
-    constant is a set of labels: the one that scores best.
+    That is the most frequent class; in the F1 of class 1 (see `f1`) it is class 1, for any other answer scores 0. For a
+    metric of several labels a text, with (N, L) ``labels``, the constant is a set of labels: the one that scores best.
     """
     if metric in REGRESSION_METRICS:
         return 0.0
@@ -128,7 +128,8 @@ def majority_score(labels: Values, metric: str = "accuracy") -> float:
     if metric in MULTI_LABEL_METRICS:
         return _best_constant_set(t, metric)
     classes, counts = np.unique(t, return_counts=True)
-    return compute_metric(metric, np.full(t.shape, classes[np.argmax(counts)]), t)
+    best = 1 if metric == "f1" and np.isin(classes, (0, 1)).all() else classes[np.argmax(counts)]
+    return compute_metric(metric, np.full(t.shape, best), t)
 
 
 def _best_constant_set(labels: npt.NDArray[np.generic], metric: str) -> float:

@@ -20,6 +20,10 @@ from typing import Any, NamedTuple, cast
 FORMATS = ("txt", "tsv", "csv", "jsonl", "parquet")
 _SUFFIXES = {".txt": "txt", ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
+# The csv module stops at 131072 characters, and texts can be longer. Not without bound: after a broken quote the rest
+# of the file is one field.
+FIELD_LIMIT = 2**24
+
 BadRow = Callable[[ValueError], None]
 
 
@@ -198,6 +202,7 @@ class RowReader:
             yield Row(number, dict(zip(columns, fields, strict=True)))
 
     def _open_csv(self, lines: Iterator[tuple[int, str]], delimiter: str) -> tuple[tuple[str, ...], Iterator[Row]]:
+        csv.field_size_limit(max(csv.field_size_limit(), FIELD_LIMIT))  # of the process; never lowered
         reader = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True)
         try:
             header = next(reader)

@@ -6,8 +6,9 @@ for one place are refused, never guessed.
 
 Labels. All whole numbers: classes, named by the numbers, in numeric order. All numbers, at least one with a point or an
 exponent: regression. Otherwise: classes, in alphabetical order. ``label_names`` fixes names and order (use the training
-set's for the evaluation set); ``problem`` overrides the kind. A list in the first row: several labels for each text
-(`dynabert.data.label_sets`); then every row has a list. In a .tsv or .csv ``label_separator`` cuts a text into labels.
+set's for the evaluation set); where all are whole numbers, a label 01 is 1. ``problem`` overrides the kind. A list in
+the first row: several labels for each text (`dynabert.data.label_sets`); then every row has a list. In a .tsv or .csv
+``label_separator`` cuts a text into labels.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from dynabert.data.examples import Examples, Labels
-from dynabert.data.label_sets import check_known, row_label_set, type_label_sets, warn_of_written_lists
+from dynabert.data.examples import Examples, Labels, check_text
+from dynabert.data.label_sets import are_numbers, check_known, row_label_set, type_label_sets, warn_of_written_lists
 from dynabert.data.rows import Row, RowReader, listed, shown
 
 PAIR_COLUMNS = (
@@ -236,10 +237,13 @@ def build_examples(
                 "is not empty, for several labels of a text"
             )
         problem = "multi_label"
+    if problem == "regression" and label_names is not None and columns.label is not None:
+        raise ValueError(f"{reader.name}: label_names were given for a regression; leave one of the two out")
     texts: list[str] = []
     seconds: list[str] = []
     labels: list[tuple[int, tuple[str, ...]]] = []
     known = frozenset(label_names or ())
+    numbered = are_numbers(label_names or ())
     names_seen = dict.fromkeys(reader.columns)
     many = None if problem == "auto" else problem == "multi_label"
     for row in rows:
@@ -252,10 +256,12 @@ def build_examples(
             if columns.label is not None:
                 kind = isinstance(row.values.get(columns.label), list) if many is None else many
                 found = (
-                    row_label_set(reader, row, columns.label, label_separator)
+                    row_label_set(reader, row, columns.label, label_separator, numbered)
                     if kind
-                    else (_row_label(reader, row, columns.label),)
+                    else (_row_label(reader, row, columns.label, numbered),)
                 )
+                if problem == "regression" and _as_number(found[0]) is None:
+                    raise _no_number(reader, row.line, found[0], columns.label, "as a regression needs")
                 if label_names is not None and not known.issuperset(found):
                     check_known(reader, row.line, found, label_names, columns.label)
         except ValueError as error:
@@ -267,6 +273,16 @@ def build_examples(
         texts.append(text)
         seconds.append(second)
         labels.append((row.line, found))
+    if columns.label is not None and not many and problem == "auto" and label_names is None:
+        wrong = _no_scores(reader, [(line, found[0]) for line, found in labels], columns.label)
+        for refusal in wrong.values():
+            if skipped is None:
+                raise refusal
+            skipped(refusal)
+        if wrong:
+            kept = [index for index in range(len(texts)) if index not in wrong]
+            texts, seconds = [texts[i] for i in kept], [seconds[i] for i in kept]
+            labels = [labels[i] for i in kept]
     if not texts:
         raise ValueError(f"{reader.name}: no examples in it; at least one row below the header is needed")
     values: Labels | None = None
@@ -274,10 +290,10 @@ def build_examples(
     if columns.label is not None and many:
         values, names = type_label_sets(reader, labels, label_names, columns.label)
     elif columns.label is not None:
-        single = [(line, found[0]) for line, found in labels]
-        values, names = _type_labels(reader, single, label_names, problem, columns.label)
+        single = [found[0] for _, found in labels]
+        values, names = _type_labels(single, label_names, problem)
         if label_names is None:
-            warn_of_written_lists(reader.name, [label for _, label in single], columns.label)
+            warn_of_written_lists(reader.name, single, columns.label)
     return Examples(
         texts=tuple(texts),
         seconds=tuple(seconds) if columns.second is not None else None,
@@ -291,7 +307,8 @@ def build_examples(
 
 
 def row_text(reader: RowReader, row: Row, column: str) -> str:
-    """The text in a column of a row; ValueError naming file and line when it is missing, no text, or blank."""
+    """The text in a column of a row; ValueError naming file and line when it is missing, no text, blank, or no valid
+    Unicode."""
     if column not in row.values:
         raise reader.bad(row.line, f"column {column!r} is missing; found {listed(tuple(row.values))}")
     value = row.values[column]
@@ -299,10 +316,10 @@ def row_text(reader: RowReader, row: Row, column: str) -> str:
         raise reader.bad(row.line, f"column {column!r} holds {type(value).__name__} {value!r}, not a text")
     if not value.strip():
         raise reader.bad(row.line, f"the text in column {column!r} is empty; found {value!r}")
-    return value
+    return check_text(value, f"{reader.name}, line {row.line}: the text in column {column!r}")
 
 
-def _row_label(reader: RowReader, row: Row, column: str) -> str:
+def _row_label(reader: RowReader, row: Row, column: str, numbered: bool) -> str:
     value = row.values.get(column)
     if isinstance(value, list):
         raise reader.bad(
@@ -310,7 +327,8 @@ def _row_label(reader: RowReader, row: Row, column: str) -> str:
             f"column {column!r} holds a list, {shown(value)}; allowed here: one label; several labels of a text are a "
             "list in every row",
         )
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    missing = isinstance(value, float) and not math.isfinite(value)  # what pandas writes for no value
+    if missing or isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise reader.bad(
             row.line, f"no label in column {column!r}; found {value!r}; allowed: a text or a number, or a list of them"
         )
@@ -318,44 +336,45 @@ def _row_label(reader: RowReader, row: Row, column: str) -> str:
     text = value.strip() if isinstance(value, str) else repr(value)
     if not text:
         raise reader.bad(row.line, f"the label in column {column!r} is empty; found {value!r}")
-    return text
+    return str(int(text)) if numbered and _WHOLE.fullmatch(text) else text
+
+
+def _no_scores(reader: RowReader, labels: list[tuple[int, str]], column: str) -> dict[int, ValueError]:
+    """By index the labels that are no number, where most of the others are scores (numbers with parts): one of them
+    would make a class of each score."""
+    numbers = [_as_number(label) for _, label in labels]
+    if 2 * sum(n is not None and not n.is_integer() for n in numbers) <= len(labels):
+        return {}
+    return {
+        index: _no_number(reader, line, label, column, "and most of the others are scores")
+        for index, ((line, label), number) in enumerate(zip(labels, numbers, strict=True))
+        if number is None
+    }
+
+
+def _no_number(reader: RowReader, line: int, label: str, column: str, why: str) -> ValueError:
+    return reader.bad(line, f"label {label!r} in column {column!r} is no finite number, {why}")
 
 
 def _type_labels(
-    reader: RowReader, labels: list[tuple[int, str]], label_names: Sequence[str] | None, problem: Problem, column: str
+    labels: list[str], label_names: Sequence[str] | None, problem: Problem
 ) -> tuple[tuple[int, ...] | tuple[float, ...], tuple[str, ...]]:
     if label_names is not None:
-        if problem == "regression":
-            raise ValueError(f"{reader.name}: label_names were given for a regression; leave one of the two out")
         names = tuple(label_names)
-        return tuple(names.index(label) for _, label in labels), names
-    numbers = [_as_number(label) for _, label in labels]
-    whole = all(_WHOLE.fullmatch(label) for _, label in labels)
+        return tuple(names.index(label) for label in labels), names
+    numbers = [_as_number(label) for label in labels]
+    whole = all(_WHOLE.fullmatch(label) for label in labels)
     if problem == "regression" or (problem == "auto" and not whole and all(n is not None for n in numbers)):
-        for (line, label), number in zip(labels, numbers, strict=True):
-            if number is None:
-                raise reader.bad(
-                    line, f"label {label!r} in column {column!r} is no finite number, as a regression needs"
-                )
         return tuple(float(n) for n in numbers if n is not None), ()
-    parts = sum(n is not None and not n.is_integer() for n in numbers)
-    if problem == "auto" and 2 * parts > len(labels):
-        # Numbers with parts are scores; one that is none would make a class of each of them.
-        line, label = next(pair for pair, n in zip(labels, numbers, strict=True) if n is None)
-        raise reader.bad(
-            line, f"label {label!r} in column {column!r} is no finite number, and most of the others are scores"
-        )
     # The same class written 1 and 01 would be two classes in silence; numbers are compared as numbers.
-    names = (
-        tuple(str(n) for n in sorted({int(label) for _, label in labels}))
-        if whole
-        else tuple(sorted({label for _, label in labels}))
-    )
+    names = tuple(str(n) for n in sorted({int(label) for label in labels})) if whole else tuple(sorted(set(labels)))
     place = {name: index for index, name in enumerate(names)}
-    return tuple(place[str(int(label)) if whole else label] for _, label in labels), names
+    return tuple(place[str(int(label)) if whole else label] for label in labels), names
 
 
 def _as_number(label: str) -> float | None:
+    if "_" in label:  # float() takes 1_1 for 11; here it is a code
+        return None
     try:
         number = float(label)
     except ValueError:

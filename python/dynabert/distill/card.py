@@ -12,7 +12,7 @@ import transformers
 
 import dynabert_kernels as dk
 from dynabert.configuration import ElasticBertConfig
-from dynabert.model_card import HUB_SETS, CardScores, CardTraining, model_card
+from dynabert.model_card import HUB_SETS, CardScores, CardTraining, hub_set, model_card
 
 CARD = "README.md"
 
@@ -72,4 +72,5 @@ def run_scores(settings: Mapping[str, Any], results: Mapping[str, Any], part: st
 def run_datasets(settings: Mapping[str, Any]) -> list[str]:
     """Hub ids among the sets that a run learned from."""
     sources = [str(own["source"]) for own in (settings.get("data") or {}).values() if own is not None]
-    return [name for name in HUB_SETS if any(source.startswith(name) for source in sources)]
+    found = {hub_set(source.partition(" + ")[0]) for source in sources}  # augmented text too
+    return [name for name in HUB_SETS if name in found]
