@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,34 @@ def same(op: str, first: tuple[str, Tensor], others: Mapping[str, Tensor | None]
             raise ValueError(
                 f"{op}: {other} is on {value.device}, {name} is on {tensor.device}; put both on one device"
             )
+
+
+def dtype(op: str, name: str, tensor: Tensor | None, allowed: torch.dtype) -> None:
+    """``tensor`` has the ``allowed`` dtype. For what the native library checks otherwise."""
+    if tensor is not None and tensor.dtype != allowed:
+        raise TypeError(f"{op}: {name} is {tensor.dtype}; allowed: {allowed}")
+
+
+def layer_dtypes(
+    op: str, first: tuple[str, Tensor], names: Sequence[str], tensors: Sequence[Tensor], allowed: list[torch.dtype]
+) -> None:
+    """All layers' ``tensors``, one layer behind the other, have the dtypes ``allowed``, those beside the first one's.
+
+    One comparison of two lists, since every call for a short text waits for it; names only where they differ.
+    """
+    found = [tensor.dtype for tensor in tensors]
+    wanted = allowed * (len(found) // len(allowed))
+    if found == wanted:
+        return
+    layer, field, have, want = next(
+        (i // len(allowed), names[i % len(allowed)], have, want)
+        for i, (have, want) in enumerate(zip(found, wanted, strict=True))
+        if have != want
+    )
+    name, beside = first[0], first[1].dtype
+    raise TypeError(
+        f"{op}: {field} of layer {layer} is {have}, {name} is {beside}; allowed: {want}; convert one of them"
+    )
 
 
 def indices(op: str, name: str, tensor: Tensor | None, device: torch.device, dtype: torch.dtype) -> None:

@@ -16,11 +16,12 @@ from dynabert_kernels.ops.elastic_encoder import (
     LayerWeights,
     PackedLayerWeights,
     check_batch,
+    check_plan_dtypes,
     elastic_encoder,
 )
-from dynabert_kernels.ops.elastic_encoder_int8 import elastic_encoder_int8
+from dynabert_kernels.ops.elastic_encoder_int8 import check_float, elastic_encoder_int8
 from dynabert_kernels.ops.embed_layer_norm import embed_layer_norm
-from dynabert_kernels.ops.int8_weights import Int8LayerWeights
+from dynabert_kernels.ops.int8_weights import TENSOR_NAMES, Int8LayerWeights, tensor_dtypes
 from dynabert_kernels.ops.registration import define, needs_save
 
 NAME = "elastic_classifier"
@@ -104,6 +105,7 @@ def elastic_classifier(
         flat += layer.tensors() if isinstance(layer, Int8LayerWeights) else layer
     if torch.is_grad_enabled() and needs_save(*embedding, *flat, *head, *position_biases):
         raise RuntimeError(f"{NAME}: it has no backward; run it under torch.no_grad()")
+    _check_dtypes(batch, plan, embedding, flat, head, position_biases, FORMS[form])
     first = layers[0]
     bias = first.qkv.bias if isinstance(first, Int8LayerWeights) else first.qkv_bias
     return _classifier(
@@ -125,6 +127,35 @@ def elastic_classifier(
         checks.activation_code(NAME, activation),
         form,
     )
+
+
+def _check_dtypes(
+    batch: PackedBatch,
+    plan: Plan,
+    embedding: EmbeddingWeights,
+    flat: Sequence[Tensor],
+    head: HeadWeights,
+    position_biases: Sequence[Tensor],
+    kind: type,
+) -> None:
+    checks.dtype(NAME, "input_ids", batch.input_ids, torch.int64)
+    checks.dtype(NAME, "position_ids", batch.position_ids, torch.int64)
+    checks.dtype(NAME, "token_type_ids", batch.token_type_ids, torch.int64)
+    word = embedding.word
+    dtype = word.dtype
+    checks.same(NAME, ("word", word), {})
+    for place, weight in enumerate((*embedding, *head)):
+        if weight is not None and weight.dtype != dtype:
+            name = (*EmbeddingWeights._fields, *HeadWeights._fields)[place]
+            raise TypeError(
+                f"{NAME}: {name} is {weight.dtype}, word is {dtype}; allowed: one dtype; convert one of them"
+            )
+    if kind is Int8LayerWeights:
+        check_float(NAME, "word", dtype)
+        checks.layer_dtypes(NAME, ("word", word), TENSOR_NAMES, flat, tensor_dtypes(dtype))
+    else:
+        checks.layer_dtypes(NAME, ("word", word), LayerWeights._fields, flat, [dtype] * len(LayerWeights._fields))
+    check_plan_dtypes(NAME, position_biases, dtype, batch.cu_seqlens, plan)
 
 
 def _form(layers: Layers) -> int:

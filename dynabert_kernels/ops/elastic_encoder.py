@@ -100,6 +100,14 @@ def check_batch(op: str, x: Tensor, layers: Sequence[object], plan: Plan, positi
         raise ValueError(f"{op}: the plan has {plan.num_rows} rows and x {x.shape[0]}; build the plan for this batch")
 
 
+def check_plan_dtypes(op: str, position_biases: Sequence[Tensor], of: torch.dtype, borders: Tensor, plan: Plan) -> None:
+    """Biases have the data's dtype; the sequences' borders and the plan are int32."""
+    for bias in position_biases:
+        checks.dtype(op, "a position bias", bias, of)
+    checks.dtype(op, "cu_seqlens", borders, torch.int32)
+    checks.dtype(op, "the plan's table", plan.table, torch.int32)
+
+
 def pack_layer(layer: LayerWeights) -> PackedLayerWeights:
     """A layer's matrices in the order in which the CPU's products read them: packed once, and not at every call.
 
@@ -192,6 +200,9 @@ def elastic_encoder(
         return _one_by_one(x, plain, cu_seqlens, plan, position_biases, activation, eps, scale)
     if not flat:
         return x.clone()
+    checks.same(NAME, ("x", x), {})
+    checks.layer_dtypes(NAME, ("x", x), LayerWeights._fields, flat, [x.dtype] * len(LayerWeights._fields))
+    check_plan_dtypes(NAME, position_biases, x.dtype, cu_seqlens, plan)
     size = layers[0].qkv_bias.shape[2]
     return _encoder(
         x,

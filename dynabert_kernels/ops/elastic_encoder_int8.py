@@ -10,8 +10,8 @@ from torch import Tensor
 from dynabert_kernels import reference
 from dynabert_kernels.layout import Plan
 from dynabert_kernels.ops import checks
-from dynabert_kernels.ops.elastic_encoder import check_batch
-from dynabert_kernels.ops.int8_weights import Int8LayerWeights
+from dynabert_kernels.ops.elastic_encoder import check_batch, check_plan_dtypes
+from dynabert_kernels.ops.int8_weights import TENSOR_NAMES, Int8LayerWeights, tensor_dtypes
 from dynabert_kernels.ops.registration import define, needs_save
 
 NAME = "elastic_encoder_int8"
@@ -40,6 +40,12 @@ _encoder = define(
     reference=reference.elastic_encoder_int8,
     fake=lambda x, *_: x.new_empty(x.shape),
 )
+
+
+def check_float(op: str, name: str, dtype: torch.dtype) -> None:
+    """The float part is of a dtype that int8 weights run beside."""
+    if dtype not in DTYPES:
+        raise TypeError(f"{op}: {name} is {dtype}; allowed: float32, bfloat16")
 
 
 def elastic_encoder_int8(
@@ -72,8 +78,7 @@ def elastic_encoder_int8(
     Raises ``RuntimeError`` where a gradient is wanted; ``ValueError`` on a shape, device or bound that does not fit,
     ``TypeError`` on a dtype.
     """
-    if x.dtype not in DTYPES:
-        raise TypeError(f"{NAME}: x is {x.dtype}; allowed: float32, bfloat16")
+    check_float(NAME, "x", x.dtype)
     check_batch(NAME, x, layers, plan, position_biases)
     flat = [tensor for layer in layers for tensor in layer.tensors()]
     if torch.is_grad_enabled() and needs_save(x, *flat, *position_biases):  # looked at only where it may be
@@ -81,6 +86,8 @@ def elastic_encoder_int8(
     number = checks.activation_code(NAME, activation)
     if not flat:
         return x.clone()
+    checks.layer_dtypes(NAME, ("x", x), TENSOR_NAMES, flat, tensor_dtypes(x.dtype))
+    check_plan_dtypes(NAME, position_biases, x.dtype, cu_seqlens, plan)
     size = layers[0].qkv.bias.shape[2]
     return _encoder(
         x,

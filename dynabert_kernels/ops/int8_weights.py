@@ -62,6 +62,28 @@ class Int8LayerWeights(NamedTuple):
         return [*self.qkv, *self.attention, *norms, *self.ffn_in, *self.ffn_out, *last]
 
 
+def _linear_names(name: str) -> list[str]:
+    return [f"{name}_{field}" for field in Int8Linear._fields]
+
+
+TENSOR_NAMES = (
+    *_linear_names("qkv"),
+    *_linear_names("attention"),
+    "attention_norm_weight",
+    "attention_norm_bias",
+    *_linear_names("ffn_in"),
+    *_linear_names("ffn_out"),
+    "ffn_norm_weight",
+    "ffn_norm_bias",
+)
+
+
+def tensor_dtypes(dtype: torch.dtype) -> list[torch.dtype]:
+    """Of a layer's twenty tensors beside data of ``dtype``."""
+    linear, norm = [torch.int8, torch.float32, torch.int32, dtype], [dtype, dtype]
+    return [*linear, *linear, *norm, *linear, *linear, *norm]
+
+
 def _units(chunk: int) -> int:
     return -(-chunk // UNIT)
 

@@ -335,6 +335,31 @@ def test_missing_folder(tmp_path: Path) -> None:
         InferenceEngine.from_pretrained(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_logits_of_more_or_fewer_subnetworks_than_texts(engine: InferenceEngine, count: int) -> None:
+    encoded = engine._encoder.encode(["good", "bad film", "a plot"])
+    wrong = f"logits: one sub-network is needed per text; got {count} for 3 texts; give 3"
+    with pytest.raises(ValueError, match=wrong):
+        engine.logits(encoded, ["w1"] * count)
+    assert engine.logits(encoded, ["w1"] * 3).shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [
+        ({0: "good", 1: "bad", 2: "good"}, "gives the name 'good' to several outputs; allowed: a name of its own"),
+        ({0: "good", 1: "bad"}, "names the outputs 0, 1; allowed: one name for each of the model's 3, counted from 0"),
+        ({1: "a", 2: "b", 3: "c"}, "names the outputs 1, 2, 3; allowed"),
+        (dict(enumerate("abcd")), "names the outputs 0, 1, 2, 3; allowed"),
+    ],
+)
+def test_names_that_do_not_fit_the_outputs(names: dict[int, str], wrong: str) -> None:
+    model = tiny_model()
+    model.config.id2label = names
+    with pytest.raises(ValueError, match=f"InferenceEngine: id2label {wrong}"):
+        InferenceEngine(model, tiny_tokenizer())
+
+
 # Streams
 # ----------------------------------------------------------------------------------------------------------------
 
@@ -385,6 +410,15 @@ def test_stream_names_the_place_in_the_stream(engine: InferenceEngine) -> None:
     assert len([next(stream) for _ in range(20)]) == 20
     with pytest.raises(ValueError, match="text 25 is empty"):
         next(stream)
+    subnets = [*["w1"] * 25, "w0.3", *["w1"] * 5]
+    with pytest.raises(ValueError, match=r"sub-network 25: width_mult 0\.3"):
+        list(engine.predict_iter(["good"] * 31, subnet=subnets, lookahead=10))
+    broken = InferenceEngine(tiny_model(), tiny_tokenizer())
+    word = broken.tokenizer.convert_tokens_to_ids("bad")
+    with torch.no_grad():
+        broken.model.encoder.embeddings.word_embeddings.weight[word] = float("nan")
+    with pytest.raises(ValueError, match=r"for 1 of 10 texts \(the first: text 25,"):
+        list(broken.predict_iter([*["good"] * 25, "bad", *["good"] * 5], lookahead=10))
 
 
 def test_stream_refusals(engine: InferenceEngine) -> None:

@@ -61,6 +61,31 @@ def test_csv_to_csv_keeps_quoted_fields(engine: InferenceEngine, tmp_path: Path)
     assert rows[0]["predicted_label"] == engine.predict("good film").label
 
 
+def test_values_of_a_jsonl_in_a_csv(engine: InferenceEngine, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "good film", "meta": {"ok": True, "x": None}, "list": ["ä\tb", 1.5], "yes": True, "no": None, "n": 3},
+        {"text": "bad plot", "predicted": 1, "meta": {}} | {"list": []},
+    ]
+    rows[0]["predicted"] = 2.5
+    path = write(tmp_path / "in.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for name, delimiter, quoting in (("out.csv", ",", csv.QUOTE_MINIMAL), ("out.tsv", "\t", csv.QUOTE_NONE)):
+        engine.predict_file(path, tmp_path / name)
+        with open(tmp_path / name, encoding="utf-8", newline="") as stream:
+            first, second = csv.DictReader(stream, delimiter=delimiter, quoting=quoting)
+        assert json.loads(first["meta"]) == rows[0]["meta"]
+        assert json.loads(first["list"]) == rows[0]["list"]
+        assert "ä" in first["list"]
+        assert [first[key] for key in ("yes", "no", "n", "predicted")] == ["true", "", "3", "2.5"]
+        assert [second[key] for key in ("meta", "list", "yes", "no", "n", "predicted")] == ["{}", "[]", "", "", "", "1"]
+
+
+def test_rows_of_a_jsonl_keep_what_the_first_has_not(engine: InferenceEngine, tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", '{"text": "good"}\n{"text": "bad", "note": [1]}\n')
+    engine.predict_file(path, tmp_path / "out.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row.get("note") for row in found] == [None, [1]]
+
+
 def test_gz_in_and_out_and_pairs(engine: InferenceEngine, tmp_path: Path) -> None:
     path = tmp_path / "in.tsv.gz"
     path.write_bytes(gzip.compress(b"sentence1\tsentence2\ngood film\tbad plot\n"))
@@ -126,6 +151,27 @@ def test_multi_label_and_regression_rows(tmp_path: Path) -> None:
         ),
         ("in.csv", 'text,"a\tb"\nx,y\n', "out.tsv", {}, "line 1: a .tsv cannot hold the tab"),
         ("in.csv", "a,b\nx,y\n", "out.tsv", {}, "no column has a known name for the text"),
+        (
+            "in.jsonl",
+            '{"text": "good"}\n{"text": "bad", "predicted_label": "mine"}\n',
+            "out.jsonl",
+            {},
+            "in.jsonl, line 2: the row has a 'predicted_label' already; rename it",
+        ),
+        (
+            "in.jsonl",
+            '{"text": "good"}\n{"text": "bad", "predicted_scores@w0.5-d1": 1}\n',
+            "out.jsonl",
+            {"subnets": ["w1", "w0.5"], "lookahead": 1},
+            "in.jsonl, line 2: the row has a 'predicted_scores@w0.5-d1' already",
+        ),
+        (
+            "in.jsonl",
+            '{"text": "good", "id": 1}\n{"text": "bad", "note": "mine"}\n',
+            "out.csv",
+            {"lookahead": 1},
+            "in.jsonl, line 2: the key 'note' is not in the first row, so the .csv has no column for it; give it to",
+        ),
     ],
 )
 def test_refusals_leave_nothing_behind(

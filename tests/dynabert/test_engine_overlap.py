@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
 from dynabert import InferenceEngine
 from dynabert.engine import inference
@@ -82,6 +83,20 @@ def test_what_is_kept_of_a_single_text_fits_every_other_of_its_length(architectu
                 (alone,) = InferenceEngine(engine.model, engine.tokenizer).predict([text], subnet=subnet)
                 assert engine.predict(text, subnet=subnet).logits == alone.logits
     assert len(engine._frames) == (4 if architecture == "bert" else 0)  # two lengths, two sub-networks
+
+
+def test_nothing_of_a_text_is_kept() -> None:
+    engine = InferenceEngine(tiny_model(), tiny_tokenizer())
+    text = ("good film", "the bad plot")
+    ids, types = engine._encoder.encode([text[0]], [text[1]]).rows([0])
+    assert types is not None
+    for _ in range(2):  # the second time what was kept is used
+        engine.predict(text)
+    (frame,) = engine._frames.values()
+    kept = [value for value in (*frame, *vars(frame.plan).values()) if isinstance(value, torch.Tensor)]
+    assert len(kept) == 3
+    for tensor in kept:
+        assert tensor.tolist() not in (ids[0], types[0])
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

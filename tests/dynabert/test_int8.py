@@ -112,6 +112,27 @@ def test_what_cannot_be_quantised() -> None:
         elastic(plain_model("bert")).quantise_weights(torch.float16)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e39])
+def test_a_weight_that_is_not_finite_leaves_all_layers_plain(wrong: float) -> None:
+    """1e39: a number of float64 that float32, in which weights are quantised, does not have."""
+    model = elastic(plain_model("bert")).double()
+    batch = padded_batch(plain_model("bert"), LENGTHS)
+    matrix = model.encoder.layers[2].ffn_out_weight
+    kept = matrix[1, 1].item()
+    with torch.no_grad():
+        wanted = model(**batch).logits
+        matrix[1, 1] = wrong
+    with pytest.raises(ValueError, match="quantise_weights: ffn_out_weight of layer 2 holds NaN or infinity"):
+        model.quantise_weights()
+    assert not model.has_packed_weights
+    assert model.dtype == torch.float64
+    with torch.no_grad():
+        matrix[1, 1] = kept
+        assert torch.equal(model(**batch).logits, wanted)
+    assert not model.has_int8_weights
+    assert model.quantise_weights().has_int8_weights
+
+
 def test_the_engine(tmp_path: Path) -> None:
     folder, texts = tiny_folder(tmp_path / "model"), some_texts(9)
     engine, plain = InferenceEngine.from_pretrained(folder, dtype="int8"), InferenceEngine.from_pretrained(folder)

@@ -23,6 +23,13 @@ def test_rows_state_their_conditions() -> None:
         assert (row.device, row.dtype) == ("cpu", "float32")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_int8_is_named(dtype: torch.dtype) -> None:
+    small = tiny_model().quantise_weights(dtype)
+    (row,) = measure_latency(small, ["w1"], seq_length=4, rounds=1, warmup=0)
+    assert row.dtype == "int8"
+
+
 def test_rounds_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     ran: list[tuple[int, ...]] = []

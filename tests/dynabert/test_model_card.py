@@ -100,6 +100,16 @@ def test_latencies_as_they_are_measured() -> None:
         CardLatency.of_rows([latency_row("w1", 1.0), latency_row("w0.5", 1.0, threads=1)])
 
 
+def test_latencies_in_int8_are_a_column_of_their_own() -> None:
+    half, small = tiny_model().bfloat16(), tiny_model().quantise_weights()
+    plain = measure_latency(half, ["w1"], seq_length=4, rounds=1, warmup=0)
+    quantised = measure_latency(small, ["w0.5"], seq_length=4, rounds=1, warmup=0)
+    with pytest.raises(ValueError, match="2 sets of conditions; allowed: one"):
+        CardLatency.of_rows([*plain, *quantised])
+    card = model_card(tiny_model(), latency=CardLatency.of_rows(quantised))
+    assert "1 x 4 tokens in int8 on cpu" in card
+
+
 def test_what_the_author_says() -> None:
     card = model_card(
         tiny_model("mpnet").extract("w0.5"),

@@ -124,3 +124,59 @@ def test_parametrised_weights_are_refused_before_anything_is_packed() -> None:
         assert not model.has_packed_weights
     torch.nn.utils.parametrize.remove_parametrizations(layer, "ffn_in_weight")
     assert model.pack_weights() is model
+
+
+@pytest.mark.parametrize("make", ["pack_weights", "quantise_weights"])
+def test_no_other_weights_are_loaded_not_even_in_part(make: str) -> None:
+    batch = padded_batch(plain_model("bert"), LENGTHS)
+    model = getattr(elastic(plain_model("bert")), make)()
+    other = elastic(plain_model("bert", seed=1))
+    with torch.inference_mode():
+        wanted = model(**batch).logits
+    plain_names = {name: torch.zeros(1) for name in ("bert.embeddings.word_embeddings.weight", "classifier.weight")}
+    encoder, layers = model.encoder, model.encoder.layers
+    for load in (
+        lambda: model.load_state_dict(other.state_dict()),
+        lambda: model.load_state_dict(other.state_dict(), strict=False),
+        lambda: model.load_state_dict(other.state_dict(), strict=False, assign=True),
+        lambda: model.load_state_dict(plain_names, strict=False),
+        lambda: encoder.load_state_dict(other.encoder.state_dict(), strict=False),
+        lambda: layers.load_state_dict(other.encoder.layers.state_dict(), strict=False),
+        lambda: layers[0].load_state_dict(other.encoder.layers[0].state_dict(), strict=False),
+        lambda: torch.nn.ModuleList([model]).load_state_dict(torch.nn.ModuleList([other]).state_dict(), strict=False),
+    ):
+        with pytest.raises(RuntimeError, match="for inference and no others can be loaded into it; load them into a"):
+            load()
+        with torch.inference_mode():
+            assert torch.equal(model(**batch).logits, wanted)
+
+
+def test_a_layer_that_cannot_be_packed_leaves_all_of_them_plain() -> None:
+    for change, told in (
+        (lambda layer: layer.bfloat16(), r"qkv_weight of layer 2 is torch\.bfloat16, the model is torch\.float32"),
+        (lambda layer: layer.to("meta"), "qkv_weight of layer 2 is on meta; allowed: the CPU"),
+        (
+            lambda layer: setattr(layer, "ffn_out_weight", torch.nn.Parameter(torch.zeros(3, 4))),
+            r"layer 2: ffn_out_weight has shape \(3, 4\)",
+        ),
+    ):
+        model = elastic(plain_model("bert"))
+        change(model.encoder.layers[2])
+        with pytest.raises(ValueError, match=f"pack_weights: .*{told}"):
+            model.pack_weights()
+        assert not model.has_packed_weights
+
+
+@pytest.mark.parametrize("make", ["pack_weights", "quantise_weights"])
+def test_a_compiler_is_named_where_it_is_the_cause(make: str) -> None:
+    model = getattr(elastic(plain_model("bert")), make)()
+    batch, plan = model.pack([[5] * 7, [6] * 3], subnet=["w0.5", "w1"])
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        wanted = model(batch=batch, plan=plan).logits
+        # Where a part may stay uncompiled, the whole does.
+        assert torch.equal(torch.compile(model, backend="eager")(batch=batch, plan=plan).logits, wanted)
+        torch._dynamo.reset()
+        with pytest.raises(RuntimeError, match="for inference and cannot be compiled; call the model without"):
+            torch.compile(model, backend="eager", fullgraph=True)(batch=batch, plan=plan)
+    torch._dynamo.reset()

@@ -184,3 +184,36 @@ def test_refusals() -> None:
     ):
         with pytest.raises((ValueError, TypeError, RuntimeError), match=told):
             dk.elastic_classifier(given, plan, tables, layers, wrong)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("kind", ["plain", "packed", "int8"])
+def test_a_dtype_that_does_not_fit(kind: str, provider: str) -> None:
+    given, plan = batch("whole")
+    tables, layers, last = embedding(torch.float32), layers_of(kind, torch.float32), head(torch.float32)
+    first = "qkv_bias" if kind == "int8" else "qkv_weight"
+    with dk.use_provider(provider):
+        for change, told in (
+            ({"input_ids": given.input_ids.int()}, "input_ids is torch.int32; allowed: torch.int64"),
+            ({"position_ids": given.position_ids.int()}, "position_ids is torch.int32"),
+            ({"token_type_ids": given.input_ids.float()}, "token_type_ids is torch.float32"),
+            ({"cu_seqlens": given.cu_seqlens.long()}, "cu_seqlens is torch.int64; allowed: torch.int32"),
+        ):
+            with pytest.raises(TypeError, match=f"elastic_classifier: {told}"):
+                dk.elastic_classifier(dataclasses.replace(given, **change), plan, tables, layers, last)
+        for some_tables, some_head, told in (
+            (embedding(torch.bfloat16), head(torch.bfloat16), f"{first} of layer 0 is torch.float32, word is torch.bf"),
+            (
+                tables._replace(norm_bias=tables.norm_bias.double()),
+                last,
+                "norm_bias is torch.float64, word is torch.fl",
+            ),
+            (
+                tables,
+                last._replace(out_bias=last.out_bias.double()),
+                "out_bias is torch.float64, word is",
+            ),
+            (tables._replace(word=tables.word.int()), last, "word is torch.int32; allowed: float32"),
+        ):
+            with pytest.raises(TypeError, match=f"elastic_classifier: {told}"):
+                dk.elastic_classifier(given, plan, some_tables, layers, some_head)

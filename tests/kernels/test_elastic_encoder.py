@@ -166,13 +166,34 @@ def test_refusals() -> None:
         dk.elastic_encoder(x, learning, borders, plan)
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_dtype_that_does_not_fit(provider: str) -> None:
+    x, borders, plan = batch("mixed", torch.float32)
+    layers, position = network(torch.float32), biases(plan, torch.float32)
+    odd = [*layers[:2], layers[2]._replace(ffn_in_bias=layers[2].ffn_in_bias.bfloat16())]
+    long = dataclasses.replace(plan, table=plan.table.long())
+    with dk.use_provider(provider):
+        with pytest.raises(TypeError, match=r"elastic_encoder: qkv_weight of layer 0 is torch.float32, x is torch.bfl"):
+            dk.elastic_encoder(x.bfloat16(), layers, borders, plan)
+        with pytest.raises(TypeError, match=r"ffn_in_bias of layer 2 is torch.bfloat16, x is torch.float32; allowed: "):
+            dk.elastic_encoder(x, odd, borders, plan)
+        with pytest.raises(TypeError, match=r"x is torch.int32; allowed: float32, bfloat16, float16, float64"):
+            dk.elastic_encoder(x.int(), layers, borders, plan)
+        with pytest.raises(TypeError, match=r"cu_seqlens is torch.int64; allowed: torch.int32"):
+            dk.elastic_encoder(x, layers, borders.long(), plan)
+        with pytest.raises(TypeError, match=r"the plan's table is torch.int64; allowed: torch.int32"):
+            dk.elastic_encoder(x, layers, borders, long)
+        with pytest.raises(TypeError, match=r"a position bias is torch.float64; allowed: torch.float32"):
+            dk.elastic_encoder(x, layers, borders, plan, position_biases=[*position[:2], position[2].double()])
+
+
 @pytest.mark.skipif(not NATIVE, reason="the native library is not built")
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"ffn_in_weight": torch.zeros(40, 23)}, r"in_weight has shape \(40, 23\)"),
         ({"qkv_weight": torch.zeros(2, 3, SIZE, WIDTH)}, "max_heads is 4; allowed: 0 to qkv_weight's 2 heads"),
-        ({"ffn_norm_bias": torch.zeros(WIDTH, dtype=torch.float64)}, "ln_bias is"),
+        ({"ffn_norm_bias": torch.zeros(WIDTH, dtype=torch.float64)}, "ffn_norm_bias of layer 0 is"),
     ],
 )
 def test_a_weight_that_does_not_fit_is_named(change: dict[str, Tensor], told: str) -> None:

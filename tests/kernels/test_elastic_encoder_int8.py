@@ -15,7 +15,7 @@ from dynabert_kernels import Int8LayerWeights, LayerWeights, SubnetShape, refere
 from dynabert_kernels.ops import NATIVE, providers
 from dynabert_kernels.ops.int8_weights import NEURON_CHUNK, pack_linear, unpack_linear
 from dynabert_kernels.testing.inputs import strided_rows
-from tests.kernels.test_elastic_encoder import HEADS, NEURONS, PLANS, SIZE, WIDTH, batch, biases, network
+from tests.kernels.test_elastic_encoder import HEADS, NEURONS, PLANS, PROVIDERS, SIZE, WIDTH, batch, biases, network
 
 HERE = "cpu" in providers.registered()["elastic_encoder_int8"]
 native = pytest.mark.skipif(not HERE, reason="the native library is not built")
@@ -342,14 +342,30 @@ def test_refusals() -> None:
         dk.elastic_encoder_int8(x.requires_grad_(), layers, borders, plan)
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_dtype_that_does_not_fit(provider: str) -> None:
+    x, borders, plan = batch("mixed", torch.float32)
+    layers, position = quantised(torch.float32), biases(plan, torch.float32)
+    wide = layers[1]._replace(attention=layers[1].attention._replace(offset=layers[1].attention.offset.long()))
+    with dk.use_provider(provider):
+        with pytest.raises(TypeError, match=r"qkv_bias of layer 0 is torch.float32, x is torch.bfloat16; allowed"):
+            dk.elastic_encoder_int8(x.bfloat16(), layers, borders, plan)
+        with pytest.raises(TypeError, match=r"attention_offset of layer 1 is torch.int64, .*; allowed: torch.int32"):
+            dk.elastic_encoder_int8(x, [layers[0], wide, layers[2]], borders, plan)
+        with pytest.raises(TypeError, match=r"cu_seqlens is torch.int64; allowed: torch.int32"):
+            dk.elastic_encoder_int8(x, layers, borders.long(), plan)
+        with pytest.raises(TypeError, match=r"a position bias is torch.float64; allowed: torch.float32"):
+            dk.elastic_encoder_int8(x, layers, borders, plan, position_biases=[*position[:2], position[2].double()])
+
+
 @native
 @pytest.mark.parametrize(
     ("part", "change", "told"),
     [
-        ("qkv", {"scale": torch.zeros(1, 192, dtype=torch.float64)}, "qkv_scale is Double; allowed: Float"),
+        ("qkv", {"scale": torch.zeros(1, 192, dtype=torch.float64)}, "qkv_scale of layer 0 is torch.float64"),
         ("qkv", {"bias": torch.zeros(2, 3, SIZE)}, "max_heads is 4; allowed: 0 to qkv_bias's 2 heads"),
         ("attention", {"weight": torch.zeros(1, 2, 4, 32, 4, dtype=torch.int8)}, "attention_weight has shape"),
-        ("ffn_in", {"bias": torch.zeros(40, dtype=torch.bfloat16)}, "ffn_in_bias is BFloat16"),
+        ("ffn_in", {"bias": torch.zeros(40, dtype=torch.bfloat16)}, "ffn_in_bias of layer 0 is torch.bfloat16"),
         ("ffn_out", {"offset": torch.zeros(1, 31, dtype=torch.int32)}, "ffn_out_offset has shape"),
     ],
 )

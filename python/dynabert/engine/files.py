@@ -58,8 +58,9 @@ def predict_file(
 
     The output has the input's columns, then ``predicted_label`` and ``predicted_score`` (for ``.jsonl`` also
     ``predicted_scores``). The labels of a multi-label model are a list in .jsonl, else joined by ``|``. With several
-    sub-networks each answers every row, and the columns end in ``@w0.5-d0.75``. The file appears under its name when it
-    is complete; after an error it is not there.
+    sub-networks each answers every row, and the columns end in ``@w0.5-d0.75``. A .tsv or .csv has the columns of the
+    first row; a list, an object, true and false stand there as JSON, null as nothing. The file appears under its name
+    when it is complete; after an error it is not there.
 
     Args:
         engine: the engine that answers.
@@ -74,7 +75,7 @@ def predict_file(
 
     Raises:
         ValueError: a bad row (file, line, what was found); a text that is too long; a column that would be written
-            twice; a value that a .tsv cannot hold.
+            twice; a value that a .tsv cannot hold; a row of a .jsonl with a key that is no column of a .tsv or .csv.
         FileExistsError, FileNotFoundError: the output is there, the input is not.
     """
     started = time.perf_counter()
@@ -173,6 +174,7 @@ class _Writer:
         added = [column + ending for ending in endings for column in ANSWER_COLUMNS]
         if kind == "jsonl":
             added += [f"predicted_scores{ending}" for ending in endings]
+        self._added = frozenset(added)
         clash = [column for column in added if column in columns]
         if clash:
             raise ValueError(f"predict_file: {source} already has a column {clash[0]!r}; rename it")
@@ -195,6 +197,7 @@ class _Writer:
 
     def write(self, row: Row, answers: list[Prediction]) -> None:
         """One row: its own values, then the answer of each sub-network."""
+        self._check_keys(row)
         if self._kind == "jsonl":
             record = dict(row.values)
             for ending, answer in zip(self._endings, answers, strict=True):
@@ -212,7 +215,21 @@ class _Writer:
                     "which is part of one; write .jsonl"
                 )
             fields += [_JOIN.join(answer.labels), format(answer.score, ".6g")]
-        self._put(["" if field is None else str(field) for field in fields], row.line)
+        self._put([_field(field) for field in fields], row.line)
+
+    def _check_keys(self, row: Row) -> None:
+        """Rows of a .jsonl need not have the keys of the first, which are all that is known before."""
+        clash = self._added.intersection(row.values)
+        if clash:
+            raise ValueError(f"{self._source}, line {row.line}: the row has a {min(clash)!r} already; rename it")
+        if self._kind == "jsonl":
+            return
+        more = [key for key in row.values if key not in self._columns]
+        if more:
+            raise ValueError(
+                f"{self._source}, line {row.line}: the key {more[0]!r} is not in the first row, so the .{self._kind} "
+                "has no column for it; give it to the first row too (null will do), or write .jsonl"
+            )
 
     def _put(self, fields: list[str], line: int) -> None:
         if self._csv is not None:
@@ -225,3 +242,12 @@ class _Writer:
                     ".csv or .jsonl"
                 )
         self._stream.write("\t".join(fields) + "\n")
+
+
+def _field(value: Any) -> str:
+    """A value as a .tsv or .csv holds it."""
+    if value is None:
+        return ""
+    if isinstance(value, (bool, dict, list)):
+        return json.dumps(value, ensure_ascii=False, default=str)  # a parquet file's lists may hold dates
+    return str(value)

@@ -23,11 +23,11 @@ from dynabert.configuration import Subnet, SubnetConfig
 from dynabert.configuration.grid import subnet_text
 from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, check_text
-from dynabert.data.labels import model_labels, model_problem
+from dynabert.data.labels import model_problem
 from dynabert.data.tokenisation import Encoded, TextEncoder
 from dynabert.engine.graphs import MAX_GRAPHS, graphs_for
 from dynabert.engine.overlap import made_ahead
-from dynabert.engine.prediction import Prediction, interpret
+from dynabert.engine.prediction import Prediction, interpret, output_names
 from dynabert_kernels import PackedBatch, Plan, SubnetShape, group_by_shape
 from dynabert_kernels.triton.dependent_launch import programmatic_launch as dependent_launches
 from dynabert_kernels.triton.dependent_launch import why_not_programmatic
@@ -57,6 +57,14 @@ class _Resolved(NamedTuple):
     text: str
 
 
+class _Frame(NamedTuple):
+    """Batch and plan of a text alone, without the text: its ids and token types are put in at each call."""
+
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    plan: Plan
+
+
 class InferenceEngine:
     """A fine-tuned network ready to answer, at any of its widths and depths.
 
@@ -82,7 +90,8 @@ class InferenceEngine:
     Raises:
         TypeError: a tokenizer without a fast half.
         ValueError: a bound that is out of range; a tokenizer with more tokens than the model has; an unknown
-            ``problem_type``; graphs or programmatic launches where the device has none.
+            ``problem_type``; an ``id2label`` that does not give each output a name of its own; graphs or programmatic
+            launches where the device has none.
     """
 
     def __init__(
@@ -117,7 +126,7 @@ class InferenceEngine:
         )
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.labels = model_labels(config)
+        self.labels = output_names(config, model.classifier.out_proj.out_features)
         self.problem_type = model_problem(config)
         if self.problem_type not in (SINGLE_LABEL, MULTI_LABEL, REGRESSION):
             raise ValueError(
@@ -126,8 +135,8 @@ class InferenceEngine:
             )
         self.threshold = threshold
         self._known: dict[tuple[Any, str], _Resolved] = {}
-        # Batch and plan of a text alone, by its sub-network and length. Other architectures count positions by the ids.
-        self._frames: dict[tuple[SubnetShape, int, torch.device], tuple[PackedBatch, Plan]] = {}
+        # By sub-network and length. Other architectures count positions by the ids.
+        self._frames: dict[tuple[SubnetShape, int, torch.device], _Frame] = {}
         self._frames_fit = config.architecture == "bert"
         default_tokens = CPU_BATCH_TOKENS if self.device.type == "cpu" else DEVICE_BATCH_TOKENS
         self.max_batch_tokens = default_tokens if max_batch_tokens is None else max_batch_tokens
@@ -309,7 +318,12 @@ class InferenceEngine:
 
         Returns:
             (N, labels), float32 (float64 for a float64 model), in the order of ``encoded``.
+
+        Raises:
+            ValueError: more or fewer sub-networks than texts; one that does not fit the model.
         """
+        if len(subnets) != len(encoded):
+            raise ValueError(_other_count("logits", len(subnets), len(encoded)))
         with _bar(len(subnets), progress) as bar:
             return self._run([(encoded, [self.model.shape(subnet) for subnet in subnets])], bar)
 
@@ -380,7 +394,7 @@ class InferenceEngine:
             raise RuntimeError(
                 "predict: the model was put in training mode, so its answers would be random; call model.eval()"
             )
-        resolved = self._resolve(subnet, len(texts))
+        resolved = self._resolve(subnet, len(texts), first_index)
         if not texts:
             return []
         firsts, seconds = _split_pairs(texts, first_index)
@@ -394,19 +408,18 @@ class InferenceEngine:
         show = len(texts) > QUIET_TEXTS if progress is None else progress
         with _bar(len(texts), None if progress is None and show else show) as bar:
             logits = self._run(made_ahead(block, range(0, len(texts), BLOCK_TEXTS)), bar)
-        return interpret(logits, self.problem_type, self.labels, [r.text for r in resolved], self.threshold)
+        return interpret(
+            logits, self.problem_type, self.labels, [r.text for r in resolved], self.threshold, first_index=first_index
+        )
 
-    def _resolve(self, subnet: Any, count: int) -> list[_Resolved]:
+    def _resolve(self, subnet: Any, count: int, first_index: int) -> list[_Resolved]:
         if not _is_many(subnet):
             return [self._resolve_one(subnet)] * count
         many = list(subnet)
         if len(many) != count:
-            raise ValueError(
-                f"predict: one sub-network is needed per text; got {len(many)} for {count} texts; give {count}, or "
-                "one for all"
-            )
+            raise ValueError(_other_count("predict", len(many), count) + ", or one for all")
         known: dict[Any, _Resolved] = {}  # of this call: as many as there are
-        for index, one in enumerate(many):
+        for index, one in enumerate(many, start=first_index):
             if _is_many(one):
                 raise TypeError(f"predict: sub-network {index} is no sub-network; got {type(one).__name__}")
             if one not in known:
@@ -490,16 +503,15 @@ class InferenceEngine:
         key = shapes[0], len(ids[0]), device
         frame = self._frames.get(key)
         if frame is None:
-            frame = self.model.pack(ids, types, subnet=shapes[0], device=device)
+            batch, plan = self.model.pack(ids, types, subnet=shapes[0], device=device)
             if device.type == "cuda":  # it is kept, for callers on other streams too: its copies must have ended
                 torch.cuda.current_stream(device).synchronize()
             if len(self._frames) < KNOWN_FRAMES:
-                self._frames[key] = frame
-            return frame
-        batch, plan = frame
+                self._frames[key] = _Frame(batch.position_ids, batch.cu_seqlens, plan)
+            return batch, plan
         own = torch.tensor(ids[0]).to(device=device, non_blocking=True)
         own_types = None if types is None else torch.tensor(types[0]).to(device=device, non_blocking=True)
-        return PackedBatch(own, batch.position_ids, own_types, batch.cu_seqlens, batch.max_seqlen, 1), plan
+        return PackedBatch(own, frame.position_ids, own_types, frame.cu_seqlens, len(ids[0]), 1), frame.plan
 
     def _batches(self, lengths: Sequence[int], shapes: list[SubnetShape]) -> Iterable[list[int]]:
         """The texts of each batch. Equal sub-networks side by side: batches have few groups, and texts of like length
@@ -535,6 +547,10 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _token_types(model: ElasticBertForSequenceClassification, tokenizer: PreTrainedTokenizerBase) -> bool:
     # A table of one row holds no information beyond row 0, which None means too (RoBERTa).
     return model.config.type_vocab_size > 1 and "token_type_ids" in tokenizer.model_input_names
+
+
+def _other_count(call: str, found: int, count: int) -> str:
+    return f"{call}: one sub-network is needed per text; got {found} for {count} texts; give {count}"
 
 
 def _is_many(subnet: object) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from dynabert.data.labels import label_probabilities
+from dynabert.data.labels import label_probabilities, model_labels
+from dynabert.data.rows import listed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,32 @@ class Prediction:
         }
 
 
+def output_names(config: PreTrainedConfig, outputs: int) -> tuple[str, ...]:
+    """Names of a model's ``outputs``, in order; ``ValueError`` where ``id2label`` does not give each one of its own."""
+    keys: Any = () if config.id2label is None else config.id2label.keys()
+    if set(keys) != set(range(outputs)):
+        raise ValueError(
+            f"InferenceEngine: id2label names the outputs {listed(list(keys)) or 'none'}; allowed: one name for each "
+            f"of the model's {outputs}, counted from 0; mend config.id2label"
+        )
+    names = model_labels(config)
+    if len(set(names)) < outputs:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"InferenceEngine: id2label gives the name {twice!r} to several outputs; allowed: a name of its own for "
+            "each, since answers go by names; mend config.id2label"
+        )
+    return names
+
+
 def interpret(
-    logits: npt.NDArray[np.floating], problem: str, names: tuple[str, ...], subnets: list[str], threshold: float = 0.5
+    logits: npt.NDArray[np.floating],
+    problem: str,
+    names: tuple[str, ...],
+    subnets: list[str],
+    threshold: float = 0.5,
+    *,
+    first_index: int = 0,
 ) -> list[Prediction]:
     """Turn logits (N, labels) into predictions, in float64 so that probabilities sum to one.
 
@@ -57,14 +85,15 @@ def interpret(
         names: names of the outputs.
         subnets: text form of the sub-network of each row.
         threshold: least probability of a label that a multi-label model assigns.
+        first_index: place of the first row among all texts, for messages.
     """
     values = logits.astype(np.float64)
     if not np.isfinite(values).all():
         broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
         raise ValueError(
             f"predict: the network's outputs are not finite for {len(broken)} of {len(values)} texts (the first: text "
-            f"{broken[0]}, sub-network {subnets[broken[0]]}); its weights hold NaN or infinity, or its dtype "
-            "overflows; check the checkpoint, or run it in float32"
+            f"{first_index + broken[0]}, sub-network {subnets[broken[0]]}); its weights hold NaN or infinity, or its "
+            "dtype overflows; check the checkpoint, or run it in float32"
         )
     if problem == SINGLE_LABEL:
         exponentials = np.exp(values - values.max(axis=1, keepdims=True))

@@ -92,6 +92,15 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
                 module.check_movable()
         return super()._apply(fn, recurse)
 
+    def _check_loadable(self) -> None:
+        for layer in self.elastic_encoder.elastic_layers:
+            layer.check_loadable()
+
+    def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
+        # Asked first here too: whoever loads a model as a part of another does not come by load_state_dict.
+        self._check_loadable()
+        super()._load_from_state_dict(*given, **named)
+
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
         return self.elastic_encoder.embeddings.word_embeddings
@@ -120,16 +129,19 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         changed. A layer's other weights may still change in place; a parameter put in their place is not seen. Returns
         the model.
 
-        Raises ``ValueError`` for a model that is not on the CPU, ``RuntimeError`` in training mode and for parametrised
-        layers.
+        Raises ``ValueError`` for a model that is not on the CPU, or whose layers are not all of its dtype;
+        ``RuntimeError`` in training mode and for parametrised layers. The model is then as it was.
         """
         if self.device.type != "cpu":
             raise ValueError(f"pack_weights: the model is on {self.device}; allowed: the CPU; elsewhere leave it out")
         if self.training:
             raise RuntimeError("pack_weights: the model is in training mode; packed weights do not train; call eval()")
         self._check_own_weights("pack_weights")
-        if dk.packed_panel(self.dtype):
-            for layer in self.elastic_encoder.elastic_layers:
+        if dk.packed_panel(self.dtype) and not self.has_packed_weights:
+            layers = self.elastic_encoder.elastic_layers
+            for layer in layers:  # all of them first: no layer is packed where another cannot be
+                layer.check_replaceable("pack_weights", self.dtype)
+            for layer in layers:
                 layer.pack_weights()
         return self
 
@@ -153,7 +165,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         :meth:`pack_weights`. Returns the model.
 
         Raises ``ValueError`` for a model that is not on the CPU, another ``dtype``, or weights that are packed or not
-        finite; ``RuntimeError`` in training mode and for parametrised layers.
+        finite; ``RuntimeError`` in training mode and for parametrised layers. The model is then as it was.
         """
         if self.device.type != "cpu":
             raise ValueError(f"quantise_weights: the model is on {self.device}; allowed: the CPU; load it there")
@@ -168,6 +180,8 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
             )
         self._check_own_weights("quantise_weights")
         layers = self.elastic_encoder.elastic_layers
+        for layer in layers:  # all of them first: no layer is quantised where another cannot be
+            layer.check_replaceable("quantise_weights")
         for layer in layers:
             layer.quantise_weights(dtype)
         within = {id(part) for layer in layers for part in layer.modules()}
@@ -180,6 +194,11 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
     def has_packed_weights(self) -> bool:
         """Whether :meth:`pack_weights` or :meth:`quantise_weights` has changed this model."""
         return any(layer.packed for layer in self.elastic_encoder.elastic_layers)
+
+    @property
+    def has_int8_weights(self) -> bool:
+        """Whether :meth:`quantise_weights` has changed this model."""
+        return any(layer.int8 is not None for layer in self.elastic_encoder.elastic_layers)
 
     def pack(
         self,
@@ -347,7 +366,10 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
 
         A plain one says nothing of the order of heads and neurons: the model's own is kept, which is right for a
         checkpoint of this very model (how transformers' ``Trainer`` resumes) and for a network never rewired.
+
+        Raises ``RuntimeError`` for a model whose weights are packed or in int8, before anything is copied.
         """
+        self._check_loadable()
         state = checkpoint.state_from_plain(state_dict, self.config, self.parts)
         if state.keys() != state_dict.keys():
             own = self.state_dict()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import dynabert_kernels as dk
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert_kernels import LayerPlan, PackedBatch, Plan
+from dynabert_kernels.ops.elastic_encoder import check_matrices
 from dynabert_kernels.reference.dropout import dropout_scale
 
 BIAS_ROUNDING = 64  # the relative bias table covers max_seqlen rounded up to this
@@ -203,6 +204,29 @@ class ElasticLayer(nn.Module):
         self.packed = True
         self.register_state_dict_pre_hook(_refuse_int8)
 
+    def check_replaceable(self, op: str, dtype: torch.dtype | None = None) -> None:
+        """Raises ``ValueError`` where the four matrices cannot be packed or quantised, before any layer is changed.
+
+        ``dtype``: the one that they must have. None: any, but every number must be finite in float32.
+        """
+        check_matrices(f"{op}: layer {self.index}", cast("dk.LayerWeights", self.weights()))
+        for name in _MATRICES:
+            matrix: Tensor = getattr(self, name)
+            if matrix.device.type != "cpu":
+                raise ValueError(
+                    f"{op}: {name} of layer {self.index} is on {matrix.device}; allowed: the CPU; load the model there"
+                )
+            if dtype is not None and matrix.dtype != dtype:
+                raise ValueError(
+                    f"{op}: {name} of layer {self.index} is {matrix.dtype}, the model is {dtype}; allowed: one dtype; "
+                    "convert one of them"
+                )
+            if dtype is None and not matrix.detach().float().isfinite().all():
+                raise ValueError(
+                    f"{op}: {name} of layer {self.index} holds NaN or infinity; allowed: finite numbers; mend the "
+                    "checkpoint"
+                )
+
     def check_movable(self) -> None:
         """Raises ``RuntimeError`` where the weights are packed or in int8: that is for one dtype on the CPU."""
         if self.packed:
@@ -215,6 +239,19 @@ class ElasticLayer(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.check_movable()
         return super()._apply(fn, recurse)
+
+    def check_loadable(self) -> None:
+        """Raises ``RuntimeError`` where the weights are packed or in int8: plain ones have no place there."""
+        if self.packed:
+            kind, how = ("packed", "pack") if self.int8 is None else ("in int8", "quantise")
+            raise RuntimeError(
+                f"this model's weights are {kind} for inference and no others can be loaded into it; load them into a "
+                f"plain model, and {how} that one"
+            )
+
+    def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
+        self.check_loadable()
+        super()._load_from_state_dict(*given, **named)
 
     def weights(self) -> dk.LayerWeights | dk.PackedLayerWeights:
         """All of them, as `dynabert_kernels.elastic_encoder` takes them."""
@@ -238,19 +275,26 @@ class ElasticLayer(nn.Module):
         dropout_state: Tensor | None,
     ) -> Tensor:
         """(T, C) to (T, C). ``position_bias``: (2R-1, relative_attention_heads), the table in the original order."""
-        if self.int8 is not None:
-            raise RuntimeError(
-                "this model's weights are in int8 for inference: it computes no gradients, no state of each layer and "
-                "calls no hooks on layers; run it under torch.inference_mode(), or load it anew in another dtype"
-            )
         if self.packed:
-            raise RuntimeError(
-                "this model's weights are packed for inference: it computes no gradients, no state of each layer and "
-                "calls no hooks on layers; run it under torch.inference_mode(), or load it anew with "
-                "pack_weights=False"
-            )
+            self._refuse_call()
         x = self.attend(x, cu_seqlens, layer, max_seqlen, position_bias, dropout_state)
         return self.feed_forward(x, layer, dropout_state)
+
+    def check_traceable(self) -> None:
+        """Raises ``RuntimeError`` where the weights are packed or in int8: a compiler would trace the layer's call."""
+        if self.packed:
+            kind, way = ("packed", "with pack_weights=False") if self.int8 is None else ("in int8", "in another dtype")
+            raise RuntimeError(
+                f"this model's weights are {kind} for inference and cannot be compiled; call the model without "
+                f"torch.compile, or load it anew {way}"
+            )
+
+    def _refuse_call(self) -> None:
+        kind, way = ("packed", "with pack_weights=False") if self.int8 is None else ("in int8", "in another dtype")
+        raise RuntimeError(
+            f"this model's weights are {kind} for inference: it computes no gradients, no state of each layer and "
+            f"calls no hooks on layers; run it under torch.inference_mode(), or load it anew {way}"
+        )
 
     def attend(
         self,

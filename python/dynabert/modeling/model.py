@@ -80,11 +80,16 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
         x = self.embeddings(batch, plan, dropout_state)
         states = [x]
         bias = None if self.relative_position_bias is None else self.relative_position_bias(plan.max_seqlen)
-        if dropout_state is None and not keep_states and not torch.is_grad_enabled() and self._layers_are_plain():
+        # Asked in this frame: a compiler that gives up here may still trace what is called from here.
+        compiling = torch.compiler.is_compiling()
+        if dropout_state is None and not (keep_states or torch.is_grad_enabled() or compiling or self._hooked_layers()):
             return self._infer(x, batch, plan, bias), None
+        if compiling:
+            for each in self.elastic_layers:
+                each.check_traceable()
         for index, layer in enumerate(self.layers):
             layer_plan = plan.layer(index)
-            if torch.compiler.is_compiling() and not keep_states:
+            if compiling and not keep_states:
                 # Bounds of the whole layer hold for every plan, so that one graph serves all widths and depths; the
                 # plan's own would each be a new graph where a layer is skipped. Costs buffer space, no work. A
                 # skipped layer's weights then have a gradient of 0, not None.
@@ -96,10 +101,6 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
             if keep_states:
                 states.append(x)
         return x, tuple(states) if keep_states else None
-
-    def _layers_are_plain(self) -> bool:
-        """Whether nobody sees a layer's own call: no hook waits for it, and no compiler traces it."""
-        return not (torch.compiler.is_compiling() or self._hooked_layers())
 
     def _hooked_layers(self) -> bool:
         return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.elastic_layers)

@@ -29,6 +29,7 @@ class LatencyRow:
     """Time of one forward pass of one sub-network, in milliseconds, and the conditions it was taken under.
 
     ``p20_ms`` and ``p80_ms`` are the 20th and 80th percentile over ``rounds``; ``threads`` is torch's thread count.
+    ``dtype`` is the weights', or ``"int8"``.
     """
 
     subnet: str
@@ -114,6 +115,7 @@ def measure_latency(
                 bar.update()
     finally:
         model.train(training)
+    dtype = "int8" if model.has_int8_weights else str(model.dtype).removeprefix("torch.")
     rows = []
     for name, taken in zip(names, times, strict=True):
         low, median, high = np.percentile(taken, [20, 50, 80]).tolist()
@@ -128,7 +130,7 @@ def measure_latency(
                 seq_length=seq_length,
                 threads=torch.get_num_threads(),
                 device=str(model.device),
-                dtype=str(model.dtype).removeprefix("torch."),
+                dtype=dtype,
             )
         )
     return rows
