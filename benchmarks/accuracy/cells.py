@@ -16,6 +16,7 @@ from transformers import AutoConfig, TrainerCallback, TrainerControl, TrainerSta
 from dynabert.cli.options import encode
 from dynabert.cli.train import open_model, parse, read_inputs, run_arguments
 from dynabert.configuration import SubnetConfig
+from dynabert.configuration.grid import parse_subnets, subnet_text
 from dynabert.configuration.subnet import kept_layers
 from dynabert.data import default_copies, task_metric
 from dynabert.distill.pipeline import run_stage, with_defaults
@@ -148,9 +149,9 @@ class Plan:
             return (folder / "results.json").is_file()
         if VARIANTS[name].width_norms:
             return len(last_parts(folder)) == len(self.recipe_of(name).widths)
-        wanted = self.recipe_of(name).stages[-1].subnets
-        count = len(wanted) if self.subnets is None else len(self.subnets.split(","))
-        return len(last_parts(folder)) >= count
+        wanted = self.recipe_of(name).stages[-1].subnets if self.subnets is None else parse_subnets(self.subnets)
+        there = {subnet for names in last_parts(folder).values() for subnet in names}
+        return {subnet_text(subnet) for subnet in wanted} <= there
 
     def recipe_of(self, name: str) -> Recipe:
         """The stages of a part."""

@@ -133,6 +133,36 @@ def test_the_plan_is_told_without_training(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "out").exists()
 
 
+def leave_part(folder: Path, subnet: str) -> None:
+    """What a finished part leaves, without its network."""
+    folder.mkdir(parents=True)
+    (folder / "complete.json").write_text(json.dumps({"seconds": 1.0, "rows": [{"subnet": subnet, "score": 0.5}]}))
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "done"),
+    [
+        (["w0.5-d1"], "w0.5-d1", True),
+        (["w0.5-d1"], "w0.25-d0.5", False),
+        (["w0.5-d1"], "all", False),
+        (["w0.5-l0,2,5"], "w0.5-l0,2,5", True),
+        (["w0.5-d1", "w0.25-d0.5"], "w0.5 w0.25-d0.5", True),
+        (["w0.5-d1", "w0.25-d0.5"], "w0.5,w0.25", False),
+        (["w1-d1", "w1-d0.5", "w0.5-d1", "w0.5-d0.5"], None, True),
+        (["w1-d1", "w1-d0.5", "w0.5-d1", "w0.25-d0.5"], None, False),
+    ],
+)
+def test_independent_networks_are_done_when_those_asked_for_are_there(
+    tmp_path: Path, trained: list[str], asked: str | None, done: bool
+) -> None:
+    given = ["--data_dir", "glue", "--output_dir", str(tmp_path), "--tasks", "rte", "--seeds", "1"]
+    given += ["--model_name_or_path", "net", "--learning_rate", "1e-3", "--widths", "1.0", "0.5", "--depths", "1", "0.5"]
+    (plan,) = plans(*options_of([*given, *(["--independent_subnets", asked] if asked else [])]))
+    for subnet in trained:
+        leave_part(plan.where("independent") / subnet, subnet)
+    assert plan.is_done("independent") is done
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
