@@ -1,7 +1,8 @@
 """``python -m benchmarks.accuracy.campaign``: tasks x seeds x variants by one command, in a folder that goes on.
 
 ``OUTPUT_DIR/TASK/seedN`` holds one teacher, and beside it a folder for each variant. What is finished is not repeated,
-and what was cut goes on from its last checkpoint. Unknown options go to ``dynabert train``, for every part. It ends
+and what was cut goes on from its last checkpoint; a folder that was begun with another model, learning rate, number of
+epochs or other options of training is refused. Unknown options go to ``dynabert train``, for every part. It ends
 with 0 where all is done and with 3 where the budget was spent before: give it again.
 
     python -m benchmarks.accuracy.campaign --data_dir glue --tasks cola rte --seeds 42 43 --output_dir runs --bf16
@@ -164,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Variant by variant, so that the method's own rows are there for all tasks before an ablation's begin.
     names = [name for name in VARIANTS if name in options.variants]
     own = plans(options, rest)
+    for plan in own:
+        plan.check_begun()
     parts = [(plan, TEACHER) for plan in own] + [(plan, name) for name in names for plan in own]
     parts.sort(key=lambda part: options.seeds.index(part[0].seed))  # stable: seed by seed
     works = {(plan, name): plan.work(name, TASKS[plan.task].examples) for plan, name in parts}
@@ -190,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.plan_only:
         return 0
     for plan in own:
+        plan.keep_begun()
         keep_predictions(plan.folder, plan.task, plan.data_dir)
         write_rows(plan, options.rows, options.model_label)
     return 0

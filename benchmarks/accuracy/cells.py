@@ -24,6 +24,7 @@ from dynabert.distill.stages import Recipe, Stage
 from dynabert.distill.taken_parts import SETTINGS
 from dynabert.engine import load_tokenizer
 
+from .begun import check_begun, keep_begun, settings_of
 from .independent import run_independent
 from .making import note
 from .predictions import last_parts
@@ -153,6 +154,17 @@ class Plan:
         there = {subnet for names in last_parts(folder).values() for subnet in names}
         return {subnet_text(subnet) for subnet in wanted} <= there
 
+    def check_begun(self) -> None:
+        """Raises ``ValueError`` where the folder was begun with another model, rate, number of epochs or ``rest``."""
+        check_begun(self.folder, self._settings())
+
+    def keep_begun(self) -> None:
+        """Keeps what the folder is begun with, once."""
+        keep_begun(self.folder, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return settings_of(self.model, self.rate, self.epochs, self.rest)
+
     def recipe_of(self, name: str) -> Recipe:
         """The stages of a part."""
         return parse(self.arguments(name))[1].make_recipe()
@@ -180,6 +192,7 @@ class Plan:
 
         Raises `OutOfTime` when the clock says so: the same call goes on.
         """
+        self.keep_begun()
         began = time.monotonic()
         before = _parts(self.where(name))
         try:

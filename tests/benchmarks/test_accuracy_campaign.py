@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from transformers import BertConfig
 
 from benchmarks.accuracy import page
+from benchmarks.accuracy.begun import BEGUN, _digest
 from benchmarks.accuracy.campaign import NOT_DONE, main, options_of, plans
 from benchmarks.accuracy.cells import Clock, starting_layers
 from benchmarks.accuracy.predictions import Predictions, keep_predictions, teacher_folder, variants_there
@@ -52,6 +54,7 @@ def test_a_campaign_that_is_stopped_again_and_again_ends_as_one_that_is_not(
     assert main([*given, "--rows", str(tmp_path / "rows"), "--model_label", "tiny"]) == 0
     cell = tmp_path / "whole" / "rte" / "seed1"
     assert not list(cell.rglob("checkpoint-*"))
+    assert json.loads((cell / BEGUN).read_text())["widths"] == [1.0, 0.5]
     assert variants_there(cell) == ["dynabert", "independent"]
     found = json.loads((tmp_path / "rows" / "rte-tiny-seed1.json").read_text())
     kept = tmp_path / "rows" / "predictions" / "tiny" / "rte" / "seed1" / "predictions"
@@ -156,11 +159,62 @@ def test_independent_networks_are_done_when_those_asked_for_are_there(
     tmp_path: Path, trained: list[str], asked: str | None, done: bool
 ) -> None:
     given = ["--data_dir", "glue", "--output_dir", str(tmp_path), "--tasks", "rte", "--seeds", "1"]
-    given += ["--model_name_or_path", "net", "--learning_rate", "1e-3", "--widths", "1.0", "0.5", "--depths", "1", "0.5"]
+    given += [
+        "--model_name_or_path",
+        "net",
+        "--learning_rate",
+        "1e-3",
+        "--widths",
+        "1.0",
+        "0.5",
+        "--depths",
+        "1",
+        "0.5",
+    ]
     (plan,) = plans(*options_of([*given, *(["--independent_subnets", asked] if asked else [])]))
     for subnet in trained:
         leave_part(plan.where("independent") / subnet, subnet)
     assert plan.is_done("independent") is done
+
+
+def test_a_folder_that_was_begun_with_other_settings_is_refused(tmp_path: Path) -> None:
+    model, _ = write_files(tmp_path)
+
+    def given(*more: str, model: Path = model) -> list[str]:
+        options = ["--model_name_or_path", str(model), "--learning_rate", "1e-3", "--epochs", "rte=1", *more]
+        return [*options, "--data_dir", "glue", "--output_dir", str(tmp_path / "out"), "--tasks", "rte", "--seeds", "1"]
+
+    (plan,) = plans(*options_of(given("--widths", "1.0", "0.5")))
+    plan.keep_begun()
+    assert main([*given("--widths", "1", "--plan_only")]) == 0  # nothing is trained yet
+    leave_part(plan.where("teacher"), "w1-d1")
+    (plan.where("dynabert")).mkdir()
+    (plan.where("dynabert") / "results.json").write_text("{}")
+    free = ["--plan_only", "--save_minutes", "3", "--threads", "1", "--logging_steps", "7", "--cache_dir", "x"]
+    moved = tmp_path / "moved"
+    shutil.copytree(model, moved)
+    for same in (["--widths", "1", "0.5"], ["--widths", "1", "0.5", "--recipe", "best"]):
+        assert main([*given(*same, *free), "--data_dir", "elsewhere"]) == 0
+        assert main([*given(*same, *free, model=moved)]) == 0
+    BertConfig(num_hidden_layers=2).save_pretrained(moved)
+    for more, net, told in (
+        ([], model, r"--widths was \[1\.0, 0\.5\], now not given; use those, or another --output_dir"),
+        (
+            ["--widths", "1", "0.5", "--learning_rate", "5e-3"],
+            model,
+            r"settings: --learning_rate was 0\.001, now 0\.005;",
+        ),
+        (["--widths", "1", "0.5", "--epochs", "rte=9"], model, r"settings: --epochs was 1\.0, now 9\.0; use"),
+        (["--widths", "1", "0.5", "--weight_decay=0.1"], model, r"--weight_decay was not given, now 0\.1"),
+        (["--widths", "1", "0.5"], moved, r"--model_name_or_path was .*, now .*moved, whose files are others"),
+    ):
+        _digest.cache_clear()
+        with pytest.raises(ValueError, match=told):
+            main([*given(*more, *free, model=net)])
+    # A folder of an earlier version says nothing: it is taken as it is.
+    (plan.folder / BEGUN).unlink()
+    assert main(given("--widths", "1", *free)) == 0
+    assert not (plan.folder / BEGUN).exists()
 
 
 @pytest.mark.parametrize(
