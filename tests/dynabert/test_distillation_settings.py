@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from dynabert.cli import main
 from dynabert.distill import pipeline
 from dynabert.distill.checkpoints import room_warning
-from dynabert.distill.pipeline import train_elastic
+from dynabert.distill.pipeline import train_elastic, with_defaults
 from dynabert.engine import loading
 from tests.dynabert.test_distillation_pipeline import SMALL, network, options_of, write_files
 from tests.dynabert.tiny_networks import plain_model
@@ -183,6 +185,22 @@ def test_roberta_warms_up(tmp_path: Path) -> None:
     (tmp_path / "roberta" / "settings.json").write_text(json.dumps(begun))
     assert warmup("roberta", "roberta") == 0
     assert said[0] == "--warmup_steps 0, as this folder was begun; the default for RoBERTa is now 0.06"
+
+
+def test_a_copy_of_the_arguments_knows_what_was_left_open(tmp_path: Path) -> None:
+    model = elastic(plain_model("roberta"), tmp_path / "start", torch.float32)
+    for given, wanted in (({}, 0.06), ({"warmup_steps": 0}, 0), ({"warmup_steps": 5}, 5)):
+        args = arguments(tmp_path, **given)
+        copies = [replace(args, seed=7), replace(replace(args, seed=7), seed=8), copy.deepcopy(args)]
+        for plain in (args.to_dict(), json.loads(args.to_json_string())):
+            # What `to_dict` makes of the environment is not taken back.
+            copies.append(type(args)(**{name: plain[name] for name in ("output_dir", "seed", "warmup_steps")}))
+        for own in (args, *copies):
+            assert own.warmup_steps == (wanted if given else 0)
+            assert own.get_warmup_steps(100) == (wanted if given else 0)
+            made = with_defaults(own, model, {}, print)
+            assert (made.warmup_steps, made.warmup_is_given) == (wanted, True)
+            assert replace(made, seed=9).warmup_steps == made.to_dict()["warmup_steps"] == wanted
 
 
 @pytest.mark.parametrize("scored", [True, False])

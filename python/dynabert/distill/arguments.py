@@ -79,6 +79,10 @@ def _check_processes(args: TrainingArguments) -> None:
         )
 
 
+class _NotGiven(int):
+    """The 0 of a number that was left open: a copy of the arguments tells it from a 0 that was asked for."""
+
+
 @dataclass
 class DistillationArguments(TrainingArguments):
     """``TrainingArguments``, names and meanings unchanged, with the paper's defaults, and the switches of DynaBERT.
@@ -183,9 +187,8 @@ class DistillationArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         # A network of RoBERTa's kind has another default: see `pipeline.with_defaults`.
-        self.warmup_is_given = self.warmup_steps is not None
-        if not self.warmup_is_given:
-            self.warmup_steps = 0
+        if self.warmup_steps is None:
+            self.warmup_steps = _NotGiven(0)
         _check_numbers(self)
         _refuse_unsupported(self)  # before transformers asks for what would go with them
         if not torch.accelerator.is_available():
@@ -225,6 +228,16 @@ class DistillationArguments(TrainingArguments):
                 f"--metric_for_best_model is {self.metric_for_best_model!r}; allowed: score (the sub-networks' mean), "
                 f"or one of them: {', '.join(known[1:])}"
             )
+
+    @property
+    def warmup_is_given(self) -> bool:
+        """Whether somebody asked for ``warmup_steps``; also of copies, by `dataclasses.replace` or `to_dict`."""
+        return not isinstance(self.warmup_steps, _NotGiven)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers' own; ``warmup_steps`` is None where it was left open."""
+        found: dict[str, Any] = super().to_dict()
+        return found if self.warmup_is_given else found | {"warmup_steps": None}
 
     def resolved_step(self) -> str:
         """``step``, or where it is None what its default is on this device.

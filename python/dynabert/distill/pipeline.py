@@ -141,7 +141,6 @@ def with_defaults(
     if not args.warmup_is_given:
         usual = ROBERTA_WARMUP if model.config.architecture == "roberta" else 0
         args.warmup_steps = begun.get("warmup_steps", usual)
-        args.warmup_is_given = True
         if args.warmup_steps:
             say(f"--warmup_steps {args.warmup_steps:g}: the rate rises in this share of a stage's steps (RoBERTa)")
         elif usual:
