@@ -107,6 +107,16 @@ def test_no_solution_names_the_nearest_and_what_takes_it() -> None:
     assert "--max_latency_ms 2" in text
 
 
+@pytest.mark.parametrize("score", [0.0, -0.1])
+def test_a_limit_that_would_be_refused_is_not_advised(score: float) -> None:
+    near = candidate("near", 2.0, score)
+    text = no_solution([near], Limits(min_score=0.5))
+    assert text.endswith("at least 50.00 % asked for); to take it leave out --min_score")
+    both = Limits(max_latency_ms=1.0, min_score=0.5)
+    assert no_solution([near], both).endswith("to take it give --max_latency_ms 2.01 and leave out --min_score")
+    assert ranked([near], Limits(max_latency_ms=2.01)) == [near]
+
+
 @pytest.mark.parametrize("value", [0.7, 1.23456, 3.0, 8.965, 22.7000001])
 def test_what_it_says_to_give_takes_the_nearest(value: float) -> None:
     near = [candidate("near", value, 0.123456, parameters=12_345_678, gflop=value, retention=0.654321)]

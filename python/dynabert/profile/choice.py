@@ -176,11 +176,18 @@ class Limits:
         ]
 
     def would_take(self, candidate: Candidate, *, quality: bool = True) -> list[str]:
-        """The options under which the candidate would be within: ``--max_latency_ms 4.21``."""
+        """The options under which the candidate would be within: ``--max_latency_ms 4.21``; without those that no
+        value would bring there (`would_drop`)."""
         return [
             f"--{kind.option} {kind.given(getattr(candidate, kind.quantity))}"
             for kind, _ in self._missed(candidate, quality)
+            if getattr(candidate, kind.quantity) > 0.0
         ]
+
+    def would_drop(self, candidate: Candidate, *, quality: bool = True) -> list[str]:
+        """The options that the candidate is within no allowed value of: ``--min_score`` for a score of 0 or below."""
+        missed = self._missed(candidate, quality)
+        return [f"--{kind.option}" for kind, _ in missed if not getattr(candidate, kind.quantity) > 0.0]
 
     def _missed(self, candidate: Candidate, quality: bool) -> Iterator[tuple[_Kind, float]]:
         for kind, limit in self:
@@ -237,10 +244,12 @@ def nearest(candidates: Sequence[Candidate], limits: Limits, *, quality: bool = 
 def no_solution(candidates: Sequence[Candidate], limits: Limits, *, quality: bool = True) -> str:
     """Why none of the candidates is within the limits, which one comes nearest, and what to change."""
     close = nearest(candidates, limits, quality=quality)
+    give, drop = (words(close, quality=quality) for words in (limits.would_take, limits.would_drop))
+    advice = [*([f"give {' '.join(give)}"] if give else []), *([f"leave out {' '.join(drop)}"] if drop else [])]
     return (
         f"none of {len(candidates)} candidates keeps the limits; nearest: {close.subnet} "
-        f"({'; '.join(limits.broken(close, quality=quality))}); to take it give "
-        f"{' '.join(limits.would_take(close, quality=quality))}"
+        f"({'; '.join(limits.broken(close, quality=quality))}); to take it "
+        f"{' and '.join(advice)}"
     )
 
 
