@@ -18,6 +18,7 @@ from dynabert.configuration.grid import subnet_grid
 from dynabert.evaluation import evaluate
 from dynabert.profile.remeasure import Remeasured
 from dynabert_kernels import SubnetShape
+from tests.dynabert.exported import rewired as permuted
 from tests.dynabert.tiny_texts import some_texts, tiny_folder
 
 Run = Callable[..., tuple[int, str, str]]
@@ -195,6 +196,31 @@ def test_table_says_the_choice_and_what_comes_next(run: Run, folder: str, review
     assert "dynabert rewire" in stderr
     assert "no record of being distilled into them; dynabert train does it" in stderr
     assert "objective: the best score within the limits, on cost and on quality" in stderr
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rewired", "subnet", "kind"),
+    [
+        ("bert", False, "w0.5-d0.5", "hf-remote"),
+        ("bert", True, "w1-d0.5", "hf"),
+        ("mpnet", False, "w1-d0.5", "hf"),
+        ("mpnet", True, "w1-d1", "hf"),  # export puts its heads back to their places
+        ("mpnet", True, "w0.5-d1", "hf-remote"),
+    ],
+)
+def test_the_export_that_it_names_is_one_that_works(
+    run: Run, reviews: str, tmp_path: Path, architecture: str, rewired: bool, subnet: str, kind: str
+) -> None:
+    """Whatever else is listed: here it is the only one."""
+    own = str(tiny_folder(tmp_path / "own", architecture, **LABELS))
+    if rewired:
+        permuted(architecture, **LABELS).save_pretrained(own)
+    code, stdout, stderr = run(*options(own, reviews), "--max_params", "1M", "--subnets", subnet)
+    assert code == 0, stderr
+    command = stdout.partition("take it out: dynabert ")[2].split()
+    assert command[command.index("--format") + 1] == kind
+    command[-1] = str(tmp_path / "out")
+    assert main(command) == 0
 
 
 def test_without_a_profile_it_measures_and_says_so(run: Run, folder: str, reviews: str) -> None:
@@ -480,6 +506,25 @@ def test_scores_that_say_nothing(run: Run, tmp_path: Path, content: str, limit: 
     assert code == 1
     assert wrong in stderr
     assert out == ""
+
+
+def test_scores_that_lack_candidates(run: Run, folder: str, tmp_path: Path) -> None:
+    names = ("w1-d1", "w0.5-d1", "w0.3-d1", "h4,4,4,2-n40,40,20,20")  # of the third this network has no such part
+    rows = [{"subnet": name, "score": 0.9} for name in names]
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"metric": "accuracy", "rows": rows}), encoding="utf-8")
+    given = ["--model_name_or_path", folder, "--scores", str(path), "--min_score", "0.5"]
+    code, _, stderr = run(*given)
+    assert code == 1
+    assert f"--scores {path} has no score of w0.75-d1, w0.25-d1, w1-d0.75" in stderr
+    subnets = "w1-d1,w0.5-d1,h4,4,4,2-n40,40,20,20"
+    assert f"; take those it has, --subnets {subnets}, or score the missing ones too (dynabert eval" in stderr
+    assert "with_scores" not in stderr
+    assert run(*given, "--subnets", subnets)[0] == 0
+    path.write_text(json.dumps({"metric": "accuracy", "rows": rows[2:3]}), encoding="utf-8")
+    code, _, stderr = run(*given)
+    assert code == 1
+    assert "allowed: a score of every candidate; score the missing ones too" in stderr
 
 
 def test_candidates_are_those_the_checkpoint_was_trained_for(run: Run, reviews: str, tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from dynabert.cli.pick_files import (
     WHOLE,
     Scores,
     candidate_subnets,
+    check_scored,
     check_whole_score,
+    export_format,
     open_output_dir,
     read_scores,
     trained_subnets,
@@ -40,6 +42,7 @@ from dynabert.cli.pick_search import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dynabert.configuration import ElasticBertConfig
     from dynabert.data import Encoded
     from dynabert.modeling import ElasticBertForSequenceClassification
     from dynabert.profile import Candidate, DeviceProfile, Limits
@@ -168,6 +171,8 @@ def _run(args: argparse.Namespace) -> None:
     if examples is not None:  # before anything is measured: labels of another task are refused here
         encoded = encode(examples, model, tokenizer, max_seq_length=args.max_seq_length, truncate=args.truncate)
     subnets = candidate_subnets(args.subnets, args.model_name_or_path, model.config)
+    if given is not None:
+        check_scored(args.scores, given, subnets, model.config)
     if not model.config.rewired:
         say(
             "the checkpoint is not rewired: its narrow sub-networks keep whatever stands first; sort its heads and "
@@ -232,7 +237,7 @@ def _run(args: argparse.Namespace) -> None:
                 f"quieter machine{_remedies(args, limits)}"
             )
     results |= described(candidates, limits, chosen)
-    report(args, results)
+    report(args, results, model.config)
     if folder is not None:  # after the table: a disk that is full must not take it along
         say(f"written: {', '.join(str(path) for path in write_results(folder, results))}")
     if failure is not None:
@@ -538,8 +543,8 @@ def _figures(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
-def report(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """The table (or JSON), the chosen sub-network and what can be done with it."""
+def report(args: argparse.Namespace, results: dict[str, Any], config: ElasticBertConfig) -> None:
+    """The table (or JSON), the chosen sub-network and what can be done with it; ``config``: the network's."""
     if args.json:
         print_json(results)
         return
@@ -583,10 +588,8 @@ def report(args: argparse.Namespace, results: dict[str, Any]) -> None:
         return
     model = shlex.quote(args.model_name_or_path)
     given = f"--model_name_or_path {model} --subnet {results['chosen']}"
-    # A plain class holds layers of one size with all their heads; what has fewer needs our own class.
-    [chosen] = [row for row in rows if row["subnet"] == results["chosen"]]
-    most = max(max(row["heads"]) for row in rows)
-    plain = set(chosen["heads"]) <= {0, most} and len(set(chosen["neurons"]) - {0}) == 1
     print(f"chosen: {results['chosen']}")
     print(f"run it:      dynabert predict {given} 'A text.'")
-    print(f"take it out: dynabert export {given} --format {'hf' if plain else 'hf-remote'} --output_dir FOLDER")
+    print(
+        f"take it out: dynabert export {given} --format {export_format(config, results['chosen'])} --output_dir FOLDER"
+    )

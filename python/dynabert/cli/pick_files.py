@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from dynabert.cli.output import say
 from dynabert.cli.pick_search import KEPT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dynabert.configuration import ElasticBertConfig, SubnetConfig
 
 COMPLETE = "complete.json"  # what each part of `dynabert train` leaves beside its network
@@ -86,6 +89,40 @@ def check_whole_score(path: str, given: Scores) -> None:
             f"--scores {path}: the whole network's {given.metric} is {whole:.4g}, so no share of it can be retained; "
             "give --min_score in place of --min_retention, or scores in another metric"
         )
+
+
+def check_scored(path: str, given: Scores, subnets: Sequence[SubnetConfig], config: ElasticBertConfig) -> None:
+    """Raises ``ValueError`` where the file has no score of some candidate, and says which ones it has."""
+    from dynabert.configuration.grid import subnet_text
+
+    missing = [name for name in map(subnet_text, subnets) if name not in given.scores]
+    if not missing:
+        return
+    there = [name for name in given.scores if _fits(config, name)]
+    way = f"take those it has, --subnets {shlex.quote(','.join(there))}, or score" if there else "score"
+    raise ValueError(
+        f"--scores {path} has no score of {', '.join(missing)}; allowed: a score of every candidate; {way} the missing "
+        "ones too (dynabert eval --subnets LIST --json)"
+    )
+
+
+def _fits(config: ElasticBertConfig, name: str) -> bool:
+    try:
+        config.shape(name)
+    except ValueError:
+        return False
+    return True
+
+
+def export_format(config: ElasticBertConfig, subnet: str) -> str:
+    """The ``--format`` of ``dynabert export`` that takes the sub-network as it is: plain where a plain class holds
+    it."""
+    from dynabert.export.plain import obstacle
+
+    try:
+        return "hf" if obstacle(config, config.shape(subnet)) is None else "hf-remote"
+    except ValueError:  # no plain class has this network's heads
+        return "hf-remote"
 
 
 def trained_subnets(folder: str) -> list[str]:
