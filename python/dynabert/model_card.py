@@ -78,7 +78,7 @@ class CardScores:
         """From what a file holds: `results.json` of ``dynabert train`` (``part``: which one, by default the last with
         scores), a stage's `complete.json`, or what ``dynabert eval --json`` prints.
 
-        Raises ``ValueError`` for anything else.
+        Raises ``ValueError`` for anything else, and for a part that the run did not score.
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"model card: scores must be a JSON object; got {type(content).__name__}; {_ALLOWED}")
@@ -103,7 +103,13 @@ class CardScores:
         scored = {own["part"]: own["rows"] for own in parts if own["rows"]}
         if not scored:
             raise ValueError("model card: no part of the run was scored; give --validation_file to dynabert train")
-        rows = scored[part] if part in scored else list(scored.values())[-1]
+        if part is not None and part not in scored:
+            raise ValueError(
+                f"model card: the run has no scores of a part named {part}; allowed: {', '.join(scored)}; a network "
+                "that came out of one of them has scores of its own: take them with dynabert eval --json, and give "
+                "that file as --scores"
+            )
+        rows = list(scored.values())[-1] if part is None else scored[part]
         found = replace(cls.read({"rows": rows}), data=data)
         if "teacher" not in scored or part == "teacher":
             return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,10 @@ def test_scores_of_every_file() -> None:
     ]
     assert CardScores.read({"parts": parts}) == replace(read, teacher=0.75)
     assert CardScores.read({"parts": parts}, "teacher").rows == {"w0.5-d1": 0.75}
+    for name in ("b", "small"):
+        told = f"no scores of a part named {name}; allowed: teacher, a; .* with dynabert eval --json, and give that"
+        with pytest.raises(ValueError, match=told):
+            CardScores.read({"parts": parts}, name)
     for wrong in ({}, {"rows": []}, {"subnets": [{"subnet": "w1"}]}, [1]):
         with pytest.raises(ValueError, match=r"model card: .*allowed: results.json or complete.json"):
             CardScores.read(wrong)
@@ -256,6 +261,54 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "is there; give another file, or --overwrite" in capsys.readouterr().err
     assert main([*base, "--output", str(out), "--overwrite", "--repo_id", "me/x"]) == 0
     assert "# x\n" in out.read_text()
+
+
+def test_a_runs_scores_are_those_of_its_own_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for part in ("rewired", "width", "depth"):
+        tiny_folder(run / part)
+    row = {"subnet": "w1-d1", "metric": "accuracy", "examples": 7, "majority": 0.25}
+    parts = [
+        {"part": "rewired", "rows": [], "seconds": 1.0},
+        {"part": "width", "rows": [row | {"score": 0.75}], "seconds": 1.0},
+        {"part": "depth", "rows": [row | {"score": 0.5}], "seconds": 1.0},
+    ]
+    kept = json.dumps({"parts": parts})
+    (run / "results.json").write_text(kept)
+    (run / "settings.json").write_text("{}")
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"rows": [row | {"score": 0.625}]}))
+
+    def call(model: Path | str, *more: str) -> tuple[int, str]:
+        code = main(["card", "--model_name_or_path", str(model), "--run_dir", str(run), *more])
+        said = capsys.readouterr()
+        return code, row_of(said.out, "w1-d1")[3] if code == 0 else said.err
+
+    assert call(run) == call(run / "depth") == (0, "50.0")
+    assert call(run / "width") == (0, "75.0")
+    copied, other, small = tmp_path / "copied" / "depth", tmp_path / "other" / "depth", tmp_path / "small"
+    shutil.copytree(run / "depth", copied)
+    for folder in (other, small):
+        tiny_folder(folder, num_hidden_layers=2)
+    assert call(copied) == (0, "50.0")
+    assert call(other)[1].startswith(f"dynabert card: {other} has other layers than {run / 'depth'}, so its scores are")
+    for folder in (run / "rewired", small):
+        code, said = call(folder)
+        assert code == 1
+        assert f"no scores of a part named {folder.name}; allowed: width, depth; " in said
+        assert call(folder, "--scores", str(scores)) == (0, "62.5")
+    assert call(other, "--scores", str(scores)) == (0, "62.5")
+    for part in parts:
+        part["rows"] = []
+    (run / "results.json").write_text(json.dumps({"parts": parts}))
+    assert call(other) == (0, "not measured")
+    (run / "results.json").write_text(kept)
+    (run / "depth" / "config.json").rename(run / "depth" / "gone")  # nothing to compare with
+    assert call(copied) == (0, "50.0")
+    monkeypatch.chdir(run / "width")
+    assert call(".") == (0, "75.0")
 
 
 @pytest.mark.parametrize(

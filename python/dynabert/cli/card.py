@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_source(args.model_name_or_path)
     config = ElasticBertConfig.from_pretrained(args.model_name_or_path)
-    scores, training, datasets = _measured(args)
+    scores, training, datasets = _measured(args, config)
     text = model_card(
         config,
         scores=scores,
@@ -83,20 +83,46 @@ def run(args: argparse.Namespace) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _measured(args: argparse.Namespace) -> tuple[CardScores | None, CardTraining | None, list[str]]:
+def _measured(
+    args: argparse.Namespace, config: ElasticBertConfig
+) -> tuple[CardScores | None, CardTraining | None, list[str]]:
     from dynabert.distill.card import run_datasets, run_scores
     from dynabert.model_card import CardScores, CardTraining
 
-    part = Path(args.model_name_or_path).name
+    part = Path(args.model_name_or_path).absolute().name
     scores, training, datasets = None, None, []
     if args.run_dir is not None:
         folder = Path(args.run_dir)
         settings, results = _read(folder / "settings.json"), _read(folder / "results.json")
-        scores, training = run_scores(settings, results, part), CardTraining.read(settings, results)
-        datasets = run_datasets(settings)
+        training, datasets = CardTraining.read(settings, results), run_datasets(settings)
+        if args.scores is None:
+            part = _part_of(Path(args.model_name_or_path), folder)
+            scores = run_scores(settings, results, part)
+            if scores is not None:
+                _check_layers(args.model_name_or_path, config, folder / part)
     if args.scores is not None:
         scores = CardScores.read(_read(Path(args.scores)), part)
     return scores, training, datasets
+
+
+def _part_of(model: Path, run: Path) -> str:
+    """The name of the run's part that a folder is by its place, else by its own name: it may be a copy."""
+    place = model.resolve()
+    return place.name if place.parent == run.resolve() else model.absolute().name
+
+
+def _check_layers(model: str, config: ElasticBertConfig, part: Path) -> None:
+    """Raises ``ValueError`` for a network that has the name of a run's part, and layers of other sizes."""
+    from dynabert.configuration import ElasticBertConfig
+
+    if not (part / "config.json").is_file():
+        return
+    own = ElasticBertConfig.from_pretrained(part)
+    if (own.layer_heads, own.layer_neurons) != (config.layer_heads, config.layer_neurons):
+        raise ValueError(
+            f"{model} has other layers than {part}, so its scores are not that part's; give {part}, or take scores of "
+            "its own with dynabert eval --json, and give that file as --scores"
+        )
 
 
 def _read(path: Path) -> Any:
