@@ -101,10 +101,10 @@ inline void check_dtype(const char* op, const char* name, const Tensor& tensor, 
   }
 }
 
-// Neighbours of the last dimension lie side by side. A size of 0 or 1 has no neighbours.
+// Neighbours of the last dimension lie side by side. A size of 0 or 1 has no neighbours, nor has an empty tensor.
 inline void check_last_stride(const char* op, const char* name, const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
-  if (tensor.size(last) > 1 && tensor.stride(last) != 1) {
+  if (tensor.size(last) > 1 && tensor.stride(last) != 1 && tensor.numel() > 0) {
     refuse(op, name, " has stride ", tensor.stride(last), " in its last dimension; allowed: 1; pass it contiguous");
   }
 }
@@ -159,8 +159,7 @@ inline std::vector<Span> read_spans(const char* op, const Tensor& rows, const st
     if (active != nullptr) {
       count = static_cast<int64_t>(active[g]) * unit;
       if (count < 0 || count > bound) {
-        refuse(op, counts_name, "[", g, "] = ", active[g], unit == 1 ? "" : " times the unit", " is ", count,
-               "; allowed: 0 to ", bound);
+        refuse(op, counts_name, "[", g, "] is ", active[g], "; allowed: 0 to ", bound / unit);
       }
     }
     if (end > begin) spans.push_back({begin, end, count, g});

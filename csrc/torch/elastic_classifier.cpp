@@ -31,6 +31,14 @@ Tensor elastic_classifier(const Tensor& input_ids, const Tensor& position_ids, s
   } else {
     refuse("elastic_classifier", "form is ", form, "; allowed: 0 (plain), 1 (packed), 2 (int8)");
   }
+  // Rows past the plan's are zeros, and a text there would be answered by the head's bias alone.
+  const int32_t* starts = int32_vector("elastic_classifier", "cu_seqlens", cu_seqlens);
+  const int32_t* borders = int32_vector("elastic_classifier", "the plan's table", table);
+  if (num_groups >= 0 && table.size(0) > num_groups && cu_seqlens.size(0) > 0 &&
+      starts[cu_seqlens.size(0) - 1] > borders[num_groups]) {
+    refuse("elastic_classifier", "the batch has ", starts[cu_seqlens.size(0) - 1], " tokens and the plan's groups ",
+           borders[num_groups], "; allowed: a plan of this batch");
+  }
   return classification_head(y, cu_seqlens, dense_weight, dense_bias, out_weight, out_bias);
 }
 

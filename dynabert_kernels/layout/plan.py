@@ -9,6 +9,7 @@ compiled graph, not a new graph. Only the maxima live on the host, because they 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -74,7 +75,7 @@ class Plan:
 
         Raises ``ValueError`` when the two differ in length, when there is no group, when the shapes have different
         numbers of layers, when a length is not positive, when ``row_bucket`` is not positive, or when there are more
-        than 2^31-1 rows.
+        than 2^31-1 rows; ``TypeError`` when a length is no whole number.
         """
         if len(shapes) != len(seqlens):
             raise ValueError(
@@ -95,11 +96,14 @@ class Plan:
                     f"Plan: shapes[{group}] has {shape.num_layers} layers, shapes[0] has {num_layers}; "
                     "all groups of a plan belong to one network"
                 )
-            for length in lengths:
-                if length < 1:
-                    raise ValueError(f"Plan: group {group} has a sequence of {length} tokens; allowed: 1 or more")
-                max_seqlen = max(max_seqlen, int(length))
-            rows.append(rows[-1] + sum(int(length) for length in lengths))
+            try:
+                whole = [operator.index(length) for length in lengths]
+            except TypeError:
+                raise TypeError(f"Plan: the lengths of group {group} are {lengths}; allowed: whole numbers") from None
+            if whole and min(whole) < 1:
+                raise ValueError(f"Plan: group {group} has a sequence of {min(whole)} tokens; allowed: 1 or more")
+            max_seqlen = max([max_seqlen, *whole])
+            rows.append(rows[-1] + sum(whole))
         num_rows = -(-rows[-1] // row_bucket) * row_bucket
         if num_rows > 2**31 - 1:
             raise ValueError(f"Plan: {num_rows} rows; allowed: up to 2147483647; split the batch")
@@ -144,7 +148,9 @@ class Plan:
         return self.table[: self.num_groups + 1]
 
     def layer(self, index: int) -> LayerPlan:
-        """The plan of layer ``index`` (0-based), as views of the table."""
+        """The plan of layer ``index`` (0-based), as views of the table; ``IndexError`` where there is no such layer."""
+        if not 0 <= index < self.num_layers:
+            raise IndexError(f"Plan: layer {index} is not there; allowed: 0 to {self.num_layers - 1}")
         groups = self.num_groups
         start = groups + 1 + 2 * groups * index
         return LayerPlan(
@@ -174,6 +180,7 @@ def group_by_shape(shapes: Sequence[SubnetShape]) -> tuple[list[int], list[Subne
     ``shapes``: one for each sequence. Returns ``(order, group_shapes, group_sizes)``: ``order[i]`` is the caller's
     index of the i-th packed sequence; the sort is stable, so equal shapes keep the caller's order.
     """
+    shapes = list(shapes)
     first_seen: dict[SubnetShape, int] = {}
     for shape in shapes:
         first_seen.setdefault(shape, len(first_seen))

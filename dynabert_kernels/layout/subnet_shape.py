@@ -78,12 +78,12 @@ class SubnetShape:
 
         Raises ``ValueError`` when ``kept_layers`` names a layer outside ``0 .. num_layers-1`` or one layer twice.
         """
-        kept = range(num_layers) if kept_layers is None else kept_layers
+        kept = tuple(range(num_layers) if kept_layers is None else kept_layers)
         wrong = [layer for layer in kept if not 0 <= layer < num_layers]
         if wrong:
             raise ValueError(f"SubnetShape: kept_layers names {wrong}; allowed: 0 to {num_layers - 1}")
         chosen = set(kept)
-        if len(chosen) != len(list(kept)):
+        if len(chosen) != len(kept):
             raise ValueError(f"SubnetShape: kept_layers names a layer twice: {list(kept)}; name each layer once")
         return cls(
             tuple(heads if layer in chosen else 0 for layer in range(num_layers)),

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dynabert_kernels.layout import LayerPlan
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
@@ -31,6 +33,8 @@ def same(op: str, first: tuple[str, Tensor], others: Mapping[str, Tensor | None]
     for other, value in others.items():
         if value is None:
             continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {other} must be a tensor or None; got {type(value).__name__}")
         if value.dtype != tensor.dtype:
             raise TypeError(
                 f"{op}: {other} is {value.dtype}, {name} is {tensor.dtype}; allowed: one dtype; convert one of them"
@@ -39,6 +43,12 @@ def same(op: str, first: tuple[str, Tensor], others: Mapping[str, Tensor | None]
             raise ValueError(
                 f"{op}: {other} is on {value.device}, {name} is on {tensor.device}; put both on one device"
             )
+
+
+def layer_plan(op: str, layer: LayerPlan) -> None:
+    """``layer`` is the plan of one layer."""
+    if not isinstance(layer, LayerPlan):
+        raise TypeError(f"{op}: layer is a {type(layer).__name__}; allowed: a LayerPlan; give plan.layer(index)")
 
 
 def dtype(op: str, name: str, tensor: Tensor | None, allowed: torch.dtype) -> None:

@@ -30,7 +30,7 @@ def supports(op: str) -> Callable[..., str | None]:
                 return too_old
             if tensor.is_floating_point() and tensor.dtype not in DTYPES:
                 return f"a tensor is {tensor.dtype}; it takes float32, bfloat16 and float16"
-            if tensor.dim() > 0 and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            if tensor.dim() > 0 and tensor.shape[-1] > 1 and tensor.stride(-1) != 1 and tensor.numel() > 0:
                 return f"a tensor has strides {tuple(tensor.stride())}; its last stride must be 1 (call .contiguous())"
             if op in _ROW_OPS and tensor.dim() == 2 and not 1 <= tensor.shape[1] <= MAX_ROW_COLUMNS:
                 return f"C is {tensor.shape[1]}; it takes 1 to {MAX_ROW_COLUMNS} columns"

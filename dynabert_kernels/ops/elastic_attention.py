@@ -179,6 +179,7 @@ def elastic_attention(
     Source: Vaswani et al., arXiv 1706.03762; the slicing is Hou et al., arXiv 2004.04037, section 2.1.
     """
     op = "elastic_attention"
+    checks.layer_plan(op, layer)
     checks.shape(op, "x", x, (None, None), "(T, C)")
     width = x.shape[1]
     checks.shape(op, "qkv_weight", qkv_weight, (None, 3, None, width), "(H, 3, D, C)")

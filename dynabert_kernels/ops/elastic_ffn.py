@@ -131,6 +131,7 @@ def elastic_ffn(
     Source: Vaswani et al., arXiv 1706.03762; the slicing is Hou et al., arXiv 2004.04037, section 2.1.
     """
     op = "elastic_ffn"
+    checks.layer_plan(op, layer)
     checks.shape(op, "x", x, (None, None), "(T, C)")
     width = x.shape[1]
     checks.shape(op, "in_weight", in_weight, (None, width), "(F, C)")

@@ -36,7 +36,7 @@ def define(name: str, signature: str, *, reference: Callable[..., Any], fake: Ca
         if forward_ad._current_level >= 0:  # PyTorch would drop the tangents: the derivatives would be zeros
             raise RuntimeError(
                 f"{public}: no forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad); take reverse mode "
-                "(backward, torch.func.vjp), or the functions of dynabert_kernels.reference"
+                "(backward, torch.autograd.grad), or the functions of dynabert_kernels.reference"
             )
         return providers.choose(name, args).function(*args)
 
@@ -103,6 +103,8 @@ def differentiate(
 
 def dense_gradient(gradient: Tensor) -> Tensor:
     """``gradient`` with a last stride of 1. ``sum().backward()`` delivers stride 0, which no kernel reads."""
+    if gradient.numel() == 0:  # `contiguous` takes any strides of it for dense
+        return gradient.clone(memory_format=torch.contiguous_format)
     if gradient.stride(-1) == 1 and all(stride != 0 for stride in gradient.stride()):
         return gradient
     return gradient.contiguous()

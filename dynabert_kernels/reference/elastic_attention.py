@@ -54,7 +54,7 @@ def elastic_attention_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(y, qkv, context, lse, hidden, mean, rstd)``; all but y are empty unless saved."""
     tokens, size = x.shape[0], qkv_weight.shape[2]
-    spans = row_spans(rows, head_counts, max_heads)
+    spans = row_spans(rows, head_counts, max_heads, max_heads)
     qkv = x.new_zeros(tokens, max_heads, 3, size)
     for begin, end, heads, _ in spans:
         projected = F.linear(x[begin:end], qkv_weight[:heads].flatten(0, 2), qkv_bias[:heads].flatten())
@@ -133,7 +133,7 @@ def elastic_attention_bwd(
     dqkv_bias = qkv_weight.new_zeros(qkv_weight.shape[:3])
     dout_bias = out_weight.new_zeros(out_weight.shape[0])
     dln_weight, dln_bias = torch.zeros_like(ln_weight), torch.zeros_like(ln_weight)
-    spans = row_spans(rows, head_counts, max_heads)
+    spans = row_spans(rows, head_counts, max_heads, max_heads)
     for span in spans:
         begin, end, heads, _ = span
         if heads == 0:

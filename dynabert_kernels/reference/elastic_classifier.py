@@ -48,4 +48,10 @@ def elastic_classifier(
         y = elastic_encoder_int8(x, weights, position_biases, cu_seqlens, table, *numbers)
     else:
         y = elastic_encoder(x, weights, position_biases, cu_seqlens, table, *numbers, form == PACKED)
+    tokens, planned = int(cu_seqlens[-1]), int(table[num_groups])
+    if tokens > planned:  # rows past the plan's are zeros, and a text there would be answered by the head's bias alone
+        raise ValueError(
+            f"elastic_classifier: the batch has {tokens} tokens and the plan's groups {planned}; allowed: a plan of "
+            "this batch"
+        )
     return classification_head(y, cu_seqlens, dense_weight, dense_bias, out_weight, out_bias)

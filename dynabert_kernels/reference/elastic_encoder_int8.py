@@ -97,7 +97,7 @@ def _attention(
 ) -> Tensor:
     tokens, width = x.shape
     size = w[3].shape[2]
-    spans = row_spans(rows, head_counts, max_heads)
+    spans = row_spans(rows, head_counts, max_heads, max_heads)
     qkv = x.new_zeros(tokens, max_heads, 3, size)
     for begin, end, heads, _ in spans:
         if heads > 0:
@@ -121,7 +121,7 @@ def _ffn(
 ) -> Tensor:
     width, chunk = x.shape[1], w[4].shape[2] * w[4].shape[4]
     y = torch.zeros_like(x)
-    for begin, end, neurons, _ in row_spans(rows, neuron_counts, max_neurons):
+    for begin, end, neurons, _ in row_spans(rows, neuron_counts, max_neurons, max_neurons):
         y[begin:end] = x[begin:end]
         if neurons > 0:
             active = int8_linear(x[begin:end], w[0], w[1], w[2], w[3], width, neurons, width, activation)

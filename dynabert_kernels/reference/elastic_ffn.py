@@ -38,7 +38,7 @@ def elastic_ffn_fwd(
     pre = x.new_zeros(x.shape[0], max_neurons)
     mean = torch.zeros(x.shape[0], dtype=statistics_dtype(x.dtype), device=x.device)
     rstd = torch.zeros_like(mean)
-    for span in row_spans(rows, neuron_counts, max_neurons):
+    for span in row_spans(rows, neuron_counts, max_neurons, max_neurons):
         begin, end, neurons, _ = span
         if neurons == 0:
             y[begin:end] = x[begin:end]
@@ -80,7 +80,7 @@ def elastic_ffn_bwd(
     din_bias = in_weight.new_zeros(in_weight.shape[0])
     dout_bias = out_weight.new_zeros(out_weight.shape[0])
     dln_weight, dln_bias = torch.zeros_like(ln_weight), torch.zeros_like(ln_weight)
-    for span in row_spans(rows, neuron_counts, max_neurons):
+    for span in row_spans(rows, neuron_counts, max_neurons, max_neurons):
         begin, end, neurons, _ = span
         if neurons == 0:
             dx[begin:end] = dy[begin:end]

@@ -52,8 +52,8 @@ def elastic_linear_fwd(
     y = x.new_zeros(x.shape[0], max_out)
     keep_pre = save and activation != NONE
     pre = x.new_zeros(x.shape[0], max_out) if keep_pre else x.new_empty(0)
-    outs = row_spans(rows, out_counts, max_out)
-    ins = row_spans(rows, in_counts, max_in)
+    outs = row_spans(rows, out_counts, max_out, max_out // out_unit)
+    ins = row_spans(rows, in_counts, max_in, max_in // in_unit)
     for (begin, end, out, _), (_, _, into, _) in zip(outs, ins, strict=True):
         n = max_out if out_counts is None else out * out_unit
         k = max_in if in_counts is None else into * in_unit
@@ -83,8 +83,8 @@ def elastic_linear_bwd(
     """``(dx, dw, db)``, zero in the inactive parts; db is empty when there is no bias."""
     dx, dw = torch.zeros_like(x), torch.zeros_like(weight)
     db = weight.new_zeros(weight.shape[0] if has_bias else 0)
-    outs = row_spans(rows, out_counts, max_out)
-    ins = row_spans(rows, in_counts, max_in)
+    outs = row_spans(rows, out_counts, max_out, max_out // out_unit)
+    ins = row_spans(rows, in_counts, max_in, max_in // in_unit)
     for (begin, end, out, _), (_, _, into, _) in zip(outs, ins, strict=True):
         n = max_out if out_counts is None else out * out_unit
         k = max_in if in_counts is None else into * in_unit

@@ -11,8 +11,9 @@ def _describe(tensor: Tensor) -> str:
 
 
 def side_by_side(tensor: Tensor) -> bool:
-    """Whether entries along the last dimension are neighbours in memory. A dimension of size 1 may carry any stride."""
-    return tensor.shape[-1] <= 1 or tensor.stride(-1) == 1
+    """Whether entries along the last dimension are neighbours in memory. A dimension of size 1 may carry any stride, as
+    may an empty tensor."""
+    return tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 or tensor.numel() == 0
 
 
 def why_not_side_by_side(*tensors: Tensor) -> str | None:

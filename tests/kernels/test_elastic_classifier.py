@@ -153,6 +153,17 @@ def test_the_op_holds_to_pytorchs_rules() -> None:
     torch.library.opcheck(torch.ops.dynabert.elastic_classifier.default, arguments)
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_plan_that_leaves_a_text_out(provider: str) -> None:
+    """Rounded up to a bucket it has as many rows as the batch: the text would be answered by the head's bias alone."""
+    given = PackedBatch.from_lists([[1, 2, 3], [4]], row_bucket=8)
+    plan = Plan.build([PLANS["whole"][0][0]], [[3]], row_bucket=8)
+    tables, layers, last = embedding(torch.float32, types=False), network(torch.float32), head(torch.float32)
+    told = "the batch has 4 tokens and the plan's groups 3; allowed: a plan of this batch"
+    with dk.use_provider(provider), pytest.raises(ValueError, match=told):
+        dk.elastic_classifier(given, plan, tables, layers, last)
+
+
 def test_refusals() -> None:
     given, plan = batch("whole")
     tables, layers, last = embedding(torch.float32), network(torch.float32), head(torch.float32)

@@ -76,6 +76,24 @@ def test_plan_refuses_a_wrong_type() -> None:
         dk.Plan.build(["w1"], [[1]])  # type: ignore[list-item]
 
 
+def test_a_plan_has_its_layers_and_no_others() -> None:
+    """-1 would be views of another part of the table: a wrong network without a word."""
+    plan = dk.Plan.uniform(WIDE, [2])
+    assert [layer.heads.tolist() for layer in plan.layers] == [[4]] * 3
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match=rf"layer {index} is not there; allowed: 0 to 2"):
+            plan.layer(index)
+
+
+def test_iterators_are_read_once_and_lengths_are_whole() -> None:
+    assert dk.SubnetShape.uniform(3, 2, 6, iter([0, 2])) == dk.SubnetShape((2, 0, 2), (6, 0, 6))  # type: ignore[arg-type]
+    order, shapes, sizes = dk.group_by_shape(iter([NARROW, WIDE]))  # type: ignore[arg-type]
+    assert (order, shapes, sizes) == ([1, 0], [WIDE, NARROW], [1, 1])
+    with pytest.raises(TypeError, match=r"the lengths of group 0 are \[2\.9\]; allowed: whole numbers"):
+        dk.Plan.build([WIDE], [[2.9]])  # type: ignore[list-item]
+    assert dk.Plan.build([WIDE], [list(torch.tensor([2, 3]))]).rows.tolist() == [0, 5]
+
+
 def test_grouping_is_stable_and_widest_first() -> None:
     middle = dk.SubnetShape((2, 2, 2), (6, 6, 6))
     order, shapes, sizes = dk.group_by_shape([NARROW, WIDE, middle, NARROW, WIDE])

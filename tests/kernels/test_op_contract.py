@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 import dynabert_kernels as dk
+from dynabert_kernels.ops import providers
 from tests.kernels.cases import DROPOUT_STATE, Network, bias_table, plan_of
 
 NETWORK = Network(width=16, heads=4, size=4, neurons=12, dtype=torch.float32)
 STATE = torch.tensor(DROPOUT_STATE)
+HAVE = providers.registered()["elastic_linear_bwd"]
 
 
 def grad(tensors: list[Tensor]) -> list[Tensor]:
@@ -95,6 +97,22 @@ def test_second_and_forward_mode_derivatives_are_refused(op: str) -> None:
 
         with pytest.raises(RuntimeError, match=f"{name}: no forward-mode derivatives"):
             torch.func.jvp(primal, (inputs[0].detach(),), (torch.ones_like(inputs[0]),))
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [name for name in ("reference", "cpu", "triton") if name in providers.registered()["elastic_linear_bwd"]],
+)
+def test_a_batch_without_rows_goes_backward(provider: str) -> None:
+    """The gradient of a sum has stride 0, and `contiguous` leaves it so where there is nothing to copy."""
+    x, weight = NETWORK.tensor(0, 16).requires_grad_(), NETWORK.tensor(12, 16).requires_grad_()
+    turned = NETWORK.tensor(16, 4).T[:0].contiguous()
+    with dk.use_provider(provider):
+        dk.elastic_linear(x, weight).sum().backward()
+        dk.add_layer_norm(x, None, NETWORK.tensor(16), NETWORK.tensor(16)).sum().backward()
+        assert dk.elastic_linear(turned, weight).shape == (0, 12)
+    assert weight.grad is not None
+    assert (weight.grad == 0).all()
 
 
 def test_backward_ops_keep_the_contract() -> None:

@@ -74,6 +74,8 @@ CASES: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         ValueError,
         "dropout_state is None",
     ),
+    ("a plan", attention(layer=PLAN), TypeError, "layer is a Plan; allowed: a LayerPlan; give plan.layer(index)"),
+    ("no tensor", lambda: dk.elastic_linear(X, M[0], 1.0), TypeError, "bias must be a tensor"),  # type: ignore[arg-type]
     ("probability", attention(hidden_dropout=1.0), ValueError, "hidden_dropout is 1.0"),
     ("seqlens dtype", attention(cu=CU.long()), TypeError, "cu_seqlens is torch.int64"),
     ("narrow bias", attention(position_bias=torch.zeros(4, 5)), ValueError, "position_bias reaches distance 2"),
