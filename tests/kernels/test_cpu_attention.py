@@ -220,7 +220,7 @@ def test_never_writes_the_scores(isa: str) -> None:
         ({1: int32(1, 5)}, r"cu_seqlens starts at 1; allowed: 0"),
         ({1: int32(0, 7)}, r"sequence 0 has 7 tokens; allowed: up to max_seqlen = 4"),
         ({2: int32(0, 2, 7), 3: int32(2, 1)}, r"sequence 0 is rows 0 to 4 and crosses the border 2 of a group"),
-        ({3: int32(3)}, r"head_counts\[0\] = 3 is 3; allowed: 0 to 2"),
+        ({3: int32(3)}, r"head_counts\[0\] is 3; allowed: 0 to 2"),
         ({6: 3}, r"max_heads is 3; allowed: 0 to qkv's 2 heads"),
         ({4: torch.ones(1, 7)}, r"position_bias has 1 rows; allowed: at least max_heads = 2"),
         ({4: torch.ones(2, 8)}, r"position_bias has 8 distances; allowed: an odd number 2R-1"),

@@ -275,7 +275,7 @@ def test_gradcheck_through_autograd() -> None:
         ({3: torch.ones(0)}, r"lse has shape \(0\); allowed: \(max_heads, T\) = \(2, 7\)"),
         ({3: torch.ones(2, 7).double()}, r"lse is Double; allowed: Float, as the forward saved it"),
         ({4: int32(0, 7)}, r"sequence 0 has 7 tokens; allowed: up to max_seqlen = 4"),
-        ({6: int32(3)}, r"head_counts\[0\] = 3 is 3; allowed: 0 to 2"),
+        ({6: int32(3)}, r"head_counts\[0\] is 3; allowed: 0 to 2"),
         ({7: torch.ones(1, 7)}, r"position_bias has 1 rows; allowed: at least max_heads = 2"),
         ({9: 3}, r"max_heads is 3; allowed: 0 to qkv's 2 heads"),
         ({12: 1.0}, r"the dropout probability is 1; allowed: 0 up to but not including 1"),

@@ -124,7 +124,7 @@ def test_a_teacher_row_past_the_end_is_an_index_error() -> None:
         ({3: int32(0, 1)}, r"teacher_rows has 2 numbers; student has 3 rows"),
         ({3: torch.arange(3)}, r"teacher_rows is Long; allowed: int32"),
         ({4: int32(1, 1)}, r"active has 2 numbers; rows has borders of 1 groups"),
-        ({4: int32(-1)}, r"active\[0\] = -1 is -1; allowed: 0 to 2147483647"),
+        ({4: int32(-1)}, r"active\[0\] is -1; allowed: 0 to 2147483647"),
         ({5: 2}, r"kind is 2; allowed: 0 soft cross-entropy, 1 squared error"),
     ],
 )

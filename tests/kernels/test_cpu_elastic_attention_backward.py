@@ -212,7 +212,7 @@ ERRORS: list[tuple[int, Any, str]] = [
     (7, torch.ones(4, 15), r"lse has shape \(4, 15\); allowed: \(max_heads, T\) = \(4, 16\)"),
     (8, torch.ones(37, 16).t(), r"hidden is not contiguous; pass what the forward returned"),
     (9, torch.ones(15), r"mean has shape \(15\); allowed: \(T,\) = \(16\)"),
-    (13, int32(5), r"head_counts\[0\] = 5 is 5; allowed: 0 to 4"),
+    (13, int32(5), r"head_counts\[0\] is 5; allowed: 0 to 4"),
     (14, torch.ones(4, 3), r"position_bias has 3 distances; allowed: .* at least 13"),
     (16, 5, r"max_heads is 5; allowed: 0 to qkv_weight's 4 heads"),
 ]

@@ -240,7 +240,7 @@ GOOD = {
         ({"weight": torch.ones(6, 8).t()}, r"weight has stride 8 in its last dimension; allowed: 1"),
         ({"x": torch.ones(4, 12)[:, ::2]}, r"x has stride 2 in its last dimension"),
         ({"rows": int32(0, 3, 2)}, r"rows goes backwards from 3 to 2 at group 1"),
-        ({"out_counts": int32(2, 3)}, r"out_counts\[1\] = 3 times the unit is 12; allowed: 0 to 8"),
+        ({"out_counts": int32(2, 3)}, r"out_counts\[1\] is 3; allowed: 0 to 2"),
         ({"max_out": 9}, r"max_out is 9; allowed: 0 to the weight's 8 rows"),
         ({"activation": 4}, r"activation is 4; allowed: 0 none, 1 gelu"),
     ],

@@ -157,7 +157,7 @@ ERRORS: list[tuple[int, Any, str]] = [
     (5, torch.ones(0), r"pre has shape \(0\); allowed: \(T, max_neurons\) = \(16, 12\)"),
     (6, torch.ones(37, 16).t(), r"hidden is not contiguous; pass what the forward returned"),
     (7, torch.ones(15), r"mean has shape \(15\); allowed: \(T,\) = \(16\)"),
-    (COUNTS, int32(13), r"neuron_counts\[0\] = 13 is 13; allowed: 0 to 12"),
+    (COUNTS, int32(13), r"neuron_counts\[0\] is 13; allowed: 0 to 12"),
     (12, 13, r"max_neurons is 13; allowed: 0 to in_weight's 12 rows"),
     (13, 9, r"activation is 9; allowed: 0 none"),
 ]

@@ -225,7 +225,7 @@ ATTENTION_ERRORS: list[tuple[int, Any, str]] = [
     (3, torch.ones(64, 37).t(), r"out_weight has stride 37 in its last dimension; allowed: 1"),
     (3, torch.ones(37, 64).double(), r"out_weight is Double, x is Float; allowed: one dtype"),
     (4, torch.ones(36), r"out_bias has shape \(36\); allowed: \(C,\) = \(37\)"),
-    (9, int32(5), r"head_counts\[0\] = 5 is 5; allowed: 0 to 4"),
+    (9, int32(5), r"head_counts\[0\] is 5; allowed: 0 to 4"),
     (12, 5, r"max_heads is 5; allowed: 0 to qkv_weight's 4 heads"),
 ]
 
@@ -242,7 +242,7 @@ FFN_ERRORS: list[tuple[int, Any, str]] = [
     (1, torch.ones(12, 36), r"in_weight has shape \(12, 36\); allowed: \(F, C\) = \(any, 37\)"),
     (3, torch.ones(12, 37).t(), r"out_weight has stride 37 in its last dimension; allowed: 1"),
     (5, torch.ones(37).half(), r"ln_weight is Half, x is Float; allowed: one dtype"),
-    (8, int32(13), r"neuron_counts\[0\] = 13 is 13; allowed: 0 to 12"),
+    (8, int32(13), r"neuron_counts\[0\] is 13; allowed: 0 to 12"),
     (10, 13, r"max_neurons is 13; allowed: 0 to in_weight's 12 rows"),
     (11, 9, r"activation is 9; allowed: 0 none"),
 ]
