@@ -329,8 +329,9 @@ def test_the_papers_ratio() -> None:
 
 
 def test_readme_says_what_was_scored() -> None:
-    """Its sentence on what two sub-networks keep, task by task."""
+    """Its sentence on what two sub-networks keep, task by task, and no other numbers of that form."""
     text = " ".join((page.ROOT / "README.md").read_text(encoding="utf-8").split())
+    scored = set()
     for scoring in dict(page.scorings()).values():
         for task, found in scoring["tasks"].items():
             kept = {row["subnet"]: row["retention"]["value"] for row in found["rows"] if row["variant"] == "dynabert"}
@@ -338,3 +339,5 @@ def test_readme_says_what_was_scored() -> None:
                 continue
             wanted = f"{page.title(task)} {page.percent(kept['w0.25-d1'])} and {page.percent(kept['w0.25-d0.5'])} %"
             assert wanted in text
+            scored.add(wanted)
+    assert set(re.findall(r"\b(?:SST-2|MRPC|CoLA|RTE|STS-B|QNLI|QQP) [\d.]+ and [\d.]+ %", text)) == scored
