@@ -156,7 +156,7 @@ NUMBERS = "p 0.4, M 15, N 30, seed 42, digest ab12"
 @pytest.mark.parametrize(
     ("source", "shown"),
     [
-        ("/home/me/private/reviews.csv", "reviews.csv"),
+        ("/me/private/reviews.csv", "reviews.csv"),
         ("C:\\me\\reviews.csv", "reviews.csv"),
         ("nyu-mll/glue sst2 train", "nyu-mll/glue sst2 train"),
         ("nyu-mll/glue/private/train.tsv", "train.tsv"),  # a folder of that name here
@@ -165,7 +165,7 @@ NUMBERS = "p 0.4, M 15, N 30, seed 42, digest ab12"
         ("/me/reviews.csv + neighbours(near.tsv), N", "reviews.csv + neighbours(near.tsv), N"),
         ("/me/reviews.csv + my words, N", "reviews.csv + my words, N"),
         (
-            "nyu-mll/glue sst2 train + masked_lm(/home/me/bert) and neighbours(near.tsv), N",
+            "nyu-mll/glue sst2 train + masked_lm(/me/bert) and neighbours(near.tsv), N",
             "nyu-mll/glue sst2 train + masked_lm(bert) and neighbours(near.tsv), N",
         ),
         ("drugreview train + masked_lm(org/bert-base), N", "drugreview train + masked_lm(org/bert-base), N"),

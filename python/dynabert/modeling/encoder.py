@@ -283,14 +283,18 @@ class ElasticLayer(nn.Module):
     def check_traceable(self) -> None:
         """Raises ``RuntimeError`` where the weights are packed or in int8: a compiler would trace the layer's call."""
         if self.packed:
-            kind, way = ("packed", "with pack_weights=False") if self.int8 is None else ("in int8", "in another dtype")
+            kind, way = self._kind_and_way()
             raise RuntimeError(
                 f"this model's weights are {kind} for inference and cannot be compiled; call the model without "
                 f"torch.compile, or load it anew {way}"
             )
 
+    def _kind_and_way(self) -> tuple[str, str]:
+        """What the weights are, and how to load them otherwise."""
+        return ("packed", "with pack_weights=False") if self.int8 is None else ("in int8", "in another dtype")
+
     def _refuse_call(self) -> None:
-        kind, way = ("packed", "with pack_weights=False") if self.int8 is None else ("in int8", "in another dtype")
+        kind, way = self._kind_and_way()
         raise RuntimeError(
             f"this model's weights are {kind} for inference: it computes no gradients, no state of each layer and "
             f"calls no hooks on layers; run it under torch.inference_mode(), or load it anew {way}"
