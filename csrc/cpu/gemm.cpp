@@ -30,6 +30,8 @@ namespace {
 
 constexpr PerIsa<GemmKernels> kernels = DYNABERT_PER_ISA(kGemm);
 
+constexpr int64_t kTileRows = 32;  // of a product through tile registers
+
 }  // namespace
 
 bool has_gemm(DType dtype) {
@@ -61,8 +63,17 @@ int64_t plan_gemm(SpanGemm& gemm, int64_t threads) {
   const int64_t cached = std::max<int64_t>(168, 512 * 1024 / chunk_bytes);
   const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (tasks_per_thread(gemm.num_spans) * threads));
   int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
+  if (gemm.dtype == DType::kBFloat16 && use_tiles()) {
+    // All of k is worked off at once.
+    const int64_t kept = std::max<int64_t>(96, 1024 * 1024 / (2 * k));
+    blocks = std::max<int64_t>(1, (rows + std::min(kept, shared) - 1) / std::min(kept, shared));
+  }
   if (gemm.packed_inputs > 0 && gemm.num_spans == 1) blocks = even_blocks(rows, blocks, gemm.panels, threads);
   gemm.row_block = (rows + blocks - 1) / blocks;
+  if (gemm.dtype == DType::kBFloat16 && use_tiles()) {
+    gemm.row_block = (gemm.row_block + kTileRows - 1) / kTileRows * kTileRows;
+    blocks = (rows + gemm.row_block - 1) / gemm.row_block;
+  }
   gemm.row_blocks = blocks;
   return blocks * gemm.panels;
 }

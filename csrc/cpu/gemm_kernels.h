@@ -12,6 +12,9 @@
 #include "dynabert/simd/math.h"
 #include "dynabert/simd/tile.h"
 #include "dynabert/simd/transpose.h"
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+#include "dynabert/simd/tile_registers.h"
+#endif
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
@@ -272,6 +275,14 @@ void run_either(const SpanGemm& g, int64_t begin, int64_t end) {
   }
 }
 
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+}  // namespace
+}  // namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE
+#include "cpu/gemm_tiles.h"
+namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
+namespace {
+#endif
+
 void gemm(const SpanGemm& g, int64_t begin, int64_t end) {
   switch (g.dtype) {
     case DType::kFloat32:
@@ -280,6 +291,8 @@ void gemm(const SpanGemm& g, int64_t begin, int64_t end) {
       return run_either<Half, FloatUnits<Half>, MultiplyNumbers<float>>(g, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
+      if (active_isa() == Isa::kAmx) return run_tile_gemm<ProcessorTiles>(g, begin, end);
+      if (active_isa() == Isa::kAmxEmulated) return run_tile_gemm<EmulatedTiles>(g, begin, end);
       if (use_bfloat16_dot() && (g.packed_inputs > 0 || pairs_fit(g)))
         return run_either<NativeBFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
 #endif

@@ -1,5 +1,13 @@
 #include "cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -11,8 +19,37 @@ constexpr int kUnset = -1;
 std::atomic<int> chosen{kUnset};
 
 #if defined(__x86_64__)
+bool has_bfloat16_dot() { return __builtin_cpu_supports("avx512bf16"); }
+bool has_int8_dot() { return __builtin_cpu_supports("avx512vnni"); }
+
+struct TileFeatures {
+  bool bfloat16 = false, bytes = false;
+};
+TileFeatures tile_features() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d >> 24 & 1) == 0) return {};
+  return {(d >> 22 & 1) != 0, (d >> 25 & 1) != 0};
+}
+
+// The kernel gives a process the memory for tile registers when it asks; it may also refuse.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
 bool has(Isa isa) {
   switch (isa) {
+    case Isa::kAmx: {
+      const TileFeatures tiles = tile_features();
+      return has(Isa::kAmxEmulated) && tiles.bfloat16 && tiles.bytes && may_use_tiles();
+    }
+    case Isa::kAmxEmulated:
+      return has(Isa::kAvx512) && has_bfloat16_dot() && has_int8_dot();
     case Isa::kAvx512:
       return has(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -22,8 +59,6 @@ bool has(Isa isa) {
       return true;
   }
 }
-bool has_bfloat16_dot() { return __builtin_cpu_supports("avx512bf16"); }
-bool has_int8_dot() { return __builtin_cpu_supports("avx512vnni"); }
 #else
 bool has(Isa isa) { return isa == Isa::kGeneric; }
 bool has_bfloat16_dot() { return false; }
@@ -31,7 +66,7 @@ bool has_int8_dot() { return false; }
 #endif
 
 Isa best() {
-  for (Isa isa : {Isa::kAvx512, Isa::kAvx2}) {
+  for (Isa isa : {Isa::kAmx, Isa::kAvx512, Isa::kAvx2}) {
     if (has(isa)) return isa;
   }
   return Isa::kGeneric;
@@ -40,7 +75,7 @@ Isa best() {
 Isa parse(const std::string& source, const std::string& name) {
   if (name == "auto") return best();
   std::string allowed = "auto";
-  for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAmx, Isa::kAmxEmulated}) {
     if (name == isa_name(isa)) {
       if (has(isa)) return isa;
       throw std::invalid_argument(source + ": this processor has no " + name + "; leave it at auto");
@@ -54,6 +89,10 @@ Isa parse(const std::string& source, const std::string& name) {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAmxEmulated:
+      return "amx-emulated";
+    case Isa::kAmx:
+      return "amx";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:
@@ -77,7 +116,7 @@ void set_isa(const std::string& name) { chosen.store(static_cast<int>(parse("set
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
     if (has(isa)) names.emplace_back(isa_name(isa));
   }
   return names;
@@ -97,16 +136,21 @@ std::vector<std::pair<std::string, bool>> processor_features() {
           DYNABERT_FEATURE("avx512vl", "avx512vl"),
           DYNABERT_FEATURE("avx512dq", "avx512dq"),
           DYNABERT_FEATURE("avx512_bf16", "avx512bf16"),
-          DYNABERT_FEATURE("avx512_vnni", "avx512vnni")};
+          DYNABERT_FEATURE("avx512_vnni", "avx512vnni"),
+          {"amx_bf16", tile_features().bfloat16},
+          {"amx_int8", tile_features().bytes}};
 #undef DYNABERT_FEATURE
 #else
   return {{"avx2", false},     {"fma", false},      {"f16c", false},        {"avx512f", false},    {"avx512bw", false},
-          {"avx512vl", false}, {"avx512dq", false}, {"avx512_bf16", false}, {"avx512_vnni", false}};
+          {"avx512vl", false}, {"avx512dq", false}, {"avx512_bf16", false}, {"avx512_vnni", false},
+          {"amx_bf16", false}, {"amx_int8", false}};
 #endif
 }
 
-bool use_bfloat16_dot() { return active_isa() == Isa::kAvx512 && has_bfloat16_dot(); }
+bool use_bfloat16_dot() { return active_isa() >= Isa::kAvx512 && has_bfloat16_dot(); }
 
-bool use_int8_dot() { return active_isa() == Isa::kAvx512 && has_int8_dot(); }
+bool use_int8_dot() { return active_isa() >= Isa::kAvx512 && has_int8_dot(); }
+
+bool use_tiles() { return active_isa() >= Isa::kAmx; }
 
 }  // namespace dynabert::cpu

@@ -44,7 +44,7 @@ namespace {
 
 int64_t run_at_peak(Products products, int64_t turns) {
   if (turns < 1 || active_isa() == Isa::kGeneric) return 0;
-  const bool wide = active_isa() == Isa::kAvx512;
+  const bool wide = active_isa() >= Isa::kAvx512;
   const int64_t sums = 12 * turns;
   if (products == Products::kFloat32) {
     wide ? avx512::turn_float32(turns) : avx2::turn_float32(turns);
