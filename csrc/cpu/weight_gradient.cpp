@@ -29,6 +29,8 @@ namespace {
 
 constexpr PerIsa<WeightKernels> kernels = DYNABERT_PER_ISA(kWeight);
 
+constexpr int64_t kTileColumns = 32;  // of a strip, in products through tile registers
+
 // Pieces of at most `most` columns, nearly equal between two borders.
 std::vector<Piece> cut(const std::vector<int64_t>& borders, int64_t most, bool equal) {
   std::vector<Piece> pieces;
@@ -57,6 +59,8 @@ std::vector<int64_t> borders_of(const std::vector<GemmSpan>& spans, int64_t Gemm
 
 int64_t plan_weight_gemm(WeightGemm& gemm, WeightPlan& plan, const std::vector<GemmSpan>& spans, int64_t threads) {
   const WeightKernels& chosen = kernels.chosen();
+  const bool tiles = gemm.dtype == DType::kBFloat16 && use_tiles();
+  const int64_t strip_columns = tiles ? kTileColumns : chosen.strip;
   int64_t rows = 0;
   for (const GemmSpan& span : spans) {
     if (span.n == 0 || span.k == 0) continue;
@@ -69,7 +73,7 @@ int64_t plan_weight_gemm(WeightGemm& gemm, WeightPlan& plan, const std::vector<G
   const std::vector<int64_t> k_borders = borders_of(plan.spans, &GemmSpan::k);
   plan.reached_rows = n_borders.back();
   plan.reached_columns = k_borders.back();
-  plan.strips = cut(n_borders, chosen.strip, true);
+  plan.strips = cut(n_borders, strip_columns, !tiles);
   plan.panels = cut(k_borders, chosen.panel, false);
   gemm.spans = plan.spans.data();
   gemm.num_spans = static_cast<int64_t>(plan.spans.size());
@@ -80,7 +84,7 @@ int64_t plan_weight_gemm(WeightGemm& gemm, WeightPlan& plan, const std::vector<G
   if (gemm.num_strips == 0 || gemm.num_panels == 0) return 0;
   // The packed strips of a block should stay in the second-level cache, as much of them as one chunk of rows uses, and
   // what a thread packs in all should stay small. But not so many that the threads have nothing to share.
-  const int64_t strip_bytes = chosen.strip * 4;
+  const int64_t strip_bytes = strip_columns * (tiles ? 2 : 4);
   const int64_t cached =
       512 * 1024 / (strip_bytes * std::min<int64_t>(std::max<int64_t>(rows, 1), 2 * chosen.span_rows));
   const int64_t stored = 8 * 1024 * 1024 / (strip_bytes * std::max<int64_t>(rows, 1));

@@ -10,6 +10,9 @@
 #include "dynabert/simd/vector.h"
 #include "dynabert/simd/tile.h"
 #include "dynabert/simd/transpose.h"
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+#include "dynabert/simd/tile_registers.h"
+#endif
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
@@ -177,6 +180,14 @@ void run_tasks(const WeightGemm& g, int64_t begin, int64_t end) {
   }
 }
 
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+}  // namespace
+}  // namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE
+#include "cpu/weight_gradient_tiles.h"
+namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
+namespace {
+#endif
+
 void gemm(const WeightGemm& g, int64_t begin, int64_t end) {
   switch (g.dtype) {
     case DType::kFloat32:
@@ -185,6 +196,8 @@ void gemm(const WeightGemm& g, int64_t begin, int64_t end) {
       return run_tasks<Half, FloatUnits<Half>, MultiplyNumbers<float>>(g, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
+      if (active_isa() == Isa::kAmx) return run_tile_tasks<ProcessorTiles>(g, begin, end);
+      if (active_isa() == Isa::kAmxEmulated) return run_tile_tasks<EmulatedTiles>(g, begin, end);
       if (use_bfloat16_dot()) return run_tasks<NativeBFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
 #endif
       return run_tasks<BFloat16, FloatUnits<BFloat16>, MultiplyNumbers<float>>(g, begin, end);

@@ -107,7 +107,7 @@ struct EmulatedTiles {
 template <int kHigh, int kWide, class Tiles>
 DYNABERT_INLINE void multiply_tiles(Tiles& tiles, const void* left, int64_t left_stride, const float* right,
                                     int64_t right_width, int64_t steps, float* out, int64_t out_stride, bool add,
-                                    Ahead& ahead, int64_t lines) {
+                                    Ahead& ahead, int64_t lines, int64_t left_step) {
   const int64_t row_bytes = out_stride * 4, right_stride = right_width * 4;
   float* const lower = out + kTileSide * out_stride;
   if (add) {
@@ -136,7 +136,7 @@ DYNABERT_INLINE void multiply_tiles(Tiles& tiles, const void* left, int64_t left
       if constexpr (kWide == 2) tiles.template add_bfloat16<3, 5, 7>();
     }
     for (int64_t i = 0; i < lines; ++i) ahead.ask();
-    a += kTileBytes;
+    a += left_step;
     right += kTileUnits * right_width;
   }
   tiles.template store<0>(out, row_bytes);
@@ -154,10 +154,10 @@ struct TileCount {
 template <class Tiles>
 void multiply_tiles(Tiles& tiles, int64_t rows, int64_t columns, const void* left, int64_t left_stride,
                     const float* right, int64_t right_width, int64_t steps, float* out, int64_t out_stride, bool add,
-                    Ahead& ahead, int64_t lines) {
+                    Ahead& ahead, int64_t lines, int64_t left_step = kTileBytes) {
   const auto run = [&](auto high, auto wide) {
     multiply_tiles<decltype(high)::value, decltype(wide)::value>(tiles, left, left_stride, right, right_width, steps,
-                                                                 out, out_stride, add, ahead, lines);
+                                                                 out, out_stride, add, ahead, lines, left_step);
   };
   if (rows > kTileSide) {
     columns > kTileSide ? run(TileCount<2>{}, TileCount<2>{}) : run(TileCount<2>{}, TileCount<1>{});
