@@ -74,15 +74,17 @@ struct EmulatedTiles {
       __builtin_memcpy(static_cast<char*>(rows) + i * stride_bytes, &tiles_[kTile][i], sizeof(Int));
     }
   }
+  // In the processor's order: even and odd numbers summed apart, both added to the sums at the end.
   template <int kSums, int kLeft, int kRight>
   void add_bfloat16() {
     for (int64_t i = 0; i < kTileSide; ++i) {
-      Float sums = bit_cast<Float>(tiles_[kSums][i]);
+      Float even = {}, odd = {};
       for (int64_t u = 0; u < kTileUnits; ++u) {
-        const Float left = bit_cast<Float>(tiles_[kLeft][i][u] - Int{});
-        sums = dot_bfloat16(sums, left, bit_cast<Float>(tiles_[kRight][u]));
+        const Int left = tiles_[kLeft][i][u] - Int{}, right = tiles_[kRight][u];
+        even = fma(bit_cast<Float>(left << 16), bit_cast<Float>(right << 16), even);
+        odd = fma(bit_cast<Float>(left & ~0xffff), bit_cast<Float>(right & ~0xffff), odd);
       }
-      tiles_[kSums][i] = bit_cast<Int>(sums);
+      tiles_[kSums][i] = bit_cast<Int>(bit_cast<Float>(tiles_[kSums][i]) + (even + odd));
     }
   }
   template <int kSums, int kLeft, int kRight>
