@@ -30,7 +30,7 @@ namespace {
 
 constexpr PerIsa<GemmKernels> kernels = DYNABERT_PER_ISA(kGemm);
 
-constexpr int64_t kTileRows = 32;  // of a product through tile registers
+constexpr int64_t kTileRows = 32, kTilePanel = 16;  // of products through tile registers
 
 }  // namespace
 
@@ -42,6 +42,7 @@ bool has_gemm(DType dtype) {
 int64_t packed_panel(DType dtype) {
   if (!has_gemm(dtype) || dtype == DType::kFloat16) return 0;  // float16 would be packed as floats, twice as large
   if (dtype == DType::kBFloat16 && !use_bfloat16_dot()) return 0;
+  if (dtype == DType::kBFloat16 && use_tiles()) return kTilePanel;
   return kernels.chosen().panel;
 }
 

@@ -30,38 +30,55 @@ template <>
 constexpr bool kShortActivation<NativeBFloat16> = true;
 #endif
 
-// One register of sums becomes one of c. kPart: its first `here` numbers; else all of it, and the compiler drops the
-// masks.
+// One register of each row's sums becomes one of c. kPart: its first `here` numbers; else all of it, and the compiler
+// drops the masks. What the loop needs is read before it: a store of c might change the arguments, for all the compiler
+// knows.
 template <class T, bool kGradient, bool kPart>
 DYNABERT_INLINE void finish_rows(const SpanGemm& g, int64_t first, int64_t rows, int64_t column, int here,
                                  const float* sums) {
   const auto read = [&](const T* from) { return kPart ? load_part(from, here) : load(from); };
   const auto write = [&](T* to, Float v) { kPart ? store_part(to, v, here) : store(to, v); };
-  const T* residual = g.residual ? static_cast<const T*>(g.residual) + first * g.residual_stride + column : nullptr;
-  T* c = static_cast<T*>(g.c) + first * g.c_stride + column;
+  const Activation activation = g.activation;
+  const int64_t residual_stride = g.residual_stride, c_stride = g.c_stride;
+  const T* residual = g.residual ? static_cast<const T*>(g.residual) + first * residual_stride + column : nullptr;
+  T* c = static_cast<T*>(g.c) + first * c_stride + column;
   if constexpr (kGradient) {
-    const T* slope_at = g.slope_at ? static_cast<const T*>(g.slope_at) + first * g.slope_stride + column : nullptr;
-    T* activated = g.activated ? static_cast<T*>(g.activated) + first * g.activated_stride + column : nullptr;
+    const int64_t slope_stride = g.slope_stride, activated_stride = g.activated_stride;
+    const T* slope_at = g.slope_at ? static_cast<const T*>(g.slope_at) + first * slope_stride + column : nullptr;
+    T* activated = g.activated ? static_cast<T*>(g.activated) + first * activated_stride + column : nullptr;
     for (int64_t i = 0; i < rows; ++i) {
       Float v = load(sums + i * kPanel);
       if (slope_at) {
-        const ValueAndSlope<Float> act =
-            activate_with_slope<kShortActivation<T>>(read(slope_at + i * g.slope_stride), g.activation);
+        const ValueAndSlope<Float> act = activate_with_slope<kShortActivation<T>>(read(slope_at), activation);
         v = v * act.slope;
-        if (activated) write(activated + i * g.activated_stride, act.value);
+        if (activated) write(activated, act.value);
+        slope_at += slope_stride;
+        activated = activated ? activated + activated_stride : nullptr;
       }
-      if (residual) v = v + read(residual + i * g.residual_stride);
-      write(c + i * g.c_stride, v);
+      if (residual) {
+        v = v + read(residual);
+        residual += residual_stride;
+      }
+      write(c, v);
+      c += c_stride;
     }
   } else {
-    T* pre = g.pre ? static_cast<T*>(g.pre) + first * g.pre_stride + column : nullptr;
+    const int64_t pre_stride = g.pre_stride;
+    T* pre = g.pre ? static_cast<T*>(g.pre) + first * pre_stride + column : nullptr;
     const Float bias = g.bias ? read(static_cast<const T*>(g.bias) + column) : Float{};
     for (int64_t i = 0; i < rows; ++i) {
       Float v = load(sums + i * kPanel) + bias;
-      if (pre) write(pre + i * g.pre_stride, v);
-      v = activate<kShortActivation<T>>(v, g.activation);
-      if (residual) v = v + read(residual + i * g.residual_stride);
-      write(c + i * g.c_stride, v);
+      if (pre) {
+        write(pre, v);
+        pre += pre_stride;
+      }
+      v = activate<kShortActivation<T>>(v, activation);
+      if (residual) {
+        v = v + read(residual);
+        residual += residual_stride;
+      }
+      write(c, v);
+      c += c_stride;
     }
   }
 }

@@ -141,9 +141,9 @@ std::vector<std::pair<std::string, bool>> processor_features() {
           {"amx_int8", tile_features().bytes}};
 #undef DYNABERT_FEATURE
 #else
-  return {{"avx2", false},     {"fma", false},      {"f16c", false},        {"avx512f", false},    {"avx512bw", false},
-          {"avx512vl", false}, {"avx512dq", false}, {"avx512_bf16", false}, {"avx512_vnni", false},
-          {"amx_bf16", false}, {"amx_int8", false}};
+  return {{"avx2", false},        {"fma", false},      {"f16c", false},     {"avx512f", false},
+          {"avx512bw", false},    {"avx512vl", false}, {"avx512dq", false}, {"avx512_bf16", false},
+          {"avx512_vnni", false}, {"amx_bf16", false}, {"amx_int8", false}};
 #endif
 }
 

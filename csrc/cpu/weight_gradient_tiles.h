@@ -2,8 +2,8 @@
 //
 // The sum runs over rows, so both sides are brought into the order of tiles: 32 rows of a strip of dy become up to two
 // left tiles (pairs of rows, turned), the same rows of a panel of x the units of the right ones (pairs of rows, as they
-// lie). Each span ends with rows of zeros up to a multiple of 32. Strips have up to 32 columns of dy, panels 32 of x; all
-// else is as without tiles.
+// lie). Each span ends with rows of zeros up to a multiple of 32. Strips have up to 32 columns of dy, panels 32 of x;
+// all else is as without tiles.
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
@@ -33,8 +33,8 @@ DYNABERT_INLINE void pack_left_tile(float* tile, const BFloat16* source, int64_t
 #pragma GCC unroll 16
     for (int u = 0; u < kTileUnits; ++u) {
       const BFloat16* line = source + 2 * u * stride;
-      square[u] = 2 * u < rows ? BFloat16Pairs::down_part(line, 2 * u + 1 < rows ? line + stride : nullptr, here)
-                               : Float{};
+      square[u] =
+          2 * u < rows ? BFloat16Pairs::down_part(line, 2 * u + 1 < rows ? line + stride : nullptr, here) : Float{};
     }
   }
   transpose_square(square);
@@ -64,16 +64,22 @@ inline void pack_tile_strips(const WeightGemm& g, const Piece* strips, int64_t n
   }
 }
 
-inline void pack_tile_panel(float* out, const WeightGemm& g, const Piece& panel, const GemmSpan* spans, int64_t count) {
+// `units`: room in each of the two panels of 16 columns.
+inline void pack_tile_panel(float* out, int64_t units, const WeightGemm& g, const Piece& panel, const GemmSpan* spans,
+                            int64_t count) {
   const BFloat16* x = static_cast<const BFloat16*>(g.x) + panel.begin;
+  float* second = out + units * kTileSide;
   for (int64_t s = 0; s < count; ++s) {
     const GemmSpan& span = spans[s];
     if (span.k < panel.end) continue;
-    const int64_t rows = span.end - span.begin, units = units_of<BFloat16Pairs>(rows);
+    const int64_t rows = span.end - span.begin, filled = units_of<BFloat16Pairs>(rows);
     const int64_t stored = tile_groups(span) * kTileUnits;
-    pack_columns<BFloat16Pairs>(out, kPanel, x + span.begin * g.x_stride, g.x_stride, rows, panel.end - panel.begin);
-    __builtin_memset(out + units * kPanel, 0, static_cast<size_t>(stored - units) * kPanel * 4);
-    out += stored * kPanel;
+    pack_column_pairs(out, second, x + span.begin * g.x_stride, g.x_stride, rows, panel.end - panel.begin);
+    const size_t rest = static_cast<size_t>((stored - filled) * kTileBytes);
+    __builtin_memset(out + filled * kTileSide, 0, rest);
+    __builtin_memset(second + filled * kTileSide, 0, rest);
+    out += stored * kTileSide;
+    second += stored * kTileSide;
   }
 }
 
@@ -81,15 +87,16 @@ inline void pack_tile_panel(float* out, const WeightGemm& g, const Piece& panel,
 // one behind the other on both sides are one product.
 template <class Tiles>
 const float* add_tile_spans(Tiles& tiles, const GemmSpan* spans, int64_t count, const Piece& strip, const Piece& panel,
-                            const float* left, const float* right, float* sums, bool& added, Ahead& ahead,
-                            int64_t lines) {
+                            const float* left, const float* right, int64_t units, float* sums, bool& added,
+                            Ahead& ahead, int64_t lines) {
   const int64_t floats = group_floats(strip);
   const float *run_left = left, *run_right = right;
   int64_t groups = 0;
   const auto close = [&]() {
     if (groups > 0) {
-      multiply_tiles(tiles, strip.end - strip.begin, panel.end - panel.begin, run_left, kTileBytes, run_right, kPanel,
-                     groups, sums, kPanel, added, ahead, lines, floats * 4);
+      multiply_tiles(tiles, strip.end - strip.begin, panel.end - panel.begin,
+                     TileSide{run_left, kTileBytes, floats * 4, kTileFloats * 4}, tile_units(run_right, units), groups,
+                     sums, kPanel, added, OnlyAhead{ahead, lines});
       added = true;
     }
     groups = 0;
@@ -106,7 +113,7 @@ const float* add_tile_spans(Tiles& tiles, const GemmSpan* spans, int64_t count, 
       groups += here;
     }
     if (in_strip) left += here * floats;
-    if (in_panel) right += here * kTileUnits * kPanel;
+    if (in_panel) right += here * kTileUnits * kTileSide;
   }
   close();
   return left;
@@ -124,7 +131,8 @@ void run_tile_block(const WeightGemm& g, const Piece* strips, int64_t num_strips
   const int64_t group = fitting > 1 ? fitting : 1;
 
   float* packed = scratch_of<float>(kScratchA, static_cast<size_t>(groups * num_strips * 2 * kTileFloats));
-  float* right = scratch_of<float>(kScratchB, static_cast<size_t>(((kChunkGroups + 1) * kTileUnits + 1) * kPanel));
+  constexpr int64_t kUnits = kChunkGroups * kTileUnits;
+  float* right = scratch_of<float>(kScratchB, static_cast<size_t>(2 * kUnits * kTileSide));
   float* sums = scratch_of<float>(kScratchD, static_cast<size_t>(group * num_strips * kTileSums));
   float** starts = scratch_of<float*>(kScratchC, static_cast<size_t>(num_strips * 2));
   float** nexts = starts + num_strips;
@@ -143,7 +151,7 @@ void run_tile_block(const WeightGemm& g, const Piece* strips, int64_t num_strips
         in_chunk += here;
       }
       for (int64_t p = from; p < to; ++p) {
-        pack_tile_panel(right, g, g.panels[p], g.spans + span, last - span);
+        pack_tile_panel(right, kUnits, g, g.panels[p], g.spans + span, last - span);
         Ahead ahead = {};
         int64_t lines = 0;
         if (p + 1 < to || last < g.num_spans) {
@@ -157,8 +165,8 @@ void run_tile_block(const WeightGemm& g, const Piece* strips, int64_t num_strips
         for (int64_t i = 0; i < num_strips; ++i) {
           const int64_t tile = (p - from) * num_strips + i;
           float* tile_sums = sums + tile * kTileSums;
-          const float* next = add_tile_spans(tiles, g.spans + span, last - span, strips[i], g.panels[p], nexts[i], right,
-                                             tile_sums, added[tile], ahead, lines);
+          const float* next = add_tile_spans(tiles, g.spans + span, last - span, strips[i], g.panels[p], nexts[i],
+                                             right, kUnits, tile_sums, added[tile], ahead, lines);
           if (last == g.num_spans) store_tile<NativeBFloat16>(g, strips[i], g.panels[p], tile_sums, added[tile]);
           if (p + 1 == to) nexts[i] = const_cast<float*>(next);
         }

@@ -167,9 +167,28 @@ def test_pytorchs_own_products_between_ours() -> None:
             assert torch.equal(cpu_op("elastic_linear_fwd")(*arguments)[0], ours)
 
 
-def test_packed_weights_of_avx512_serve_tiles() -> None:
-    """The order of packed weights is the same: a model may be packed under one and run under the other."""
-    with using_isa("avx512"):
-        plain = dk.packed_panel(torch.bfloat16)
-    with using_isa(TILES[0]):
-        assert dk.packed_panel(torch.bfloat16) == plain == 32
+@each_tiles
+@pytest.mark.parametrize("name", MIXED)
+def test_packed_weights_give_the_numbers_of_plain_ones(name: str, isa: str) -> None:
+    """Plain weights are the left side of a product, or are turned where there are many rows; packed ones the right."""
+    drawn = torch.Generator().manual_seed(3)
+    size, heads, neurons = 96, 3, 200
+
+    def some(*sizes: int) -> Tensor:
+        return (torch.randn(*sizes, generator=drawn) * 0.2).bfloat16()
+
+    attention = some(heads, 3, 32, size), some(heads, 3, 32), some(size, heads * 32), some(size)
+    ffn = some(neurons, size), some(neurons), some(size, neurons), some(size)
+    layer = dk.LayerWeights(*attention, some(size) + 1, some(size), *ffn, some(size) + 1, some(size))
+    lengths = [[rows, 1] for rows in MIXED[name][0]]
+    shapes = [dk.SubnetShape((h,), (f,)) for h, f in ((3, 200), (2, 96), (1, 34))]
+    plan = dk.Plan.build(shapes, lengths)
+    borders = torch.tensor([0, *(n for group in lengths for n in group)]).cumsum(0).to(torch.int32)
+    x = torch.randn(plan.num_rows, size, generator=drawn).bfloat16()
+    with using_isa(isa):
+        assert dk.packed_panel(torch.bfloat16) == 16
+        wanted = dk.elastic_encoder(x, [layer], borders, plan)
+        assert torch.equal(dk.elastic_encoder(x, [dk.pack_layer(layer)], borders, plan), wanted)
+        with dk.use_provider("reference"):
+            defined = dk.elastic_encoder(x, [layer], borders, plan)
+    torch.testing.assert_close(wanted, defined, rtol=0, atol=0.1)

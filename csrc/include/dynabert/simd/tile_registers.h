@@ -1,18 +1,18 @@
-// Tile registers (AMX): eight of 16 rows of 64 bytes, and products of two of them. Compiled for AVX-512 only: no include
-// guard.
+// Tile registers (AMX): eight of 16 rows of 64 bytes, and products of two of them. Compiled for AVX-512 only: no
+// include guard.
 //
-// A product adds to a tile of 16 x 16 sums: row i of the left tile are 32 neighbouring bfloat16 (or 64 bytes) of row i of
-// the left matrix as they lie in memory; row u of the right tile is unit u of 16 columns, a unit being 2 neighbours
+// A product adds to a tile of 16 x 16 sums: row i of the left tile are 32 neighbouring bfloat16 (or 64 bytes) of row i
+// of the left matrix as they lie in memory; row u of the right tile is unit u of 16 columns, a unit being 2 neighbours
 // along the sum (or 4 bytes): the order of `pack_rows` and of packed weights. Written as assembler, so that they appear
 // nowhere by themselves: callers ask use_tiles().
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kTileSide = 16;       // rows of a tile, and sums in a row
-constexpr int64_t kTileBytes = 64;      // of a row
-constexpr int64_t kTileUnits = 16;      // along the sum
-constexpr int64_t kTileNumbers = 32;    // bfloat16 along the sum
+constexpr int64_t kTileSide = 16;             // rows of a tile, and sums in a row
+constexpr int64_t kTileBytes = 64;            // of a row
+constexpr int64_t kTileUnits = 16;            // along the sum
+constexpr int64_t kTileNumbers = 32;          // bfloat16 along the sum
 constexpr int64_t kTileSpan = 2 * kTileSide;  // rows and columns of a product of four tiles
 
 // The processor's. Between its constructor and its destructor a thread has the tiles; one at a time.
@@ -103,14 +103,36 @@ struct EmulatedTiles {
   Int tiles_[8][kTileSide] = {};
 };
 
+// What a thread does while the tile unit multiplies: called once after each step.
+struct OnlyAhead {
+  Ahead& ahead;
+  int64_t lines;  // asked for each step
+  DYNABERT_INLINE void step() {
+    for (int64_t i = 0; i < lines; ++i) ahead.ask();
+  }
+};
+
+// One side of a product: its rows, or its units; bytes from one of them to the next, from one step to the next, and
+// from its first tile to the second. A tile whose rows follow each other in memory is loaded a quarter faster than one
+// with every other line: so units lie in panels of 16.
+struct TileSide {
+  const void* data;
+  int64_t stride, step, second;
+};
+DYNABERT_INLINE TileSide tile_rows(const void* rows, int64_t stride_bytes) {
+  return {rows, stride_bytes, kTileBytes, kTileSide * stride_bytes};
+}
+// Panels of `units` units each.
+DYNABERT_INLINE TileSide tile_units(const void* panels, int64_t units) {
+  return {panels, kTileBytes, kTileUnits * kTileBytes, units * kTileBytes};
+}
+
 // out[i * out_stride + j], i < 16 kHigh, j < 16 kWide, = sum over `steps` times 32 numbers of left row i times right
-// column j, on top of what out holds if `add`. left: rows of bfloat16, left_stride bytes apart. right: unit u of column
-// j at right[u * right_width + j]. `ahead` is asked for `lines` lines each step.
-template <int kHigh, int kWide, class Tiles>
-DYNABERT_INLINE void multiply_tiles(Tiles& tiles, const void* left, int64_t left_stride, const float* right,
-                                    int64_t right_width, int64_t steps, float* out, int64_t out_stride, bool add,
-                                    Ahead& ahead, int64_t lines, int64_t left_step) {
-  const int64_t row_bytes = out_stride * 4, right_stride = right_width * 4;
+// column j, on top of what out holds if `add`.
+template <int kHigh, int kWide, class Tiles, class Meanwhile>
+DYNABERT_INLINE void multiply_tiles(Tiles& tiles, const TileSide& left, const TileSide& right, int64_t steps,
+                                    float* out, int64_t out_stride, bool add, Meanwhile& meanwhile) {
+  const int64_t row_bytes = out_stride * 4;
   float* const lower = out + kTileSide * out_stride;
   if (add) {
     tiles.template load<0>(out, row_bytes);
@@ -123,23 +145,24 @@ DYNABERT_INLINE void multiply_tiles(Tiles& tiles, const void* left, int64_t left
     if constexpr (kHigh == 2) tiles.template zero<2>();
     if constexpr (kHigh == 2 && kWide == 2) tiles.template zero<3>();
   }
-  const char* a = static_cast<const char*>(left);
+  const char* a = static_cast<const char*>(left.data);
+  const char* b = static_cast<const char*>(right.data);
   for (int64_t step = 0; step < steps; ++step) {
-    tiles.template load<4>(a, left_stride);
-    tiles.template load<6>(right, right_stride);
+    tiles.template load<4>(a, left.stride);
+    tiles.template load<6>(b, right.stride);
     tiles.template add_bfloat16<0, 4, 6>();
     if constexpr (kWide == 2) {
-      tiles.template load<7>(right + kTileSide, right_stride);
+      tiles.template load<7>(b + right.second, right.stride);
       tiles.template add_bfloat16<1, 4, 7>();
     }
     if constexpr (kHigh == 2) {
-      tiles.template load<5>(a + kTileSide * left_stride, left_stride);
+      tiles.template load<5>(a + left.second, left.stride);
       tiles.template add_bfloat16<2, 5, 6>();
       if constexpr (kWide == 2) tiles.template add_bfloat16<3, 5, 7>();
     }
-    for (int64_t i = 0; i < lines; ++i) ahead.ask();
-    a += left_step;
-    right += kTileUnits * right_width;
+    meanwhile.step();
+    a += left.step;
+    b += right.step;
   }
   tiles.template store<0>(out, row_bytes);
   if constexpr (kWide == 2) tiles.template store<1>(out + kTileSide, row_bytes);
@@ -153,13 +176,12 @@ struct TileCount {
 };
 
 // The same for 1 to 32 rows and columns: as many tiles as hold them.
-template <class Tiles>
-void multiply_tiles(Tiles& tiles, int64_t rows, int64_t columns, const void* left, int64_t left_stride,
-                    const float* right, int64_t right_width, int64_t steps, float* out, int64_t out_stride, bool add,
-                    Ahead& ahead, int64_t lines, int64_t left_step = kTileBytes) {
+template <class Tiles, class Meanwhile>
+void multiply_tiles(Tiles& tiles, int64_t rows, int64_t columns, const TileSide& left, const TileSide& right,
+                    int64_t steps, float* out, int64_t out_stride, bool add, Meanwhile&& meanwhile) {
   const auto run = [&](auto high, auto wide) {
-    multiply_tiles<decltype(high)::value, decltype(wide)::value>(tiles, left, left_stride, right, right_width, steps,
-                                                                 out, out_stride, add, ahead, lines, left_step);
+    multiply_tiles<decltype(high)::value, decltype(wide)::value>(tiles, left, right, steps, out, out_stride, add,
+                                                                 meanwhile);
   };
   if (rows > kTileSide) {
     columns > kTileSide ? run(TileCount<2>{}, TileCount<2>{}) : run(TileCount<2>{}, TileCount<1>{});
@@ -176,6 +198,24 @@ inline void pad_rows(BFloat16* out, int64_t padded_rows, int64_t padded_length, 
     const int64_t here = i < count ? length : 0;
     if (here > 0) __builtin_memcpy(out, rows + i * stride, static_cast<size_t>(here) * sizeof(BFloat16));
     __builtin_memset(out + here, 0, static_cast<size_t>(padded_length - here) * sizeof(BFloat16));
+  }
+}
+
+// Pairs of neighbouring rows as units, in two panels of 16 columns; `columns` may be read, those beyond are 0. A last
+// row without a neighbour is paired with 0.
+inline void pack_column_pairs(float* first, float* second, const BFloat16* source, int64_t stride, int64_t rows,
+                              int64_t columns) {
+  for (int64_t row = 0; row < rows; row += 2, first += kTileSide, second += kTileSide) {
+    const BFloat16* line = source + row * stride;
+    const BFloat16* next = row + 1 < rows ? line + stride : nullptr;
+    if (columns >= kTileSpan) {
+      store(first, BFloat16Pairs::down(line, next));
+      store(second, BFloat16Pairs::down(line + kTileSide, next ? next + kTileSide : nullptr));
+      continue;
+    }
+    const int64_t here = columns < kTileSide ? columns : kTileSide, rest = columns - here;
+    store(first, BFloat16Pairs::down_part(line, next, here));
+    store(second, BFloat16Pairs::down_part(line + here, next ? next + here : nullptr, rest));
   }
 }
 
