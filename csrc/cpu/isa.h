@@ -15,8 +15,9 @@ enum class Isa : int32_t { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3, kAmxE
 // The instruction set in use. The first call reads DYNABERT_CPU_ISA and throws std::invalid_argument on a bad value.
 Isa active_isa();
 
-// "generic", "avx2", "avx512", "amx", "amx-emulated", or "auto" for the best one, which is never the emulation. Throws std::invalid_argument on another name, and on one
-// that this processor or this build does not have. Not meant to be called while ops run.
+// "generic", "avx2", "avx512", "amx", "amx-emulated", or "auto" for the best one, which is never the emulation. Throws
+// std::invalid_argument on another name, and on one that this processor or this build does not have. Not meant to be
+// called while ops run.
 void set_isa(const std::string& name);
 
 const char* isa_name(Isa isa);
