@@ -53,6 +53,7 @@ struct Int8Gemm {
   int64_t num_spans;
   // Set by plan_int8_gemm.
   int64_t row_block, row_blocks, panels, first_row;
+  bool tiles;  // through tile registers; the result is the same
 };
 
 // Cuts the work for this many threads and returns the number of tasks. The result does not depend on the cut.

@@ -316,7 +316,7 @@ namespace {
 
 void gemm(const Int8Gemm& g, int64_t begin, int64_t end) {
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-  if (use_tiles() && tile_units(g.cut.units) > 0) {
+  if (g.tiles) {
     if (active_isa() == Isa::kAmx) return run_byte_tiles<ProcessorTiles>(g, begin, end);
     return run_byte_tiles<EmulatedTiles>(g, begin, end);
   }
