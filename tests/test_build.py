@@ -151,10 +151,12 @@ def test_processor_facts() -> None:
         pytest.skip("the native library is not built")
     facts = dk.NATIVE.cpu_features()
     names = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"}
+    names |= {"amx_bf16", "amx_int8"}
     assert set(facts) == names | {"isa", "available"}
     assert facts["isa"] == (os.environ.get("DYNABERT_CPU_ISA") or facts["available"][-1])
     assert facts["available"][0] == "generic"
     assert ("avx512" in facts["available"]) <= facts["avx512f"]
+    assert ("amx" in facts["available"]) <= facts["amx_int8"]
     supported = torch.backends.cpu.get_cpu_capability()
     if "AVX512" in supported:
         assert facts["avx512f"]

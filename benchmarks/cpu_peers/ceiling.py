@@ -17,7 +17,8 @@ from dynabert_kernels.ops import NATIVE
 
 KINDS = ("float32", "bfloat16", "int8")
 SAMPLES = 7
-TURNS = 30_000_000  # 12 instructions each: a tenth of a second, much longer than a thread and its core take to wake
+SECONDS = 0.1  # of a sample: much longer than a thread and its core take to wake
+TRIAL = 100_000  # turns of 12 instructions; one takes 6 to 200 cycles
 
 
 def peak_rate(kind: str, threads: int) -> float | None:
@@ -27,12 +28,15 @@ def peak_rate(kind: str, threads: int) -> float | None:
     """
     if NATIVE is None or not NATIVE.run_at_peak(kind, 1):
         return None
+    begun = time.perf_counter()
+    NATIVE.run_at_peak(kind, TRIAL)
+    turns = max(1, round(TRIAL * SECONDS / (time.perf_counter() - begun)))
     rates = []
     for _ in range(SAMPLES):
         done = [0] * threads
 
         def work(place: int, done: list[int] = done) -> None:
-            done[place] = NATIVE.run_at_peak(kind, TURNS)
+            done[place] = NATIVE.run_at_peak(kind, turns)
 
         workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
         begun = time.perf_counter()

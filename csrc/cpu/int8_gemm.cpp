@@ -28,6 +28,9 @@ namespace {
 
 constexpr PerIsa<Int8Kernels> kernels = DYNABERT_PER_ISA(kInt8);
 
+constexpr int64_t kTileRows = 32;  // of a product through tile registers
+constexpr int64_t kFewRows = 8;    // of a span: tiles, of 16 rows, are no faster there
+
 }  // namespace
 
 int64_t plan_int8_gemm(Int8Gemm& gemm, int64_t threads) {
@@ -41,12 +44,18 @@ int64_t plan_int8_gemm(Int8Gemm& gemm, int64_t threads) {
   gemm.panels = (n + kInt8Panel - 1) / kInt8Panel;
   gemm.first_row = first;
   const int64_t rows = last - first;
-  // A block's packed rows should stay in the second-level cache.
-  const int64_t cached = std::max<int64_t>(168, 512 * 1024 / gemm.cut.bytes(k));
+  const bool tiles = use_tiles() && tile_units(gemm.cut.units) > 0 && rows > kFewRows * gemm.num_spans;
+  gemm.tiles = tiles;
+  // A block's copied rows should stay in the second-level cache, which is larger where there are tiles.
+  const int64_t cached = std::max<int64_t>(168, (tiles ? 1024 : 512) * 1024 / gemm.cut.bytes(k));
   const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (tasks_per_thread(gemm.num_spans) * threads));
   int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
   if (gemm.num_spans == 1) blocks = even_blocks(rows, blocks, gemm.panels, threads);
   gemm.row_block = (rows + blocks - 1) / blocks;
+  if (tiles) {
+    gemm.row_block = (gemm.row_block + kTileRows - 1) / kTileRows * kTileRows;
+    blocks = (rows + gemm.row_block - 1) / gemm.row_block;
+  }
   gemm.row_blocks = blocks;
   return blocks * gemm.panels;
 }

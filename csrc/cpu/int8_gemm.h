@@ -24,6 +24,16 @@ struct Int8Chunks {
   int64_t bytes(int64_t k) const { return of(k) * units * kInt8Unit; }
 };
 
+// How many units of a chunk go through tile registers at once: the most, from 8 to 16, that divide it. 0: there is no
+// such number, or the chunk is so short that storing its sums costs more than tiles save.
+inline int64_t tile_units(int64_t units) {
+  if (units < 12) return 0;
+  for (int64_t part = 16; part >= 8; --part) {
+    if (units % part == 0) return part;
+  }
+  return 0;
+}
+
 struct Int8Gemm {
   DType dtype;  // of bias and c: float32 or bfloat16
   const uint8_t* a;
@@ -43,6 +53,7 @@ struct Int8Gemm {
   int64_t num_spans;
   // Set by plan_int8_gemm.
   int64_t row_block, row_blocks, panels, first_row;
+  bool tiles;  // through tile registers; the result is the same
 };
 
 // Cuts the work for this many threads and returns the number of tasks. The result does not depend on the cut.

@@ -13,6 +13,9 @@
 #include "dynabert/simd/math.h"
 #include "dynabert/simd/tile.h"
 #include "dynabert/simd/transpose.h"
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+#include "dynabert/simd/tile_registers.h"
+#endif
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
@@ -303,8 +306,20 @@ void run_byte_tasks(const Int8Gemm& g, int64_t begin, int64_t end) {
   }
 }
 
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+}  // namespace
+}  // namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE
+#include "cpu/int8_gemm_tiles.h"
+namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
+namespace {
+#endif
+
 void gemm(const Int8Gemm& g, int64_t begin, int64_t end) {
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
+  if (g.tiles) {
+    if (active_isa() == Isa::kAmx) return run_byte_tiles<ProcessorTiles>(g, begin, end);
+    return run_byte_tiles<EmulatedTiles>(g, begin, end);
+  }
   if (use_int8_dot()) {
     if (g.dtype == DType::kFloat32) return run_byte_tasks<float, true>(g, begin, end);
     if (use_bfloat16_dot()) return run_byte_tasks<NativeBFloat16, true>(g, begin, end);

@@ -39,6 +39,26 @@ namespace {
 [[gnu::noinline]] void turn_float32(int64_t turns) { DYNABERT_TURNS("vfmadd231ps", "zmm"); }
 [[gnu::noinline]] void turn_bfloat16(int64_t turns) { DYNABERT_TURNS("vdpbf16ps", "zmm"); }
 [[gnu::noinline]] void turn_int8(int64_t turns) { DYNABERT_TURNS("vpdpbusd", "zmm"); }
+
+// Six tiles of sums, twice each turn: one takes 52 cycles, and the next one starts after 16.
+#define DYNABERT_SIX_TILES(instruction)                                                       \
+  instruction " %%tmm7, %%tmm6, %%tmm0\n" instruction " %%tmm7, %%tmm6, %%tmm1\n" instruction \
+              " %%tmm7, %%tmm6, %%tmm2\n" instruction " %%tmm7, %%tmm6, %%tmm3\n" instruction \
+              " %%tmm7, %%tmm6, %%tmm4\n" instruction " %%tmm7, %%tmm6, %%tmm5\n"
+// Setting the tiles up clears them.
+#define DYNABERT_TILE_TURNS(instruction)                                           \
+  struct alignas(64) {                                                             \
+    uint8_t palette = 1, first_row = 0, unused[14] = {};                           \
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};                         \
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};                           \
+  } const shape;                                                                   \
+  asm volatile("ldtilecfg %1\n1:\n" DYNABERT_SIX_TILES(instruction)                \
+                   DYNABERT_SIX_TILES(instruction) "dec %0\njnz 1b\ntilerelease\n" \
+               : "+r"(turns)                                                       \
+               : "m"(shape)                                                        \
+               : "cc")
+[[gnu::noinline]] void turn_bfloat16_tiles(int64_t turns) { DYNABERT_TILE_TURNS("tdpbf16ps"); }
+[[gnu::noinline]] void turn_int8_tiles(int64_t turns) { DYNABERT_TILE_TURNS("tdpbusd"); }
 }  // namespace
 }  // namespace avx512
 
@@ -49,6 +69,14 @@ int64_t run_at_peak(Products products, int64_t turns) {
   if (products == Products::kFloat32) {
     wide ? avx512::turn_float32(turns) : avx2::turn_float32(turns);
     return sums * (wide ? 16 : 8);
+  }
+  if (products == Products::kBFloat16 && active_isa() == Isa::kAmx) {
+    avx512::turn_bfloat16_tiles(turns);
+    return sums * 16 * 16 * 32;
+  }
+  if (products == Products::kInt8 && active_isa() == Isa::kAmx) {
+    avx512::turn_int8_tiles(turns);
+    return sums * 16 * 16 * 64;
   }
   if (products == Products::kBFloat16 && use_bfloat16_dot()) {
     avx512::turn_bfloat16(turns);

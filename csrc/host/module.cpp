@@ -106,7 +106,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_features,
         "What the processor has, the instruction set that the CPU kernels use (isa) and those they could (available).");
   m.def("set_cpu_isa", &dynabert::cpu::set_isa, py::arg("name"),
-        "Forces the instruction set of the CPU kernels: generic, avx2, avx512, or auto for the best. For tests. "
+        "Forces the instruction set of the CPU kernels: generic, avx2, avx512, amx, amx-emulated, or "
+        "auto for the best. For tests. "
         "ValueError on a name that is unknown or not available here.");
   m.def("packed_panel", &packed_panel, py::arg("dtype"),
         "Outputs in a panel of packed weights of this dtype ('float32', 'bfloat16', ...) with the instruction set in "

@@ -219,6 +219,9 @@ def test_multiplications_and_the_peak() -> None:
     else:
         assert 1e9 < ceiling.peak_rate("float32", 2) < 1e12
         assert NATIVE.run_at_peak("float32", 0) == 0
+        if NATIVE.cpu_features()["isa"] == "amx":
+            assert NATIVE.run_at_peak("bfloat16", 3) == 3 * 12 * 16 * 16 * 32
+            assert NATIVE.run_at_peak("int8", 3) == 3 * 12 * 16 * 16 * 64
         with pytest.raises(ValueError, match="allowed: float32, bfloat16, int8"):
             NATIVE.run_at_peak("float64", 1)
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import dynabert_kernels as dk
+from tests.kernels.usable_isas import usable_isas
 
 NATIVE = dk.NATIVE
 if NATIVE is None:
     pytest.skip("the native library is not built: there is no cpu provider to test", allow_module_level=True)
 
-ISAS: tuple[str, ...] = NATIVE.cpu_features()["available"]
+ISAS = usable_isas()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 each_isa = pytest.mark.parametrize("isa", ISAS)

@@ -10,11 +10,12 @@ import dynabert_kernels as dk
 from dynabert_kernels import reference
 from dynabert_kernels.ops import NATIVE, providers
 from dynabert_kernels.testing.inputs import strided_rows
+from tests.kernels.usable_isas import usable_isas
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 PROVIDERS = [name for name in ("reference", "cpu") if name in providers.registered()["classification_head"]]
 native = pytest.mark.skipif(NATIVE is None, reason="the native library is not built")
-ISAS = () if NATIVE is None else NATIVE.cpu_features()["available"]
+ISAS = usable_isas()
 LENGTHS = [3, 1, 7, 2]
 
 

@@ -16,10 +16,12 @@ from dynabert_kernels.ops import NATIVE, providers
 from dynabert_kernels.ops.int8_weights import NEURON_CHUNK, pack_linear, unpack_linear
 from dynabert_kernels.testing.inputs import strided_rows
 from tests.kernels.test_elastic_encoder import HEADS, NEURONS, PLANS, PROVIDERS, SIZE, WIDTH, batch, biases, network
+from tests.kernels.usable_isas import usable_isas
 
 HERE = "cpu" in providers.registered()["elastic_encoder_int8"]
 native = pytest.mark.skipif(not HERE, reason="the native library is not built")
-ISAS = NATIVE.cpu_features()["available"] if NATIVE is not None else ()
+ISAS = usable_isas()
+EMULATES = NATIVE is not None and NATIVE.cpu_features()["avx512_bf16"] and NATIVE.cpu_features()["avx512_vnni"]
 FLOATS = [torch.float32, torch.bfloat16]
 
 
@@ -90,6 +92,65 @@ def test_a_product_is_the_definitions(dtype: torch.dtype, activation: int, every
         found = linear(x, packed, 50, 77, 260, activation)
         rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-3}
         torch.testing.assert_close(found, wanted, **rounding)
+
+
+TILED = [  # chunk, inputs, k: what a chunk's units, four inputs each, are cut into
+    (64, 320, 256),  # one step of 16, as a head
+    (50, 300, 260),  # 13 units: rows of tiles that are not whole, and a chunk that ends inside a unit
+    (128, 768, 576),  # two steps a chunk, more chunks than a stage has
+    (312, 312, 312),  # 78 units: six steps of 13
+    (768, 768, 768),  # one long chunk
+    (76, 152, 152),  # 19 units, which nothing divides: without tiles
+    (32, 96, 96),  # 8 units: without tiles
+]
+
+
+@pytest.mark.skipif(not EMULATES, reason="the processor has no AVX-512 with dot products of bfloat16 and of bytes")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("chunk", "inputs", "k"), TILED)
+def test_tile_registers_give_the_same_bits(
+    chunk: int, inputs: int, k: int, dtype: torch.dtype, every_isa: tuple[str, ...]
+) -> None:
+    """The processor's and emulated ones, as many rows as strips may have, widths that end inside a panel."""
+    assert NATIVE is not None
+    drawn = torch.Generator().manual_seed(7)
+    packed = pack_linear(torch.randn(103, inputs, generator=drawn), torch.randn(103, generator=drawn).to(dtype), chunk)
+    tiled = [isa for isa in (*every_isa, "amx-emulated") if isa.startswith("amx")]
+    for rows, outputs, activation in ((1, 103, 0), (15, 96, 1), (16, 40, 2), (17, 65, 3), (33, 103, 1), (100, 7, 0)):
+        x = strided_rows(torch.randn(rows, inputs, generator=drawn).to(dtype))
+        NATIVE.set_cpu_isa("avx512")
+        wanted = linear(x, packed, chunk, outputs, k, activation)
+        for isa in tiled:
+            NATIVE.set_cpu_isa(isa)
+            assert torch.equal(linear(x, packed, chunk, outputs, k, activation), wanted), (isa, rows)
+
+
+@pytest.mark.skipif(not EMULATES, reason="the processor has no AVX-512 with dot products of bfloat16 and of bytes")
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_tile_registers_in_a_batch_of_widths(dtype: torch.dtype, every_isa: tuple[str, ...]) -> None:
+    """Spans that share blocks, on one thread and on several."""
+    assert NATIVE is not None
+    lengths, shapes = [[33], [9, 4], [17], [1], [40]], [(4, 1100), (1, 200), (3, 2048), (2, 5), (2, 640)]
+    layer = dk.quantise_layer(one_layer(4, 64, 104, 2048), dtype)
+    plan = dk.Plan.build([SubnetShape((heads,), (neurons,)) for heads, neurons in shapes], lengths)
+    borders = torch.tensor([0, *(n for group in lengths for n in group)]).cumsum(0).to(torch.int32)
+    x = torch.randn(plan.num_rows, 104, generator=torch.Generator().manual_seed(8)).to(dtype)
+    found: dict[str, Tensor] = {}
+    threads = torch.get_num_threads()
+    try:
+        for isa in sorted({*(isa for isa in every_isa if isa.startswith("a")), "amx-emulated"} - {"avx2"}):
+            NATIVE.set_cpu_isa(isa)
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                one = dk.elastic_encoder_int8(x, [layer], borders, plan)
+                assert torch.equal(found.setdefault(isa, one), one), (isa, count)
+    finally:
+        torch.set_num_threads(threads)
+    for isa, one in found.items():
+        if dtype == torch.float32:  # attention in bfloat16 may have products of its own
+            assert torch.equal(one, found["avx512"]), isa
+        else:
+            torch.testing.assert_close(one, found["avx512"], rtol=2e-2, atol=2e-2)
 
 
 @native

@@ -13,8 +13,9 @@ from dynabert_kernels.layout.packed_weights import pack_matrix, unpack_matrix
 from dynabert_kernels.ops import NATIVE
 from dynabert_kernels.testing.inputs import strided_rows
 from tests.kernels.test_elastic_encoder import PLANS, SIZE, batch, biases, network
+from tests.kernels.usable_isas import usable_isas
 
-ISAS = () if NATIVE is None else tuple(NATIVE.cpu_features()["available"])
+ISAS = usable_isas()
 pytestmark = pytest.mark.skipif(NATIVE is None, reason="the native library is not built")
 
 

@@ -126,7 +126,7 @@ def default_dtypes(device: str) -> tuple[str, ...]:
     import dynabert_kernels as dk
 
     features = dk.config()["cpu_features"] or {}
-    fast = features.get("isa") == "avx512" and features.get("avx512_vnni")
+    fast = features.get("isa") in ("avx512", "amx") and features.get("avx512_vnni")
     return ("float32", "bfloat16", *(("int8",) if fast else ()))
 
 

@@ -15,14 +15,19 @@ constexpr int64_t kTileUnits = 16;            // along the sum
 constexpr int64_t kTileNumbers = 32;          // bfloat16 along the sum
 constexpr int64_t kTileSpan = 2 * kTileSide;  // rows and columns of a product of four tiles
 
+// Tiles 0 to 3 hold sums. 4 and 5 are left sides, 6 and 7 right ones: of 1 to 16 units along the sum.
+constexpr int kFirstLeft = 4, kFirstRight = 6;
+
 // The processor's. Between its constructor and its destructor a thread has the tiles; one at a time.
 struct ProcessorTiles {
-  ProcessorTiles() {
+  explicit ProcessorTiles(int64_t units = kTileUnits) {
     struct alignas(64) {
       uint8_t palette = 1, first_row = 0, unused[14] = {};
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } const shape;
+    } shape;
+    for (int tile = kFirstLeft; tile < kFirstRight; ++tile) shape.bytes[tile] = static_cast<uint16_t>(4 * units);
+    for (int tile = kFirstRight; tile < 8; ++tile) shape.rows[tile] = static_cast<uint8_t>(units);
     asm volatile("ldtilecfg %0" : : "m"(shape));
   }
   ~ProcessorTiles() { asm volatile("tilerelease"); }
@@ -54,7 +59,7 @@ struct ProcessorTiles {
 
 // The same in memory, for tests on processors without tiles.
 struct EmulatedTiles {
-  EmulatedTiles() = default;
+  explicit EmulatedTiles(int64_t units = kTileUnits) : units_(units) {}
   EmulatedTiles(const EmulatedTiles&) = delete;
   EmulatedTiles& operator=(const EmulatedTiles&) = delete;
 
@@ -64,8 +69,11 @@ struct EmulatedTiles {
   }
   template <int kTile>
   void load(const void* rows, int64_t stride_bytes) {
-    for (int64_t i = 0; i < kTileSide; ++i) {
-      __builtin_memcpy(&tiles_[kTile][i], static_cast<const char*>(rows) + i * stride_bytes, sizeof(Int));
+    const int64_t count = kTile >= kFirstRight ? units_ : kTileSide;
+    const int64_t bytes = kTile >= kFirstLeft && kTile < kFirstRight ? 4 * units_ : kTileBytes;
+    for (int64_t i = 0; i < count; ++i) {
+      __builtin_memcpy(&tiles_[kTile][i], static_cast<const char*>(rows) + i * stride_bytes,
+                       static_cast<size_t>(bytes));
     }
   }
   template <int kTile>
@@ -79,7 +87,7 @@ struct EmulatedTiles {
   void add_bfloat16() {
     for (int64_t i = 0; i < kTileSide; ++i) {
       Float even = {}, odd = {};
-      for (int64_t u = 0; u < kTileUnits; ++u) {
+      for (int64_t u = 0; u < units_; ++u) {
         const Int left = tiles_[kLeft][i][u] - Int{}, right = tiles_[kRight][u];
         even = fma(bit_cast<Float>(left << 16), bit_cast<Float>(right << 16), even);
         odd = fma(bit_cast<Float>(left & ~0xffff), bit_cast<Float>(right & ~0xffff), odd);
@@ -91,7 +99,7 @@ struct EmulatedTiles {
   void add_bytes() {
     for (int64_t i = 0; i < kTileSide; ++i) {
       Int sums = tiles_[kSums][i];
-      for (int64_t u = 0; u < kTileUnits; ++u) {
+      for (int64_t u = 0; u < units_; ++u) {
         const Int left = tiles_[kLeft][i][u] - Int{}, right = tiles_[kRight][u];
         asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
       }
@@ -100,6 +108,7 @@ struct EmulatedTiles {
   }
 
  private:
+  int64_t units_;
   Int tiles_[8][kTileSide] = {};
 };
 
