@@ -44,7 +44,7 @@ int64_t plan_int8_gemm(Int8Gemm& gemm, int64_t threads) {
   gemm.panels = (n + kInt8Panel - 1) / kInt8Panel;
   gemm.first_row = first;
   const int64_t rows = last - first;
-  const bool tiles = use_tiles() && tile_units(gemm.cut.units) > 0 && rows > kFewRows * gemm.num_spans;
+  const bool tiles = use_tiles() && units_of_a_tile(gemm.cut.units) > 0 && rows > kFewRows * gemm.num_spans;
   gemm.tiles = tiles;
   // A block's copied rows should stay in the second-level cache, which is larger where there are tiles.
   const int64_t cached = std::max<int64_t>(168, (tiles ? 1024 : 512) * 1024 / gemm.cut.bytes(k));

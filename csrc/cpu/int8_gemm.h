@@ -26,7 +26,7 @@ struct Int8Chunks {
 
 // How many units of a chunk go through tile registers at once: the most, from 8 to 16, that divide it. 0: there is no
 // such number, or the chunk is so short that storing its sums costs more than tiles save.
-inline int64_t tile_units(int64_t units) {
+inline int64_t units_of_a_tile(int64_t units) {
   if (units < 12) return 0;
   for (int64_t part = 16; part >= 8; --part) {
     if (units % part == 0) return part;

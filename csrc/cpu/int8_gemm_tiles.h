@@ -191,7 +191,7 @@ template <class T, class Tiles>
 void run_byte_stages(const Int8Gemm& g, const ByteSide* sides, int64_t count, int64_t first_row, int64_t begin,
                      int64_t end) {
   const int64_t chunk_bytes = g.cut.units * kInt8Panel * kInt8Unit, panel_bytes = g.chunks * chunk_bytes;
-  const int64_t units = tile_units(g.cut.units);
+  const int64_t units = units_of_a_tile(g.cut.units);
   float* const sums = scratch_of<float>(kScratchD, static_cast<size_t>(g.row_block * kInt8Panel));
   int32_t* totals = scratch_of<int32_t>(kScratchB, static_cast<size_t>(2 * kStageChunks * kStageSums));
   int32_t* others = totals + kStageChunks * kStageSums;
@@ -249,7 +249,7 @@ void run_byte_tile_tasks(const Int8Gemm& g, int64_t begin, int64_t end) {
     const int64_t block = begin / g.panels, first = g.first_row + block * g.row_block, last = first + g.row_block;
     const int64_t stop = (block + 1) * g.panels < end ? (block + 1) * g.panels : end;
     const ByteSide* sides = nullptr;
-    const int64_t count = copy_byte_sides(g, tile_units(g.cut.units), first, last, &sides);
+    const int64_t count = copy_byte_sides(g, units_of_a_tile(g.cut.units), first, last, &sides);
     if (count > 0) {
       run_byte_stages<T, Tiles>(g, sides, count, first, begin - block * g.panels, stop - block * g.panels);
     }
