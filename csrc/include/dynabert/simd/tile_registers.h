@@ -1,18 +1,18 @@
-// Tile registers (AMX): eight of 16 rows of 64 bytes, and products of two of them. Compiled for AVX-512 only: no include
-// guard.
+// Tile registers (AMX): eight of 16 rows of 64 bytes, and products of two of them. Compiled for AVX-512 only: no
+// include guard.
 //
-// A product adds to a tile of 16 x 16 sums: row i of the left tile are 32 neighbouring bfloat16 (or 64 bytes) of row i of
-// the left matrix as they lie in memory; row u of the right tile is unit u of 16 columns, a unit being 2 neighbours
+// A product adds to a tile of 16 x 16 sums: row i of the left tile are 32 neighbouring bfloat16 (or 64 bytes) of row i
+// of the left matrix as they lie in memory; row u of the right tile is unit u of 16 columns, a unit being 2 neighbours
 // along the sum (or 4 bytes): the order of `pack_rows` and of packed weights. Written as assembler, so that they appear
 // nowhere by themselves: callers ask use_tiles().
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kTileSide = 16;       // rows of a tile, and sums in a row
-constexpr int64_t kTileBytes = 64;      // of a row
-constexpr int64_t kTileUnits = 16;      // along the sum
-constexpr int64_t kTileNumbers = 32;    // bfloat16 along the sum
+constexpr int64_t kTileSide = 16;             // rows of a tile, and sums in a row
+constexpr int64_t kTileBytes = 64;            // of a row
+constexpr int64_t kTileUnits = 16;            // along the sum
+constexpr int64_t kTileNumbers = 32;          // bfloat16 along the sum
 constexpr int64_t kTileSpan = 2 * kTileSide;  // rows and columns of a product of four tiles
 
 // The processor's. Between its constructor and its destructor a thread has the tiles; one at a time.
@@ -74,15 +74,17 @@ struct EmulatedTiles {
       __builtin_memcpy(static_cast<char*>(rows) + i * stride_bytes, &tiles_[kTile][i], sizeof(Int));
     }
   }
+  // As the processor does it: two sums, of the first and of the second numbers of the pairs, which are then added.
   template <int kSums, int kLeft, int kRight>
   void add_bfloat16() {
     for (int64_t i = 0; i < kTileSide; ++i) {
-      Float sums = bit_cast<Float>(tiles_[kSums][i]);
+      Float firsts = {}, seconds = {};
       for (int64_t u = 0; u < kTileUnits; ++u) {
-        const Float left = bit_cast<Float>(tiles_[kLeft][i][u] - Int{});
-        sums = dot_bfloat16(sums, left, bit_cast<Float>(tiles_[kRight][u]));
+        const Int left = tiles_[kLeft][i][u] - Int{}, right = tiles_[kRight][u], upper = Int{} - 0x10000;
+        firsts = fma(bit_cast<Float>(left << 16), bit_cast<Float>(right << 16), firsts);
+        seconds = fma(bit_cast<Float>(left & upper), bit_cast<Float>(right & upper), seconds);
       }
-      tiles_[kSums][i] = bit_cast<Int>(sums);
+      tiles_[kSums][i] = bit_cast<Int>(bit_cast<Float>(tiles_[kSums][i]) + (firsts + seconds));
     }
   }
   template <int kSums, int kLeft, int kRight>
@@ -166,15 +168,33 @@ void multiply_tiles(Tiles& tiles, int64_t rows, int64_t columns, const void* lef
   }
 }
 
-// Rows of `length` bfloat16 as they lie, each followed by zeros up to `padded_length`, and rows of zeros up to
-// `padded_rows`.
+// The same with nothing to ask for.
+template <class Tiles>
+void multiply_tiles(Tiles& tiles, int64_t rows, int64_t columns, const void* left, int64_t left_stride,
+                    const float* right, int64_t right_width, int64_t steps, float* out, int64_t out_stride, bool add) {
+  Ahead nothing = {};
+  multiply_tiles(tiles, rows, columns, left, left_stride, right, right_width, steps, out, out_stride, add, nothing, 0);
+}
+
+// Rows of `length` bfloat16 as they lie, each followed by zeros up to `padded_length`, a multiple of 32, and rows of
+// zeros up to `padded_rows`.
 inline void pad_rows(BFloat16* out, int64_t padded_rows, int64_t padded_length, const BFloat16* rows, int64_t stride,
                      int64_t count, int64_t length) {
-  for (int64_t i = 0; i < padded_rows; ++i, out += padded_length) {
-    const int64_t here = i < count ? length : 0;
-    if (here > 0) __builtin_memcpy(out, rows + i * stride, static_cast<size_t>(here) * sizeof(BFloat16));
-    __builtin_memset(out + here, 0, static_cast<size_t>(padded_length - here) * sizeof(BFloat16));
+  const int64_t whole = length / kTileNumbers * kTileNumbers;
+  const __mmask32 rest = static_cast<__mmask32>((uint64_t{1} << (length - whole)) - 1);
+  for (int64_t i = 0; i < padded_rows; ++i, out += padded_length, rows += stride) {
+    if (i < count) {
+      for (int64_t j = 0; j < whole; j += kTileNumbers) _mm512_storeu_si512(out + j, _mm512_loadu_si512(rows + j));
+      if (whole < padded_length) _mm512_storeu_si512(out + whole, _mm512_maskz_loadu_epi16(rest, rows + whole));
+    } else {
+      for (int64_t j = 0; j < padded_length; j += kTileNumbers) _mm512_storeu_si512(out + j, _mm512_setzero_si512());
+    }
   }
+}
+
+// `count` units of a panel of 32 columns.
+DYNABERT_INLINE void clear_units(float* units, int64_t count) {
+  for (int64_t i = 0; i < count * kTileSpan; i += kTileSide) store(units + i, Float{});
 }
 
 DYNABERT_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
