@@ -17,6 +17,7 @@
 #include "dynabert/simd/panels.h"
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
 #include "dynabert/simd/tile_registers.h"
+#include "dynabert/simd/column_pairs.h"
 #endif
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {

@@ -26,15 +26,6 @@ DYNABERT_INLINE Float reversed(Float v) {
   return (Float)_mm512_permutexvar_ps(order, (__m512)v);
 }
 
-// Pairs of two rows of bfloat16: of their numbers 0-3, 8-11, 16-19, 24-27, and of the others. The order in which
-// unpacking leaves them, which is as good as any for columns that are sums.
-DYNABERT_INLINE void store_units(float* units, Int row, Int next) {
-  store(units, bit_cast<Float>((Int)_mm512_unpacklo_epi16((__m512i)row, (__m512i)next)));
-  store(units + kTileSide, bit_cast<Float>((Int)_mm512_unpackhi_epi16((__m512i)row, (__m512i)next)));
-}
-// Which number of a row is in column i of such units.
-constexpr int64_t number_in_column(int64_t i) { return i % kTileSide / 4 * 8 + i / kTileSide * 4 + i % 4; }
-
 // Gradients of the scores of one key after the other and 32 queries, summed by distance. Of the distances that one key
 // has, the next one has all but the smallest: the sums move on by a lane, and memory is touched once for each distance.
 struct DistanceSums {
@@ -75,6 +66,8 @@ struct TileBackwardTask {
   const BFloat16 *q, *k, *v, *dout, *out, *bias;
   const float* lse;
   NativeBFloat16* dq;
+  Ahead ahead[3] = {};
+  int64_t asks[3] = {};  // lines of each for two keys of a strip
   float* sums;
   Dropout dropout;
   float *q_turned, *dout_turned;         // of all queries: [32 queries][unit of the size][query]
@@ -139,7 +132,7 @@ struct TileBackwardTask {
   }
 
   void pack_queries() {
-    const int64_t units = units_of<BFloat16Pairs>(size), pairs = units_of<BFloat16Pairs>(length);
+    const int64_t units = units_of<BFloat16Pairs>(size);
     for (int64_t i = 0; i < length; i += kTileSpan) {
       const int64_t rows = length - i < kTileSpan ? length - i : kTileSpan, at = i * padded / 2;
       pack_rows<BFloat16Pairs>(q_turned + at, kTileSpan, q + i * a.qkv_row, a.qkv_row, rows, size);
@@ -147,13 +140,8 @@ struct TileBackwardTask {
       clear_units(q_turned + at + units * kTileSpan, padded / 2 - units);
       clear_units(dout_turned + at + units * kTileSpan, padded / 2 - units);
     }
-    for (int64_t c = 0; c < size; c += kTileSpan) {
-      const int64_t at = c * stored / 2;
-      pack_columns<BFloat16Pairs>(q_pairs + at, kTileSpan, q + c, a.qkv_row, length, size - c);
-      pack_columns<BFloat16Pairs>(dout_pairs + at, kTileSpan, dout + c, a.dout_row, length, size - c);
-      clear_units(q_pairs + at + pairs * kTileSpan, stored / 2 - pairs);
-      clear_units(dout_pairs + at + pairs * kTileSpan, stored / 2 - pairs);
-    }
+    pair_columns(q_pairs, stored / 2, q, a.qkv_row, length, size);
+    pair_columns(dout_pairs, stored / 2, dout, a.dout_row, length, size);
     for (int64_t i = 0; i < length; ++i) {
       lse_of[i] = lse[i];
       delta[i] = dot_row(dout + i * a.dout_row, out + i * a.out_row, size);
@@ -220,6 +208,27 @@ struct TileBackwardTask {
     for (int64_t j = 0; j < keys; ++j) store(factors + j * kScoreStride + kTileSide, Float{});
   }
 
+  // Asks for what another head reads while this one is worked on: of as many rows as fit the second-level cache.
+  void ask_for(const AttentionSequence& next, int64_t next_head) {
+    constexpr int64_t kMostRows = 512;
+    const int64_t all = next.end - next.begin, rows = all < kMostRows ? all : kMostRows;
+    const int64_t work = stored / kTileSpan * (length / 2) + 1;
+    if (a.qkv_part != size) return;
+    const auto of = [&](const void* base, int64_t row, int64_t head_stride, int64_t columns) {
+      return Ahead::of(static_cast<const BFloat16*>(base) + next.begin * row + next_head * head_stride, row, rows,
+                       columns);
+    };
+    ahead[0] = of(a.qkv, a.qkv_row, a.qkv_head, 3 * size);
+    ahead[1] = of(a.dout, a.dout_row, a.dout_head, size);
+    ahead[2] = of(a.out, a.out_row, a.out_head, size);
+    for (int i = 0; i < 3; ++i) asks[i] = (ahead[i].rows * ahead[i].lines + work - 1) / work;
+  }
+  DYNABERT_INLINE void ask() {
+    for (int i = 0; i < 3; ++i) {
+      for (int64_t lines = 0; lines < asks[i]; ++lines) ahead[i].ask();
+    }
+  }
+
   // f p and ds of one key and 16 queries.
   struct Pair {
     Float weight, gradient;
@@ -236,7 +245,7 @@ struct TileBackwardTask {
     if constexpr (kFactors) {
       const Float f = load(factors + at);
       dropped = p * f;
-      dp = dp * f;
+      dp = rounded(dp * f);
     }
     return {dropped, p * (dp - delta_here)};
   }
@@ -261,9 +270,12 @@ struct TileBackwardTask {
     };
     for (int64_t j = 0; j + 1 < keys; j += 2) {
       const Int gradient = one(j), next = one(j + 1);
-      store_units(gradient_pairs + j / 2 * kTileSpan, gradient, next);
+      store_column_pairs(gradient_pairs + j / 2 * kTileSpan, (__m512i)gradient, (__m512i)next);
+      ask();
     }
-    if (keys % 2 != 0) store_units(gradient_pairs + keys / 2 * kTileSpan, one(keys - 1), Int{});
+    if (keys % 2 != 0) {
+      store_column_pairs(gradient_pairs + keys / 2 * kTileSpan, (__m512i)one(keys - 1), _mm512_setzero_si512());
+    }
     if (sums) by_distance.finish();
     const int64_t pairs = (keys + 1) / 2;
     clear_units(gradient_pairs + pairs * kTileSpan, round_up(keys, kTileNumbers) / 2 - pairs);
@@ -294,11 +306,18 @@ struct TileBackwardTask {
     for (int64_t j = 0; j < keys; j += kTileSpan) {
       for (int64_t c = 0; c < size; c += kTileSpan) {
         const int64_t from = c * stored / 2 + first / 2 * kTileSpan, into = j * padded + c;
-        multiply_tiles(tiles, keys - j, size - c, weights + j * kWeightStride, kWeightStride * 2, dout_pairs + from,
+        multiply_tiles(tiles, keys - j, kTileSpan, weights + j * kWeightStride, kWeightStride * 2, dout_pairs + from,
                        kTileSpan, steps, dv_sums + into, padded, first > 0);
-        multiply_tiles(tiles, keys - j, size - c, gradients + j * kWeightStride, kWeightStride * 2, q_pairs + from,
+        multiply_tiles(tiles, keys - j, kTileSpan, gradients + j * kWeightStride, kWeightStride * 2, q_pairs + from,
                        kTileSpan, steps, dk_sums + into, padded, first > 0);
       }
+    }
+  }
+
+  void store_keys(NativeBFloat16* to, const float* from, int64_t keys, float scale) {
+    const Float times = broadcast(scale);
+    for (int64_t j = 0; j < keys; ++j, to += a.dqkv_row, from += padded) {
+      for (int64_t c = 0; c < size; c += kTileSpan) store_sums(to + c, from + c, times, size - c);
     }
   }
 
@@ -333,8 +352,8 @@ struct TileBackwardTask {
         add_keys(keys, first, queries);
       }
       NativeBFloat16* const dk = dq + a.dqkv_part + key * a.dqkv_row;
-      store_rows(dk, a.dqkv_row, dk_sums, padded, keys, size, static_cast<float>(a.scale));
-      store_rows(dk + a.dqkv_part, a.dqkv_row, dv_sums, padded, keys, size, 1.0f);
+      store_keys(dk, dk_sums, keys, static_cast<float>(a.scale));
+      store_keys(dk + a.dqkv_part, dv_sums, keys, 1.0f);
     }
     store_queries();
   }
@@ -346,7 +365,15 @@ void tile_backward_tasks(const AttentionBackward& a, int64_t begin, int64_t end)
   int64_t s = 0;
   for (int64_t task = begin; task < end; ++task) {
     while (s + 1 < a.num_sequences && a.sequences[s + 1].first_task <= task) ++s;
-    TileBackwardTask<Tiles>(a, tiles, a.sequences[s], task - a.sequences[s].first_task).run();
+    const int64_t head = task - a.sequences[s].first_task;
+    TileBackwardTask<Tiles> one(a, tiles, a.sequences[s], head);
+    if (task + 1 < end) {
+      const bool same = head + 1 < a.sequences[s].heads;
+      int64_t next = s;
+      while (!same && next + 1 < a.num_sequences && a.sequences[next + 1].first_task <= task + 1) ++next;
+      one.ask_for(a.sequences[next], same ? head + 1 : 0);
+    }
+    one.run();
   }
 }
 

@@ -5,6 +5,8 @@
 // are the exponentials, which the softmax leaves as bfloat16 in the place of the scores, the right side V in pairs of
 // keys. Keys past the end have the exponential 0 and zeros for V. The softmax takes 16 queries at a time: what belongs
 // to a query is then one lane of a register, and a query's result does not depend on which others are beside it.
+//
+// A head's rows are far apart in memory: those of the next task are asked for beside the softmax of this one.
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
@@ -61,7 +63,7 @@ DYNABERT_INLINE void scale_row(float* scores, int64_t keys, float scale, const B
   const Float times = broadcast(scale);
   for (int64_t j = 0; j < keys; j += kRowsAtOnce) {
     const int here = keys - j < kRowsAtOnce ? static_cast<int>(keys - j) : static_cast<int>(kRowsAtOnce);
-    Float v = load(scores + j) * times;
+    Float v = rounded(load(scores + j) * times);  // as in the backward
     if (bias) v = v + load_part(bias + j, here);
     store(scores + j, v);
   }
@@ -130,6 +132,8 @@ struct TileAttention {
   const TileSoftmax softmax;
   BFloat16* rows_of_q;
   float *k_panels, *v_panels, *sums, *scores, *factors, *largest, *total;
+  Ahead ahead = {};  // what is asked for beside the softmax, `asks` lines with each row
+  int64_t asks = 0;
 
   TileAttention(const AttentionForward& arguments, Tiles& t, const AttentionSequence& s, int64_t h, int64_t begin,
                 int64_t end)
@@ -164,18 +168,14 @@ struct TileAttention {
 
   // One block of keys: K in panels of 32 keys, V in panels of 32 columns.
   void pack_keys(int64_t key, int64_t keys) {
-    const int64_t units = units_of<BFloat16Pairs>(size), key_units = units_of<BFloat16Pairs>(keys);
+    const int64_t units = units_of<BFloat16Pairs>(size);
     for (int64_t j = 0; j < keys; j += kTileSpan) {
       float* const panel = k_panels + j * padded / 2;
       const int64_t rows = keys - j < kTileSpan ? keys - j : kTileSpan;
       pack_rows<BFloat16Pairs>(panel, kTileSpan, k + (key + j) * a.qkv_row, a.qkv_row, rows, size);
       clear_units(panel + units * kTileSpan, padded / 2 - units);
     }
-    for (int64_t c = 0; c < size; c += kTileSpan) {
-      float* const panel = v_panels + c * kTileKeys / 2;
-      pack_columns<BFloat16Pairs>(panel, kTileSpan, v + key * a.qkv_row + c, a.qkv_row, keys, size - c);
-      clear_units(panel + key_units * kTileSpan, round_up(key_units, kTileUnits) - key_units);
-    }
+    pair_columns(v_panels, kTileKeys / 2, v + key * a.qkv_row, a.qkv_row, keys, size);
   }
 
   // Scores of up to 16 queries from `row` on to exponentials; the queries' sums become relative to a new largest score.
@@ -197,6 +197,7 @@ struct TileAttention {
     for (int64_t i = rows; i < kTileSide; ++i) added[i] = Float{};
     for (int64_t i = 0; i < rows; ++i) {
       float* const line = lines + i * kScoreStride;
+      for (int64_t ask = 0; ask < asks; ++ask) ahead.ask();
       if (factors) {
         const int64_t place = sequence.begin - sequence.group_begin + first + row + i;
         dropout_factors(factors, key, keys, dropout, static_cast<uint32_t>(place), static_cast<uint32_t>(head));
@@ -232,25 +233,20 @@ struct TileAttention {
       run_softmax(scores + i * kScoreStride, row + i, rows - i < kTileSide ? rows - i : kTileSide, key, keys);
     }
     for (int64_t c = 0; c < size; c += kTileSpan) {
-      multiply_tiles(tiles, rows, size - c, scores, kScoreStride * 4, v_panels + c * kTileKeys / 2, kTileSpan,
+      multiply_tiles(tiles, rows, kTileSpan, scores, kScoreStride * 4, v_panels + c * kTileKeys / 2, kTileSpan,
                      round_up(keys, kTileNumbers) / kTileNumbers, sums + row * padded + c, padded, key > 0);
     }
   }
 
   void store_results() {
     const float factor = softmax.scale_first ? 1.0f : softmax.scale;
+    float inverse[kTileSide];
     for (int64_t i = 0; i < queries; ++i) {
+      if (i % kTileSide == 0) store(inverse, broadcast(1.0f) / load(total + i));
       const int64_t row = sequence.begin + first + i;
       NativeBFloat16* line = static_cast<NativeBFloat16*>(a.out) + row * a.out_row + head * a.out_head;
-      const Float inverse = broadcast(1.0f / total[i]);
-      for (int64_t c = 0; c < size; c += kLane) {
-        const Float value = load(sums + i * padded + c) * inverse;
-        if (size - c >= kLane) {
-          store(line + c, value);
-        } else {
-          store_part(line + c, value, static_cast<int>(size - c));
-        }
-      }
+      const Float times = broadcast(inverse[i % kTileSide]);
+      for (int64_t c = 0; c < size; c += kTileSpan) store_sums(line + c, sums + i * padded + c, times, size - c);
     }
     if (!a.lse) return;
     float* const lse = static_cast<float*>(a.lse) + head * a.lse_head + sequence.begin + first;
@@ -263,6 +259,17 @@ struct TileAttention {
         lse[i + lane] = each[lane] + static_cast<float>(__builtin_log(total[i + lane]));
       }
     }
+  }
+
+  // Asks for Q, K and V of another head while this one is worked on: of as many rows as fit the second-level cache.
+  void ask_for(const AttentionSequence& next, int64_t next_head) {
+    constexpr int64_t kMostRows = 512;
+    const int64_t all = next.end - next.begin, rows = all < kMostRows ? all : kMostRows;
+    const int64_t work = queries * ((length + kTileKeys - 1) / kTileKeys);
+    if (a.qkv_part != size) return;
+    const BFloat16* const from = static_cast<const BFloat16*>(a.qkv) + next.begin * a.qkv_row + next_head * a.qkv_head;
+    ahead = Ahead::of(from, a.qkv_row, rows, 3 * size);
+    asks = (ahead.rows * ahead.lines + work - 1) / work;
   }
 
   void run() {
@@ -295,7 +302,14 @@ void tile_attention_tasks(const AttentionForward& a, int64_t begin, int64_t end)
     const int64_t head = (task - sequence.first_task) / blocks, block = (task - sequence.first_task) % blocks;
     const int64_t first = block * a.query_block;
     const int64_t last = length - first < a.query_block ? length : first + a.query_block;
-    TileAttention<Tiles>(a, tiles, sequence, head, first, last).run();
+    TileAttention<Tiles> one(a, tiles, sequence, head, first, last);
+    if (last == length && task + 1 < end) {
+      const bool same = head + 1 < sequence.heads;
+      int64_t next = s;
+      while (!same && next + 1 < a.num_sequences && a.sequences[next + 1].first_task <= task + 1) ++next;
+      one.ask_for(a.sequences[next], same ? head + 1 : 0);
+    }
+    one.run();
   }
 }
 
