@@ -28,21 +28,26 @@ namespace {
 constexpr PerIsa<AttentionKernels> kernels = DYNABERT_PER_ISA(kAttention);
 
 // A task turns all keys of its head anew: blocks below this are only made where there are more threads than tasks.
-constexpr int64_t kSmallestQueryBlock = 28;
-constexpr int64_t kLargestQueryBlock = 128;
+struct QueryBlocks {
+  int64_t smallest, largest;
+};
+constexpr QueryBlocks kQueryBlocks = {28, 128};
+// In whole strips of tiles. Turning keys is a larger part of the work where products are faster.
+constexpr QueryBlocks kTileQueryBlocks = {32, 512};
 
 }  // namespace
 
 int64_t plan_attention(AttentionForward& attention, int64_t threads) {
-  int64_t block = kLargestQueryBlock, tasks = 0;
-  for (;; block = std::max(kSmallestQueryBlock, block / 2)) {
+  const QueryBlocks blocks = attention.dtype == DType::kBFloat16 && use_tiles() ? kTileQueryBlocks : kQueryBlocks;
+  int64_t block = blocks.largest, tasks = 0;
+  for (;; block = std::max(blocks.smallest, block / 2)) {
     tasks = 0;
     for (int64_t s = 0; s < attention.num_sequences; ++s) {
       AttentionSequence& sequence = attention.sequences[s];
       sequence.first_task = tasks;
       tasks += sequence.heads * ((sequence.end - sequence.begin + block - 1) / block);
     }
-    if (tasks >= 4 * threads || block == kSmallestQueryBlock || threads == 1) break;
+    if (tasks >= 4 * threads || block == blocks.smallest || threads == 1) break;
   }
   attention.query_block = block;
   return tasks;

@@ -15,6 +15,10 @@
 #include "dynabert/simd/tile.h"
 #include "dynabert/simd/transpose.h"
 #include "dynabert/simd/panels.h"
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+#include "dynabert/simd/tile_registers.h"
+#include "dynabert/simd/column_pairs.h"
+#endif
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
@@ -328,12 +332,22 @@ void backward_tasks(const AttentionBackward& a, int64_t begin, int64_t end) {
   }
 }
 
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+}  // namespace
+}  // namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE
+#include "cpu/attention_backward_tiles.h"
+namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
+namespace {
+#endif
+
 void attention_backward(const AttentionBackward& a, int64_t begin, int64_t end) {
   switch (a.dtype) {
     case DType::kFloat32:
       return backward_tasks<NumberProducts<float>>(a, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
+      if (active_isa() == Isa::kAmx) return tile_backward_tasks<ProcessorTiles>(a, begin, end);
+      if (active_isa() == Isa::kAmxEmulated) return tile_backward_tasks<EmulatedTiles>(a, begin, end);
       if (use_bfloat16_dot()) return backward_tasks<PairProducts>(a, begin, end);
 #endif
       return backward_tasks<NumberProducts<BFloat16>>(a, begin, end);

@@ -14,6 +14,10 @@
 #include "dynabert/simd/tile.h"
 #include "dynabert/simd/transpose.h"
 #include "dynabert/simd/panels.h"
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+#include "dynabert/simd/tile_registers.h"
+#include "dynabert/simd/column_pairs.h"
+#endif
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
@@ -194,12 +198,22 @@ void attention_tasks(const AttentionForward& a, int64_t begin, int64_t end) {
   }
 }
 
+#if DYNABERT_ISA == DYNABERT_ISA_AVX512
+}  // namespace
+}  // namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE
+#include "cpu/attention_tiles.h"
+namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
+namespace {
+#endif
+
 void attention(const AttentionForward& a, int64_t begin, int64_t end) {
   switch (a.dtype) {
     case DType::kFloat32:
       return attention_tasks<NumberProducts<float>>(a, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
+      if (active_isa() == Isa::kAmx) return tile_attention_tasks<ProcessorTiles>(a, begin, end);
+      if (active_isa() == Isa::kAmxEmulated) return tile_attention_tasks<EmulatedTiles>(a, begin, end);
       if (use_bfloat16_dot()) return attention_tasks<PairProducts>(a, begin, end);
 #endif
       return attention_tasks<NumberProducts<BFloat16>>(a, begin, end);

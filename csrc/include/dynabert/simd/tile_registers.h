@@ -199,14 +199,29 @@ void multiply_tiles(Tiles& tiles, int64_t rows, int64_t columns, const TileSide&
   }
 }
 
-// Rows of `length` bfloat16 as they lie, each followed by zeros up to `padded_length`, and rows of zeros up to
-// `padded_rows`.
+// The same with nothing else to do, for units that lie `right_width` numbers apart.
+template <class Tiles>
+void multiply_tiles(Tiles& tiles, int64_t rows, int64_t columns, const void* left, int64_t left_stride,
+                    const float* right, int64_t right_width, int64_t steps, float* out, int64_t out_stride, bool add) {
+  Ahead nothing = {};
+  const TileSide units = {right, right_width * 4, kTileUnits * right_width * 4, kTileBytes};
+  multiply_tiles(tiles, rows, columns, tile_rows(left, left_stride), units, steps, out, out_stride, add,
+                 OnlyAhead{nothing, 0});
+}
+
+// Rows of `length` bfloat16 as they lie, each followed by zeros up to `padded_length`, a multiple of 32, and rows of
+// zeros up to `padded_rows`.
 inline void pad_rows(BFloat16* out, int64_t padded_rows, int64_t padded_length, const BFloat16* rows, int64_t stride,
                      int64_t count, int64_t length) {
-  for (int64_t i = 0; i < padded_rows; ++i, out += padded_length) {
-    const int64_t here = i < count ? length : 0;
-    if (here > 0) __builtin_memcpy(out, rows + i * stride, static_cast<size_t>(here) * sizeof(BFloat16));
-    __builtin_memset(out + here, 0, static_cast<size_t>(padded_length - here) * sizeof(BFloat16));
+  const int64_t whole = length / kTileNumbers * kTileNumbers;
+  const __mmask32 rest = static_cast<__mmask32>((uint64_t{1} << (length - whole)) - 1);
+  for (int64_t i = 0; i < padded_rows; ++i, out += padded_length, rows += stride) {
+    if (i < count) {
+      for (int64_t j = 0; j < whole; j += kTileNumbers) _mm512_storeu_si512(out + j, _mm512_loadu_si512(rows + j));
+      if (whole < padded_length) _mm512_storeu_si512(out + whole, _mm512_maskz_loadu_epi16(rest, rows + whole));
+    } else {
+      for (int64_t j = 0; j < padded_length; j += kTileNumbers) _mm512_storeu_si512(out + j, _mm512_setzero_si512());
+    }
   }
 }
 
@@ -226,6 +241,11 @@ inline void pack_column_pairs(float* first, float* second, const BFloat16* sourc
     store(first, BFloat16Pairs::down_part(line, next, here));
     store(second, BFloat16Pairs::down_part(line + here, next ? next + here : nullptr, rest));
   }
+}
+
+// `count` units of a panel of 32 columns.
+DYNABERT_INLINE void clear_units(float* units, int64_t count) {
+  for (int64_t i = 0; i < count * kTileSpan; i += kTileSide) store(units + i, Float{});
 }
 
 DYNABERT_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }

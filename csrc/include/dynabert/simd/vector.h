@@ -257,6 +257,16 @@ DYNABERT_INLINE void store(NativeBFloat16* p, Float v) {
   const UShort bits = to_native_bfloat16(v);
   __builtin_memcpy(p, &bits, sizeof bits);
 }
+// first, then second: neighbours.
+DYNABERT_INLINE Int to_native_bfloat16(Float first, Float second) {
+  Int bits;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(bits) : "v"(first), "v"(second));
+  return bits;
+}
+DYNABERT_INLINE void store_pair(NativeBFloat16* p, Float first, Float second) {
+  const Int bits = to_native_bfloat16(first, second);
+  __builtin_memcpy(p, &bits, sizeof bits);
+}
 #endif
 
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
