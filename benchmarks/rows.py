@@ -96,6 +96,7 @@ def environment(device: torch.device, arguments: Sequence[str], *, module: str =
         "python": platform.python_version(),
         "dynabert_kernels": dk.__version__,
         "native": "not built" if native is None else ", ".join(f"{key} {value}" for key, value in native.items()),
+        "cpu_isa": (dk.config()["cpu_features"] or {}).get("isa", "none"),
         "threads": torch.get_num_threads(),
         "float32_products": torch.get_float32_matmul_precision(),
         "load_average": ", ".join(f"{load:.1f}" for load in os.getloadavg())
