@@ -3,7 +3,8 @@
 Takes ``benchmarks/results/demo/results.json``, which ``make demo`` left there, and
 ``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and
 ``benchmarks/results/cpu-peers-*.json``, rows of ``benchmarks.cpu_peers``, and writes the tables between the markers of
-README.md (two threads) and docs/run.md (one). A test holds the pages to them.
+README.md (two threads) and docs/run.md (one). ``cpu-tiles-*.json`` are rows of ``dynabert-bench`` on a processor with
+tile registers, with them and without; their table stands in docs/kernels.md. A test holds the pages to them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ PEERS = {
     threads: [ROOT / "benchmarks" / "results" / f"cpu-peers-{model}{ending}.json" for model in ("minilm", "base")]
     for threads, ending in ((1, ""), (2, "-2threads"))
 }
+TILE_PEERS = [ROOT / "benchmarks" / "results" / f"cpu-peers-{model}-tiles.json" for model in ("minilm", "base")]
+TILES = {isa: ROOT / "benchmarks" / "results" / f"cpu-tiles-{isa}.json" for isa in ("amx", "avx512")}
 LENGTHS = ROOT / "benchmarks" / "results" / "cpu-peers-lengths.json"
 FUSED_GOAL = 1.2
 WIDTHS, DEPTHS = ("1", "0.75", "0.5", "0.25"), ("1", "0.75", "0.5")
@@ -144,6 +147,48 @@ def kernel_table(suite: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tile_table(amx: dict[str, Any], avx512: dict[str, Any]) -> str:
+    """BERT-base's kernels in bfloat16 on a processor with tile registers, with and without them: Markdown."""
+
+    def ratios(suite: dict[str, Any]) -> dict[tuple[str, ...], dict[str, Any]]:
+        ours = (row for row in suite["rows"] if row["provider"] == "cpu")
+        return {(row["benchmark"], row["shape"], row["tokens"], row["plan"]): row for row in ours}
+
+    tiles, plain = ratios(amx), ratios(avx512)
+    columns = [(tokens, plan) for tokens in ("128", "8x128") for plan in ("w1", "w0.25")]
+    titles = [f"{tokens}, width {plan.removeprefix('w')}" for tokens, plan in columns]
+    lines = [f"| BERT-base, bfloat16 | {' | '.join(titles)} |", f"| --- |{' --- |' * len(columns)}"]
+    for op in ("varlen_attention", "elastic_attention", "elastic_ffn"):
+        for direction in ("forward", "backward"):
+            name = op if direction == "forward" else f"{op}.backward"
+            cells = []
+            for tokens, plan in columns:
+                one, two = tiles[name, "bert-base", tokens, plan], plain[name, "bert-base", tokens, plan]
+                cells.append(
+                    f"{one['median_ms']:.2f} ms, {one['speedup_vs_torch']:.2f}x (without: "
+                    f"{two['speedup_vs_torch']:.2f}x)"
+                )
+            lines.append(f"| `{op}` {direction} | {' | '.join(cells)} |")
+    told = []
+    for direction in ("forward", "backward"):
+        here = [key for key in tiles if key[0].endswith(".backward") is (direction == "backward")]
+        one, two = ([rows[key]["speedup_vs_torch"] for key in here] for rows in (tiles, plain))
+        told.append(
+            f"{direction} {min(one):.2f} at least and {statistics.median(one):.2f} in the median (without tiles "
+            f"{min(two):.2f} and {statistics.median(two):.2f})"
+        )
+    facts = amx["environment"]
+    lines += [
+        "",
+        f"{facts['device']}, {facts['threads']} thread, torch {facts['torch']}, a shared machine; how many times as "
+        "fast as plain PyTorch, whose library uses the tiles too, interleaved with it. Both widths, BERT-base and MiniLM, "
+        f"these and the linear maps, {len(tiles)} rows: {'; '.join(told)}. `{facts['command'].split(' --out')[0]}`, "
+        "and the same with `DYNABERT_CPU_ISA=avx512`; the rows: `benchmarks/results/cpu-tiles-amx.json`, "
+        "`benchmarks/results/cpu-tiles-avx512.json`.",
+    ]
+    return "\n".join(lines)
+
+
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -153,14 +198,19 @@ def tables() -> dict[str, dict[str, str]]:
     one, two = ([_read(path) for path in PEERS[threads]] for threads in (1, 2))
     return {
         "README.md": {"demo": table(_read(RESULTS)), "kernel": kernel_table(_read(SUITE)), "peers": peer_table(two)},
-        "docs/run.md": {"peers": peer_table(one), "lengths": lengths_table(_read(LENGTHS))},
+        "docs/run.md": {
+            "peers": peer_table(one),
+            "tile peers": peer_table([_read(path) for path in TILE_PEERS]),
+            "lengths": lengths_table(_read(LENGTHS)),
+        },
+        "docs/kernels.md": {"tile": tile_table(*(_read(path) for path in TILES.values()))},
     }
 
 
 def main() -> None:
     """Prints the tables; with ``--write``, puts them into the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--write", action="store_true", help="write them into README.md and docs/run.md")
+    parser.add_argument("--write", action="store_true", help="write them into the pages")
     write = parser.parse_args().write
     for page, named in tables().items():
         text = (ROOT / page).read_text(encoding="utf-8")

@@ -21,6 +21,8 @@ from tests.kernels.cpu_isas import (
     strided,
     using_isa,
 )
+from tests.kernels.test_cpu_attention_backward import arguments_of, on_cpu
+from tests.kernels.test_cpu_attention_backward import check as check_attention
 from tests.kernels.test_cpu_elastic_linear import GELU, NONE
 
 FEATURES = NATIVE.cpu_features()
@@ -106,6 +108,37 @@ def test_the_emulation_gives_the_processors_numbers(name: str) -> None:
             found = cpu_op(op)(*arguments)
         for one, two in zip(found, wanted, strict=True):
             assert torch.equal(one, two)
+
+
+ATTENTION = {
+    # lengths of the sequences, heads, head size, what else
+    "a block of keys": ([128, 32], 2, 64, {}),
+    "ends inside tiles": ([129, 17, 1, 40], 3, 32, {}),
+    "an odd head, with a bias": ([150, 33], 2, 29, {"bias": True}),
+    "dropout and a bias": ([70, 31, 130], 2, 64, {"bias": True, "dropout": 0.2}),
+    "a wide head": ([47, 200], 1, 130, {}),
+}
+
+
+@each_tiles
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name: str, isa: str) -> None:
+    """Forward and backward against float64."""
+    lengths, heads, size, more = ATTENTION[name]
+    check_attention(arguments_of(lengths, heads, size, torch.bfloat16, **more), isa)
+
+
+@needs_processor
+@pytest.mark.parametrize("name", ATTENTION)
+def test_the_emulation_gives_the_processors_attention(name: str) -> None:
+    lengths, heads, size, more = ATTENTION[name]
+    arguments = arguments_of(lengths, heads, size, torch.bfloat16, **more)
+    with using_isa("amx"):
+        wanted = on_cpu(arguments)
+    with using_isa("amx-emulated"):
+        found = on_cpu(arguments)
+    for one, two in zip(found, wanted, strict=True):
+        assert torch.equal(one, two)
 
 
 @each_tiles
