@@ -9,7 +9,8 @@
 //   dv += (f p) dout       left: rows of f p and of ds, 128 queries each; right: dout and q in pairs of queries
 //   dk += ds q
 //   dq^T += K^T ds         left: K turned, in pairs of keys; right: ds in pairs of keys
-// Queries and keys past the end have zeros for q, k, v and dout, and the probability 0.
+// Queries and keys past the end have zeros for q, k, v and dout. What an infinite key makes of such a query, 0 times
+// infinity, is a NaN that would reach sums over queries: so their f p and ds are set to 0.
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
@@ -25,6 +26,9 @@ DYNABERT_INLINE Float reversed(Float v) {
   const __m512i order = _mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   return (Float)_mm512_permutexvar_ps(order, (__m512)v);
 }
+
+// Lanes that are not `used` become 0.
+DYNABERT_INLINE Float only(__mmask16 used, Float v) { return (Float)_mm512_maskz_mov_ps(used, (__m512)v); }
 
 // Gradients of the scores of one key after the other and 32 queries, summed by distance. Of the distances that one key
 // has, the next one has all but the smallest: the sums move on by a lane, and memory is touched once for each distance.
@@ -229,25 +233,26 @@ struct TileBackwardTask {
     }
   }
 
-  // f p and ds of one key and 16 queries.
+  // f p and ds of one key and 16 queries; 0 where `used` is not set.
   struct Pair {
     Float weight, gradient;
   };
   template <bool kBias, bool kFactors>
-  DYNABERT_INLINE Pair gradient_of(int64_t at, const float* bias_at, Float lse_here, Float delta_here) const {
+  DYNABERT_INLINE Pair gradient_of(int64_t at, const float* bias_at, Float lse_here, Float delta_here,
+                                   __mmask16 used) const {
     // Rounded as in the forward, whose lse it is held against.
     Float score = rounded(load(scores + at) * broadcast(static_cast<float>(a.scale)));
     if constexpr (kBias) score = score + load(bias_at);
     // No probability is above 1, whatever rounding says of very large scores.
     const Float below = minimum(Float{}, score - lse_here);
-    const Float p = short_exp2_nonpositive(below * broadcast(kLog2E));
+    const Float p = only(used, short_exp2_nonpositive(below * broadcast(kLog2E)));
     Float dp = load(score_gradients + at), dropped = p;
     if constexpr (kFactors) {
       const Float f = load(factors + at);
       dropped = p * f;
       dp = rounded(dp * f);
     }
-    return {dropped, p * (dp - delta_here)};
+    return {dropped, only(used, p * (dp - delta_here))};
   }
 
   // Scores and dout . v of 32 queries from `row` on to f p and ds. `place`: their column among the weights.
@@ -255,13 +260,16 @@ struct TileBackwardTask {
   void weigh(int64_t key, int64_t keys, int64_t row, int64_t place) {
     const Float first_lse = load(lse_of + row), second_lse = load(lse_of + row + kLane);
     const Float first_delta = load(delta + row), second_delta = load(delta + row + kLane);
+    const int64_t here = length - row < kTileSpan ? length - row : kTileSpan;
+    const uint32_t queries = static_cast<uint32_t>((uint64_t{1} << here) - 1);
+    const __mmask16 first_used = static_cast<__mmask16>(queries), second_used = static_cast<__mmask16>(queries >> 16);
     DistanceSums by_distance = {sums, key - row - (kTileSpan - 1), 1 - length};
     const auto one = [&](int64_t j) __attribute__((always_inline)) {
       const int64_t at = j * kScoreStride;
       const float* const bias_at = kBias ? bias_of + length - 1 - (key + j) + row : nullptr;
-      const Pair first = gradient_of<kBias, kFactors>(at, bias_at, first_lse, first_delta);
-      const Pair second =
-          gradient_of<kBias, kFactors>(at + kLane, kBias ? bias_at + kLane : nullptr, second_lse, second_delta);
+      const Pair first = gradient_of<kBias, kFactors>(at, bias_at, first_lse, first_delta, first_used);
+      const Pair second = gradient_of<kBias, kFactors>(at + kLane, kBias ? bias_at + kLane : nullptr, second_lse,
+                                                       second_delta, second_used);
       if (sums) by_distance.add(first.gradient, second.gradient);
       store_pair(weights + j * kWeightStride + place, first.weight, second.weight);
       const Int gradient = to_native_bfloat16(first.gradient, second.gradient);
