@@ -90,6 +90,21 @@ def test_lengths(isa: str, dtype: torch.dtype, lengths: list[int], bias: bool) -
 
 @each_isa
 @each_dtype
+@pytest.mark.parametrize("length", [3, 17, 130])
+def test_a_key_that_no_query_looks_at(isa: str, dtype: torch.dtype, length: int) -> None:
+    """Its scores are -inf and its probabilities 0: so are its gradients, whatever rows of zeros a kernel adds."""
+    dout, qkv, *rest = arguments_of([length], 2, 16, dtype, bias=True)
+    qkv[:, :, 0] = qkv[:, :, 0].abs() + 0.1
+    qkv[1, :, 1] = float("-inf")
+    with using_isa(isa):
+        dqkv, dbias = on_cpu((dout, qkv, *rest))
+    assert (dqkv[1, :, 1:] == 0).all()
+    assert dqkv[:, :, 1:].isfinite().all()
+    assert dbias.isfinite().all()
+
+
+@each_isa
+@each_dtype
 def test_the_softmax_of_one_number_has_no_gradient(isa: str, dtype: torch.dtype) -> None:
     """Against 0, not against float64: what is left is the rounding of dout . v."""
     dout, qkv, *rest = arguments_of([1, 1], 8, 16, dtype, bias=True)

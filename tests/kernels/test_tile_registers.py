@@ -141,6 +141,23 @@ def test_the_emulation_gives_the_processors_attention(name: str) -> None:
         assert torch.equal(one, two)
 
 
+@needs_processor
+def test_the_emulation_has_no_subnormal_numbers_either() -> None:
+    """Products on both sides of the smallest normal number, and factors that are none."""
+    arguments = list(forward_arguments([40], [48], [65], NONE))
+    arguments[0], arguments[1] = arguments[0] * 2.0**-60, arguments[1] * 2.0**-65
+    arguments[0][:, ::5] *= 2.0**-70  # subnormal
+    arguments[1][::3] *= 2.0**63
+    arguments[2] = arguments[3] = None
+    found = []
+    for isa in ("amx", "amx-emulated"):
+        with using_isa(isa):
+            found.append(cpu_op("elastic_linear_fwd")(*arguments)[0])
+    assert (found[0] == 0).any()
+    assert found[0].abs().max() > 0
+    assert torch.equal(found[1], found[0])
+
+
 @each_tiles
 def test_an_infinite_weight_past_the_width_is_not_met(isa: str) -> None:
     """Widths that end inside a tile: the numbers behind them are multiplied by nothing, not by 0."""
