@@ -178,11 +178,12 @@ def tile_table(amx: dict[str, Any], avx512: dict[str, Any]) -> str:
             f"{min(two):.2f} and {statistics.median(two):.2f})"
         )
     facts = amx["environment"]
+    command = facts["command"].split(" --out")[0]
     lines += [
         "",
         f"{facts['device']}, {facts['threads']} thread, torch {facts['torch']}, a shared machine; how many times as "
         "fast as plain PyTorch, whose library uses the tiles too, interleaved with it. Both widths, BERT-base and "
-        f"MiniLM, these and the linear maps, {len(tiles)} rows: {'; '.join(told)}. `{facts['command'].split(' --out')[0]}`, "
+        f"MiniLM, these and the linear maps, {len(tiles)} rows: {'; '.join(told)}. `{command}`, "
         "and the same with `DYNABERT_CPU_ISA=avx512`; the rows: `benchmarks/results/cpu-tiles-amx.json`, "
         "`benchmarks/results/cpu-tiles-avx512.json`.",
     ]
