@@ -17,7 +17,7 @@ from benchmarks.rows import ROW_FIELDS
 TOY = ModelShape("toy", hidden=16, heads=4, head_size=4, neurons=32)
 FACTS = {
     "device", "driver", "cuda", "torch", "triton", "python", "dynabert_kernels", "native", "threads",
-    "float32_products", "load_average", "commit", "source_digest", "date", "command",
+    "cpu_isa", "float32_products", "load_average", "commit", "source_digest", "date", "command",
 }  # fmt: skip
 
 
