@@ -15,6 +15,17 @@ struct AttentionSequence {
   int64_t first_sum;    // set by plan_attention_backward: where the sums of its first head by distance start
 };
 
+// The sequence and head that come after those of `task`, whose sequence is number s: a task with that head follows.
+struct NextHead {
+  const AttentionSequence* sequence;
+  int64_t head;
+};
+inline NextHead next_head(const AttentionSequence* sequences, int64_t count, int64_t s, int64_t head, int64_t task) {
+  if (head + 1 < sequences[s].heads) return {&sequences[s], head + 1};
+  while (s + 1 < count && sequences[s + 1].first_task <= task + 1) ++s;
+  return {&sequences[s], 0};
+}
+
 struct AttentionForward {
   DType dtype;
   const void* qkv;  // (T, H, 3, D)

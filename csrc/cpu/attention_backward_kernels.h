@@ -346,8 +346,7 @@ void attention_backward(const AttentionBackward& a, int64_t begin, int64_t end) 
       return backward_tasks<NumberProducts<float>>(a, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-      if (active_isa() == Isa::kAmx) return tile_backward_tasks<ProcessorTiles>(a, begin, end);
-      if (active_isa() == Isa::kAmxEmulated) return tile_backward_tasks<EmulatedTiles>(a, begin, end);
+      if (with_tiles([&](auto kind) { tile_backward_tasks<typename decltype(kind)::Tiles>(a, begin, end); })) return;
       if (use_bfloat16_dot()) return backward_tasks<PairProducts>(a, begin, end);
 #endif
       return backward_tasks<NumberProducts<BFloat16>>(a, begin, end);

@@ -245,7 +245,7 @@ struct TileBackwardTask {
     if constexpr (kBias) score = score + load(bias_at);
     // No probability is above 1, whatever rounding says of very large scores.
     const Float below = minimum(Float{}, score - lse_here);
-    const Float p = only(used, short_exp2_nonpositive(below * broadcast(kLog2E)));
+    const Float p = only(used, exp2_nonpositive(below * broadcast(kLog2E)));
     Float dp = load(score_gradients + at), dropped = p;
     if constexpr (kFactors) {
       const Float f = load(factors + at);
@@ -376,10 +376,8 @@ void tile_backward_tasks(const AttentionBackward& a, int64_t begin, int64_t end)
     const int64_t head = task - a.sequences[s].first_task;
     TileBackwardTask<Tiles> one(a, tiles, a.sequences[s], head);
     if (task + 1 < end) {
-      const bool same = head + 1 < a.sequences[s].heads;
-      int64_t next = s;
-      while (!same && next + 1 < a.num_sequences && a.sequences[next + 1].first_task <= task + 1) ++next;
-      one.ask_for(a.sequences[next], same ? head + 1 : 0);
+      const NextHead next = next_head(a.sequences, a.num_sequences, s, head, task);
+      one.ask_for(*next.sequence, next.head);
     }
     one.run();
   }

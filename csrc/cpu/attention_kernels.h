@@ -212,8 +212,7 @@ void attention(const AttentionForward& a, int64_t begin, int64_t end) {
       return attention_tasks<NumberProducts<float>>(a, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-      if (active_isa() == Isa::kAmx) return tile_attention_tasks<ProcessorTiles>(a, begin, end);
-      if (active_isa() == Isa::kAmxEmulated) return tile_attention_tasks<EmulatedTiles>(a, begin, end);
+      if (with_tiles([&](auto kind) { tile_attention_tasks<typename decltype(kind)::Tiles>(a, begin, end); })) return;
       if (use_bfloat16_dot()) return attention_tasks<PairProducts>(a, begin, end);
 #endif
       return attention_tasks<NumberProducts<BFloat16>>(a, begin, end);

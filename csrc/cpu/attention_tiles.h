@@ -104,8 +104,8 @@ DYNABERT_INLINE Float exponentials(float* scores, int64_t stored, Float largest,
 #pragma GCC unroll 2
   for (int64_t j = 0; j < stored; j += 2 * kLane) {
     // largest - score times -times: the score may then be read by the difference itself.
-    Float p = short_exp2_nonpositive((largest - load(scores + j)) * times);
-    Float q = short_exp2_nonpositive((largest - load(scores + j + kLane)) * times);
+    Float p = exp2_nonpositive((largest - load(scores + j)) * times);
+    Float q = exp2_nonpositive((largest - load(scores + j + kLane)) * times);
     sums = sums + p;
     more = more + q;
     if constexpr (kFactors) {
@@ -206,7 +206,7 @@ struct TileAttention {
         added[i] = exponentials<false>(line, stored, broadcast(shifts[i]), times, nullptr);
       }
     }
-    const Float correction = short_exp2_nonpositive((shift - before) * times);
+    const Float correction = exp2_nonpositive((shift - before) * times);
     store(total + row, fma(load(total + row), correction, join_lanes<SummedLanes>(added)));
     store(largest + row, top);
     if (key > 0) correct_sums(row, rows, correction);
@@ -304,10 +304,8 @@ void tile_attention_tasks(const AttentionForward& a, int64_t begin, int64_t end)
     const int64_t last = length - first < a.query_block ? length : first + a.query_block;
     TileAttention<Tiles> one(a, tiles, sequence, head, first, last);
     if (last == length && task + 1 < end) {
-      const bool same = head + 1 < sequence.heads;
-      int64_t next = s;
-      while (!same && next + 1 < a.num_sequences && a.sequences[next + 1].first_task <= task + 1) ++next;
-      one.ask_for(a.sequences[next], same ? head + 1 : 0);
+      const NextHead next = next_head(a.sequences, a.num_sequences, s, head, task);
+      one.ask_for(*next.sequence, next.head);
     }
     one.run();
   }

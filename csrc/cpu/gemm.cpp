@@ -30,7 +30,7 @@ namespace {
 
 constexpr PerIsa<GemmKernels> kernels = DYNABERT_PER_ISA(kGemm);
 
-constexpr int64_t kTileRows = 32, kTilePanel = 16;  // of products through tile registers
+constexpr int64_t kTilePanel = 16;  // outputs of a panel of weights that are packed for tile registers
 
 }  // namespace
 
@@ -58,21 +58,18 @@ int64_t plan_gemm(SpanGemm& gemm, int64_t threads) {
   gemm.panels = (n + gemm.panel - 1) / gemm.panel;
   gemm.first_row = first;
   const int64_t rows = last - first;
+  const bool tiles = gemm.dtype == DType::kBFloat16 && use_tiles();
   // What a block's packed rows hold of one chunk of k should stay in the second-level cache. But each block packs its
-  // panels anew, so not below 168 rows unless there are more threads than panels.
+  // panels anew, so not below 168 rows unless there are more threads than panels. With tiles all of k is one chunk.
   const int64_t chunk_bytes = (gemm.dtype == DType::kBFloat16 ? 2 : 4) * std::min<int64_t>(k, 512);
-  const int64_t cached = std::max<int64_t>(168, 512 * 1024 / chunk_bytes);
+  const int64_t cached = tiles ? std::max<int64_t>(3 * kTileRows, 1024 * 1024 / (2 * k))
+                               : std::max<int64_t>(168, 512 * 1024 / chunk_bytes);
   const int64_t shared = std::max<int64_t>(42, rows * gemm.panels / (tasks_per_thread(gemm.num_spans) * threads));
   int64_t blocks = std::max<int64_t>(1, (rows + std::min(cached, shared) - 1) / std::min(cached, shared));
-  if (gemm.dtype == DType::kBFloat16 && use_tiles()) {
-    // All of k is worked off at once.
-    const int64_t kept = std::max<int64_t>(96, 1024 * 1024 / (2 * k));
-    blocks = std::max<int64_t>(1, (rows + std::min(kept, shared) - 1) / std::min(kept, shared));
-  }
   if (gemm.packed_inputs > 0 && gemm.num_spans == 1) blocks = even_blocks(rows, blocks, gemm.panels, threads);
   gemm.row_block = (rows + blocks - 1) / blocks;
-  if (gemm.dtype == DType::kBFloat16 && use_tiles()) {
-    gemm.row_block = (gemm.row_block + kTileRows - 1) / kTileRows * kTileRows;
+  if (tiles) {
+    gemm.row_block = whole_tiles(gemm.row_block);
     blocks = (rows + gemm.row_block - 1) / gemm.row_block;
   }
   gemm.row_blocks = blocks;

@@ -53,6 +53,10 @@ int64_t packed_panel(DType dtype);
 // differ in cost, and the last one may be a large one.
 constexpr int64_t tasks_per_thread(int64_t num_spans) { return num_spans > 1 ? 12 : 2; }
 
+// Rows and columns of a product through tile registers: two tiles each way.
+constexpr int64_t kTileRows = 32;
+constexpr int64_t whole_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+
 // At least `blocks` blocks of rows, so many that whole blocks are a thread's share, where a block keeps enough rows for
 // that: a thread then brings only rows of its own into the kernels' order. For weights that are in theirs already,
 // which several blocks may read at no cost.

@@ -14,6 +14,7 @@
 #include "dynabert/simd/transpose.h"
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
 #include "dynabert/simd/tile_registers.h"
+#include "dynabert/simd/column_pairs.h"
 #endif
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
@@ -308,8 +309,7 @@ void gemm(const SpanGemm& g, int64_t begin, int64_t end) {
       return run_either<Half, FloatUnits<Half>, MultiplyNumbers<float>>(g, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-      if (active_isa() == Isa::kAmx) return run_tile_gemm<ProcessorTiles>(g, begin, end);
-      if (active_isa() == Isa::kAmxEmulated) return run_tile_gemm<EmulatedTiles>(g, begin, end);
+      if (with_tiles([&](auto kind) { run_tile_gemm<typename decltype(kind)::Tiles>(g, begin, end); })) return;
       if (use_bfloat16_dot() && (g.packed_inputs > 0 || pairs_fit(g)))
         return run_either<NativeBFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
 #endif

@@ -3,9 +3,8 @@
 // A task is a block of rows times one panel of 32 outputs, as without tiles. A tile product wants one side as it lies
 // in memory and the other one in units along the sum; its sums run over the whole k in registers. So what has to be
 // brought into another order is chosen by what lies ready:
-//   * weights as they lie, few rows: the weights are the left side, straight from where they are; the rows are the
-//   right
-//     side, brought into units once for each block. The sums come out turned and are turned back.
+//   * weights as they lie, few rows: they are the left side, straight from where they are; the rows are the right side,
+//     brought into units once for each block. The sums come out turned and are turned back.
 //   * weights as they lie, many rows: a panel of weights is turned into units once for each block; the rows lie ready.
 //   * packed weights: they are the right side, straight from where they are, and so are the rows.
 //   * the gradient of the inputs: a panel of weights becomes units, two rows of it at a time; the rows lie ready.

@@ -28,8 +28,7 @@ namespace {
 
 constexpr PerIsa<Int8Kernels> kernels = DYNABERT_PER_ISA(kInt8);
 
-constexpr int64_t kTileRows = 32;  // of a product through tile registers
-constexpr int64_t kFewRows = 8;    // of a span: tiles, of 16 rows, are no faster there
+constexpr int64_t kFewRows = 8;  // of a span: tiles, of 16 rows, are no faster there
 
 }  // namespace
 
@@ -53,7 +52,7 @@ int64_t plan_int8_gemm(Int8Gemm& gemm, int64_t threads) {
   if (gemm.num_spans == 1) blocks = even_blocks(rows, blocks, gemm.panels, threads);
   gemm.row_block = (rows + blocks - 1) / blocks;
   if (tiles) {
-    gemm.row_block = (gemm.row_block + kTileRows - 1) / kTileRows * kTileRows;
+    gemm.row_block = whole_tiles(gemm.row_block);
     blocks = (rows + gemm.row_block - 1) / gemm.row_block;
   }
   gemm.row_blocks = blocks;

@@ -317,8 +317,8 @@ namespace {
 void gemm(const Int8Gemm& g, int64_t begin, int64_t end) {
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
   if (g.tiles) {
-    if (active_isa() == Isa::kAmx) return run_byte_tiles<ProcessorTiles>(g, begin, end);
-    return run_byte_tiles<EmulatedTiles>(g, begin, end);
+    with_tiles([&](auto kind) { run_byte_tiles<typename decltype(kind)::Tiles>(g, begin, end); });
+    return;
   }
   if (use_int8_dot()) {
     if (g.dtype == DType::kFloat32) return run_byte_tasks<float, true>(g, begin, end);

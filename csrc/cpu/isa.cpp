@@ -18,13 +18,14 @@ namespace {
 constexpr int kUnset = -1;
 std::atomic<int> chosen{kUnset};
 
+struct TileFeatures {
+  bool bfloat16 = false, bytes = false;
+};
+
 #if defined(__x86_64__)
 bool has_bfloat16_dot() { return __builtin_cpu_supports("avx512bf16"); }
 bool has_int8_dot() { return __builtin_cpu_supports("avx512vnni"); }
 
-struct TileFeatures {
-  bool bfloat16 = false, bytes = false;
-};
 TileFeatures tile_features() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d >> 24 & 1) == 0) return {};
@@ -60,6 +61,7 @@ bool has(Isa isa) {
   }
 }
 #else
+TileFeatures tile_features() { return {}; }
 bool has(Isa isa) { return isa == Isa::kGeneric; }
 bool has_bfloat16_dot() { return false; }
 bool has_int8_dot() { return false; }
@@ -78,6 +80,11 @@ Isa parse(const std::string& source, const std::string& name) {
   for (Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512, Isa::kAmx, Isa::kAmxEmulated}) {
     if (name == isa_name(isa)) {
       if (has(isa)) return isa;
+      if (isa == Isa::kAmx && tile_features().bfloat16 && tile_features().bytes) {
+        throw std::invalid_argument(source +
+                                    ": this processor has amx, but the system does not let this process use it; "
+                                    "leave it at auto, or allow it (Linux 5.16 or later, arch_prctl)");
+      }
       throw std::invalid_argument(source + ": this processor has no " + name + "; leave it at auto");
     }
     if (has(isa)) allowed += std::string(", ") + isa_name(isa);

@@ -29,8 +29,6 @@ namespace {
 
 constexpr PerIsa<WeightKernels> kernels = DYNABERT_PER_ISA(kWeight);
 
-constexpr int64_t kTileColumns = 32;  // of a strip, in products through tile registers
-
 // Pieces of at most `most` columns, nearly equal between two borders.
 std::vector<Piece> cut(const std::vector<int64_t>& borders, int64_t most, bool equal) {
   std::vector<Piece> pieces;
@@ -60,7 +58,7 @@ std::vector<int64_t> borders_of(const std::vector<GemmSpan>& spans, int64_t Gemm
 int64_t plan_weight_gemm(WeightGemm& gemm, WeightPlan& plan, const std::vector<GemmSpan>& spans, int64_t threads) {
   const WeightKernels& chosen = kernels.chosen();
   const bool tiles = gemm.dtype == DType::kBFloat16 && use_tiles();
-  const int64_t strip_columns = tiles ? kTileColumns : chosen.strip;
+  const int64_t strip_columns = tiles ? kTileRows : chosen.strip;
   int64_t rows = 0;
   for (const GemmSpan& span : spans) {
     if (span.n == 0 || span.k == 0) continue;

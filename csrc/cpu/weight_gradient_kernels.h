@@ -12,6 +12,7 @@
 #include "dynabert/simd/transpose.h"
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
 #include "dynabert/simd/tile_registers.h"
+#include "dynabert/simd/column_pairs.h"
 #endif
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
@@ -196,8 +197,7 @@ void gemm(const WeightGemm& g, int64_t begin, int64_t end) {
       return run_tasks<Half, FloatUnits<Half>, MultiplyNumbers<float>>(g, begin, end);
     case DType::kBFloat16:
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-      if (active_isa() == Isa::kAmx) return run_tile_tasks<ProcessorTiles>(g, begin, end);
-      if (active_isa() == Isa::kAmxEmulated) return run_tile_tasks<EmulatedTiles>(g, begin, end);
+      if (with_tiles([&](auto kind) { run_tile_tasks<typename decltype(kind)::Tiles>(g, begin, end); })) return;
       if (use_bfloat16_dot()) return run_tasks<NativeBFloat16, BFloat16Pairs, MultiplyBFloat16Pairs>(g, begin, end);
 #endif
       return run_tasks<BFloat16, FloatUnits<BFloat16>, MultiplyNumbers<float>>(g, begin, end);

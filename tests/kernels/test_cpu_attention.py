@@ -168,6 +168,16 @@ def test_the_result_does_not_depend_on_the_number_of_threads(isa: str) -> None:
 
 
 @each_isa
+@each_dtype
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_a_scale_that_is_not_positive(isa: str, dtype: torch.dtype, scale: float) -> None:
+    """At 0 every score is exact, so that the normaliser shows what the exponentials are worth."""
+    arguments = list(case([33, 150], 2, 32, dtype))
+    arguments[8] = scale
+    check(tuple(arguments), isa)
+
+
+@each_isa
 def test_large_scores_do_not_overflow(isa: str) -> None:
     qkv, *rest = case([140], 1, 16, torch.float32)
     check((qkv * 30, *rest), isa)

@@ -1,11 +1,31 @@
-// Rows of bfloat16 as the right side of a tile product whose sum runs over rows: pairs of neighbouring rows, 32 columns
-// to a panel. Compiled for AVX-512 only: no include guard; after tile_registers.h.
+// Rows of bfloat16 as the right side of a tile product whose sum runs over rows: pairs of neighbouring rows as units.
+// Compiled for AVX-512 only: no include guard; after tile_registers.h.
 //
-// Columns of a panel stand in the order in which unpacking leaves them, 0-3, 8-11, 16-19, 24-27 and then the others:
-// half the instructions of the order of `pack_columns`, and sums are brought into order once, where they are stored.
+// Two ways. `pack_column_pairs`, for weights and their gradients: columns in their order, in panels of 16, which load
+// faster; a panel is read many times. `pair_columns`, for attention: panels of 32 columns that stand in the order in
+// which unpacking leaves them, 0-3, 8-11, 16-19, 24-27 and then the others: half the instructions, which is more where
+// a panel is read a few times, and sums are brought into order once, where they are stored.
 
 namespace dynabert::cpu::DYNABERT_ISA_NAMESPACE {
 namespace {
+
+// Pairs of neighbouring rows as units, in two panels of 16 columns; `columns` may be read, those beyond are 0. A last
+// row without a neighbour is paired with 0.
+inline void pack_column_pairs(float* first, float* second, const BFloat16* source, int64_t stride, int64_t rows,
+                              int64_t columns) {
+  for (int64_t row = 0; row < rows; row += 2, first += kTileSide, second += kTileSide) {
+    const BFloat16* line = source + row * stride;
+    const BFloat16* next = row + 1 < rows ? line + stride : nullptr;
+    if (columns >= kTileSpan) {
+      store(first, BFloat16Pairs::down(line, next));
+      store(second, BFloat16Pairs::down(line + kTileSide, next ? next + kTileSide : nullptr));
+      continue;
+    }
+    const int64_t here = columns < kTileSide ? columns : kTileSide, rest = columns - here;
+    store(first, BFloat16Pairs::down_part(line, next, here));
+    store(second, BFloat16Pairs::down_part(line + here, next ? next + here : nullptr, rest));
+  }
+}
 
 // The pairs of two rows of 32 numbers.
 DYNABERT_INLINE void store_column_pairs(float* units, __m512i row, __m512i next) {

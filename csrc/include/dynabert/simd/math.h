@@ -62,13 +62,14 @@ DYNABERT_INLINE Float short_reciprocal(Float x) {
 #endif
 }
 #if DYNABERT_ISA == DYNABERT_ISA_AVX512
-// 2^x for x <= 0, erring by 3e-6: 1 at 0, 0 at -inf and where the result would be below all numbers. A NaN passes.
-DYNABERT_INLINE Float short_exp2_nonpositive(Float x) {
+// 2^x for x <= 0, erring by 1.5e-7: 1 at 0, 0 at -inf and where the result would be below all numbers. A NaN passes.
+DYNABERT_INLINE Float exp2_nonpositive(Float x) {
   const Float r = (Float)_mm512_reduce_ps((__m512)x, 0x09);  // x less the next whole number below, which scalef takes
-  Float p = broadcast(0x1.b7f754p-7f);
-  p = fma(p, r, broadcast(0x1.abf85ap-5f));
-  p = fma(p, r, broadcast(0x1.ee2452p-3f));
-  p = fma(p, r, broadcast(0x1.62d6c6p-1f));
+  Float p = broadcast(0x1.e97502p-10f);
+  p = fma(p, r, broadcast(0x1.277854p-7f));
+  p = fma(p, r, broadcast(0x1.c91ce6p-5f));
+  p = fma(p, r, broadcast(0x1.ebdb56p-3f));
+  p = fma(p, r, broadcast(0x1.62e4bap-1f));
   p = fma(p, r, broadcast(1.0f));
   return (Float)_mm512_scalef_ps((__m512)p, (__m512)x);
 }

@@ -128,6 +128,22 @@ struct EmulatedTiles {
   Int tiles_[8][kTileSide] = {};
 };
 
+template <class T>
+struct TileKind {
+  using Tiles = T;
+};
+// Calls `run` with the kind of tiles in use; returns false where there are none.
+template <class Run>
+DYNABERT_INLINE bool with_tiles(const Run& run) {
+  const Isa isa = active_isa();
+  if (isa == Isa::kAmx) {
+    run(TileKind<ProcessorTiles>{});
+  } else if (isa == Isa::kAmxEmulated) {
+    run(TileKind<EmulatedTiles>{});
+  }
+  return isa == Isa::kAmx || isa == Isa::kAmxEmulated;
+}
+
 // What a thread does while the tile unit multiplies: called once after each step.
 struct OnlyAhead {
   Ahead& ahead;
@@ -238,24 +254,6 @@ inline void pad_rows(BFloat16* out, int64_t padded_rows, int64_t padded_length, 
     } else {
       for (int64_t j = 0; j < padded_length; j += kTileNumbers) _mm512_storeu_si512(out + j, _mm512_setzero_si512());
     }
-  }
-}
-
-// Pairs of neighbouring rows as units, in two panels of 16 columns; `columns` may be read, those beyond are 0. A last
-// row without a neighbour is paired with 0.
-inline void pack_column_pairs(float* first, float* second, const BFloat16* source, int64_t stride, int64_t rows,
-                              int64_t columns) {
-  for (int64_t row = 0; row < rows; row += 2, first += kTileSide, second += kTileSide) {
-    const BFloat16* line = source + row * stride;
-    const BFloat16* next = row + 1 < rows ? line + stride : nullptr;
-    if (columns >= kTileSpan) {
-      store(first, BFloat16Pairs::down(line, next));
-      store(second, BFloat16Pairs::down(line + kTileSide, next ? next + kTileSide : nullptr));
-      continue;
-    }
-    const int64_t here = columns < kTileSide ? columns : kTileSide, rest = columns - here;
-    store(first, BFloat16Pairs::down_part(line, next, here));
-    store(second, BFloat16Pairs::down_part(line + here, next ? next + here : nullptr, rest));
   }
 }
 
