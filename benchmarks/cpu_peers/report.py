@@ -144,9 +144,7 @@ def readme(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         times = _medians(result)
         for part, title in SHOWN_WORKS.items():
-            work = next((w for w, _ in times if w == part or (part != "1 x 128" and part in w)), None)
-            if work is None:  # a run of some works only
-                continue
+            work = next(w for w, _ in times if w == part or (part != "1 x 128" and part in w))
             found = {peer: time for (w, peer), time in times.items() if w == work}
             columns.append((f"{SHOWN_MODELS[result['model']]}, {title}", found))
     names = list(dict.fromkeys(peer for _, found in columns for peer in found))
@@ -165,13 +163,11 @@ def readme(results: Sequence[Mapping[str, Any]]) -> str:
     facts = results[0]
     versions = ", ".join(sorted({v for result in results for v in result["versions"].values()} - {"this library"}))
     texts = next(row["texts"] for row in facts["rows"] if "arrival order" in row["work"])
-    drawn = any("like SST-2" in row["work"] for row in facts["rows"])
-    kind = "texts of random words with lengths like SST-2's" if drawn else "sentences of SST-2's dev set"
     plural = "s" * (facts["threads"] > 1)
     lines += [
         "",
         f"Whole network, {facts['device']}, {facts['threads']} thread{plural}, medians of interleaved rounds, "
-        f"{versions}. *Real lengths*: {texts} {kind} (BERT-base: "
+        f"{versions}. *Real lengths*: {texts} sentences of SST-2's dev set (BERT-base: "
         f"{next(row['texts'] for row in results[-1]['rows'] if 'arrival order' in row['work'])}) in batches of 32 in "
         "the order they came; ours without padding, the others padded to the longest of the batch. *Sorted*: the same, "
         f"longest first. BERT-base has random weights. Of our {len(judged)} goals {len(missed)} are missed"
