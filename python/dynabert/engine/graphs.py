@@ -13,14 +13,18 @@ What captures is an argument: on a GPU `CudaCapture`, in tests a recorder that f
 
 from __future__ import annotations
 
+import itertools
+import operator
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -129,6 +133,24 @@ class _Parts(NamedTuple):
     table: Tensor
 
 
+class _HostParts(NamedTuple):
+    """The same on the host, where they are written for every batch: numpy's small writes take a third of torch's."""
+
+    input_ids: npt.NDArray[np.int64]
+    position_ids: npt.NDArray[np.int64]
+    token_type_ids: npt.NDArray[np.int64] | None
+    cu_seqlens: npt.NDArray[np.int32]
+    borders: npt.NDArray[np.int32]  # (groups + 1,)
+    counts: npt.NDArray[np.int32]  # (layers * 2, groups)
+
+    @classmethod
+    def of(cls, parts: _Parts, groups: int) -> _HostParts:
+        types = None if parts.token_type_ids is None else parts.token_type_ids.numpy()
+        borders, counts = parts.table[: groups + 1], parts.table[groups + 1 :].view(-1, groups)
+        ids, positions = parts.input_ids.numpy(), parts.position_ids.numpy()
+        return cls(ids, positions, types, parts.cu_seqlens.numpy(), borders.numpy(), counts.numpy())
+
+
 class _Layout:
     """Where a frame's inputs lie in one buffer of bytes."""
 
@@ -150,8 +172,8 @@ class _Layout:
         return _Parts(views[0], views[1], views[2] if self._sizes[2] else None, views[3], views[4])
 
 
-def fill(parts: _Parts, frame: Frame, batch: PackedBatch, plan: Plan) -> None:
-    """Writes a batch and its plan into a frame's inputs, all on the host. What is left of the room is empty."""
+def fill(parts: _HostParts, batch: PackedBatch, plan: Plan) -> None:
+    """Writes a batch and its plan, both on the host, into a frame's inputs. What is left of the room is empty."""
     rows, sequences, groups = plan.num_rows, batch.num_sequences, plan.num_groups
     for to, given in (
         (parts.input_ids, batch.input_ids),
@@ -160,23 +182,24 @@ def fill(parts: _Parts, frame: Frame, batch: PackedBatch, plan: Plan) -> None:
     ):
         if to is None or given is None:
             continue
-        to[:rows] = given
-        to[rows:] = given[0]  # any valid number: nobody reads these rows' result
-    parts.cu_seqlens[: sequences + 1] = batch.cu_seqlens
-    parts.cu_seqlens[sequences + 1 :] = batch.cu_seqlens[-1]
-    borders, counts = parts.table[: frame.groups + 1], parts.table[frame.groups + 1 :].view(-1, 2, frame.groups)
-    borders[: groups + 1] = plan.rows
-    borders[groups + 1 :] = plan.rows[-1]
-    counts[:, :, :groups] = plan.table[groups + 1 :].view(-1, 2, groups)
-    counts[:, :, groups:] = 0
+        numbers = given.numpy()
+        to[:rows] = numbers
+        to[rows:] = numbers[0]  # any valid number: nobody reads these rows' result
+    borders, table = batch.cu_seqlens.numpy(), plan.table.numpy()
+    parts.cu_seqlens[: sequences + 1] = borders
+    parts.cu_seqlens[sequences + 1 :] = borders[-1]
+    parts.borders[: groups + 1] = table[: groups + 1]
+    parts.borders[groups + 1 :] = table[groups]
+    parts.counts[:, :groups] = table[groups + 1 :].reshape(-1, groups)
+    parts.counts[:, groups:] = 0
 
 
 class _Slot:
     """A buffer on the host, and until when a copy from it is under way."""
 
-    def __init__(self, layout: _Layout, pinned: bool) -> None:
+    def __init__(self, layout: _Layout, groups: int, pinned: bool) -> None:
         self.buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8, pin_memory=pinned)
-        self.parts = layout.parts(self.buffer)
+        self.parts = _HostParts.of(layout.parts(self.buffer), groups)
         self.copied = torch.cuda.Event() if pinned else None
         self.used = False
 
@@ -188,7 +211,7 @@ class _Captured:
         self.frame = frame
         layout = _Layout(frame)
         pinned = model.device.type == "cuda"
-        self._slots = [_Slot(layout, pinned) for _ in range(SLOTS if pinned else 1)]
+        self._slots = [_Slot(layout, frame.groups, pinned) for _ in range(SLOTS if pinned else 1)]
         self._turn = 0
         # Made where replays run: memory goes back to the stream that it was asked for on.
         self._inputs = capture.run(lambda: torch.zeros(layout.num_bytes, dtype=torch.uint8, device=model.device))
@@ -211,7 +234,7 @@ class _Captured:
         self._turn = (self._turn + 1) % len(self._slots)
         if slot.copied is not None and slot.used:
             slot.copied.synchronize()  # of the copy alone, and long done unless the host is far ahead
-        fill(slot.parts, self.frame, batch, plan)
+        fill(slot.parts, batch, plan)
         self._inputs.copy_(slot.buffer, non_blocking=True)
         if slot.copied is not None:
             slot.copied.record()
@@ -248,8 +271,7 @@ class GraphRunner:
         self._lock = threading.Lock()
         self._failures = 0
         self._why_off: str | None = None
-        self._places: list[tuple[dict[str, Any], str]] = []
-        self._found: list[int] = []
+        self._weights: _Weights | None = None
 
     @property
     def frames(self) -> list[Frame]:
@@ -318,29 +340,39 @@ class GraphRunner:
             return None
         self._failures = 0
         self._graphs[key] = captured
-        if not self._places:
-            self._places = list(_places(self._model))
-            self._found = self._lies_where()
+        if self._weights is None:
+            self._weights = _Weights(self._model)
         return captured
-
-    def _lies_where(self) -> list[int]:
-        values = (place.get(name) for place, name in self._places)
-        return [v.data_ptr() if isinstance(v, Tensor) else 0 if v is None else id(v) for v in values]
 
     def _forget_moved(self) -> None:
         """A graph reads the weights where they lay: moved or exchanged ones need graphs of their own."""
-        if self._places and self._lies_where() != self._found:
+        if self._weights is not None and self._weights.moved():
             with self._capture.alone():
                 self._graphs.clear()
-            self._places, self._found = [], []
+            self._weights = None
 
 
-def _places(model: torch.nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
-    """Where every weight, buffer and part of a network is held, and by which name."""
-    for module in model.modules():
-        for held in (module._parameters, module._buffers, module._modules):
-            for name in held:
-                yield held, name
+class _Weights:
+    """Where a network's weights and buffers lie, and what its modules hold: asked at every call, so without a loop in
+    Python."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._holders: list[dict[str, Any]] = [
+            held for module in model.modules() for held in (module._parameters, module._buffers, module._modules)
+        ]
+        self._held = self._now()
+        self._tensors = [one for one in self._held if isinstance(one, Tensor)]
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+
+    def _now(self) -> list[Any]:
+        return list(itertools.chain.from_iterable(map(dict.values, self._holders)))
+
+    def moved(self) -> bool:
+        """Whether one was exchanged, added, taken away, or lies elsewhere now."""
+        now = self._now()
+        if len(now) != len(self._held) or not all(map(operator.is_, now, self._held)):
+            return True
+        return list(map(Tensor.data_ptr, self._tensors)) != self._addresses
 
 
 def graphs_for(model: ElasticBertForSequenceClassification, wanted: bool | None, max_graphs: int) -> GraphRunner | None:
