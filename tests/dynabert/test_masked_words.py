@@ -35,16 +35,17 @@ KINDS: dict[str, tuple[type[Any], type[Any]]] = {
 }
 
 
-def masked_tokenizer(kind: str = "bert") -> PreTrainedTokenizerFast:
-    """WordPiece with two pieces for BERT and MPNet; words that begin with a marked blank for RoBERTa."""
+def masked_tokenizer(kind: str = "bert", first: tuple[str, ...] = ("film",)) -> PreTrainedTokenizerFast:
+    """WordPiece with two pieces for BERT and MPNet; words that begin with a marked blank for RoBERTa, and ``first``
+    without."""
     begin, pad, end, unknown, mask = (
         ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
         if kind == "bert"
         else ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
     )
-    words = ["Ġ" + word for word in WORDS] + ["film"] if kind == "roberta" else [*WORDS, *PIECES]
-    first = (pad, begin) if kind == "bert" else (begin, pad)
-    vocabulary = {token: index for index, token in enumerate((*first, end, unknown, mask, ".", *words))}
+    words = ["Ġ" + word for word in WORDS] + [*first] if kind == "roberta" else [*WORDS, *PIECES]
+    two = (pad, begin) if kind == "bert" else (begin, pad)
+    vocabulary = {token: index for index, token in enumerate((*two, end, unknown, mask, ".", *words))}
     backend: Any
     if kind == "roberta":
         backend = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
@@ -143,6 +144,31 @@ def test_pieces_special_tokens_stop_words_and_the_word_itself_are_no_candidates(
     ]
     copies = augment(Examples(("good",)), source, copies=50, num_candidates=3).texts[1:]
     assert sorted(copies) == ["bad", "film", "great"]
+
+
+def test_the_first_word_of_a_byte_level_tokenizer() -> None:
+    # There its tokens have no blank before them: the candidates are the other such words. "xfilm" is a piece: no word
+    # of the text's middle.
+    model, tokenizer = masked_model("roberta"), masked_tokenizer("roberta", ("film", "good", "bad", "dull", "xfilm"))
+    vocabulary = tokenizer.get_vocab()
+    found = list(MaskedWords(model, tokenizer).find(["film good", "dull film", "xfilm good", "(good)"], 2))
+    for text, slots in zip(("film good", "dull film"), found, strict=False):
+        word = text.split()[0]
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        ids[0, 1] = tokenizer.mask_token_id
+        with torch.no_grad():
+            scores = model(ids).logits[0, 1]
+        ranked = sorted({"film", "good", "bad", "dull"} - {word}, key=lambda w: -scores[vocabulary[w]].item())
+        assert slots[0] == Slot(0, len(word), tuple(sorted(ranked[:2])))
+        assert slots[1].start == len(word) + 1
+        assert slots[1].words
+    assert [slot.start for slot in found[2]] == [6]
+    assert [slot.start for slot in found[3]] == [1]  # nor has a word behind a bracket one
+    # Fewer words than are asked for, the word itself among them.
+    few = MaskedWords(model, masked_tokenizer("roberta", ("film", "good")))
+    assert next(few.find(["film"], 9)) == [Slot(0, 4, ("good",))]
+    alone = MaskedWords(model, masked_tokenizer("roberta", ("film",)))
+    assert next(alone.find(["film"], 9)) == []
 
 
 def test_words_of_several_pieces_get_neighbours() -> None:

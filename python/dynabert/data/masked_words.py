@@ -81,7 +81,7 @@ class MaskedWords:
         self._tokenizer.no_truncation()
         told = self._tokenizer.to_str()
         self._tokenizer.enable_truncation(min(max_length, positions))
-        self._words = _whole_words(tokenizer)
+        self._words, self._first_words = _whole_words(tokenizer)
         if self._tokenizer.get_vocab_size() > config.vocab_size:
             raise ValueError(
                 f"MaskedWords: the tokenizer of {name} has {self._tokenizer.get_vocab_size()} tokens, the model "
@@ -89,11 +89,15 @@ class MaskedWords:
             )
         if not self._words:
             raise ValueError(f"MaskedWords: no token of {name} is a whole word; a model of words is needed")
-        self._refused = torch.ones(config.vocab_size, dtype=torch.bool, device=model.device)
-        self._refused[list(self._words)] = False
+        self._texts = {**self._words, **self._first_words}
+        # By row: behind a space, and where none stands before.
+        self._refused = torch.ones(2, config.vocab_size, dtype=torch.bool, device=model.device)
+        for row, tokens in enumerate((self._words, self._first_words)):
+            self._refused[row, list(tokens)] = False
         self.name = f"masked_lm({name})" if neighbours is None else f"masked_lm({name}) and {neighbours.name}"
         found = hashlib.blake2b(digest_size=16)
-        found.update(repr((told, min(max_length, positions), neighbours and neighbours.digest)).encode())
+        first = ("first words",) if self._first_words else ()  # they were left as they are once
+        found.update(repr((told, min(max_length, positions), neighbours and neighbours.digest, *first)).encode())
         for key, tensor in sorted(model.state_dict().items()):
             found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -116,7 +120,7 @@ class MaskedWords:
             places = {
                 ends: place
                 for place, ends in enumerate(encoding.offsets)
-                if not encoding.special_tokens_mask[place] and encoding.ids[place] in self._words
+                if not encoding.special_tokens_mask[place] and encoding.ids[place] in self._texts
             }
             own: list[Slot] = []
             for begin, end, word in content_words(text):
@@ -129,7 +133,7 @@ class MaskedWords:
             slots.append(own)
         for batch in self._batches([len(encodings[row[0]].ids) for row in rows]):
             ids = [encodings[rows[i][0]].ids for i in batch]
-            best = self._best(ids, [rows[i][1] for i in batch], min(count + _SPARE, len(self._words)))
+            best = self._best(ids, [rows[i][1] for i in batch], count + _SPARE)
             for i, candidates in zip(batch, best, strict=True):
                 index, _, place, word = rows[i]
                 kept = [w for w in candidates if w.lower() != word.lower()][:count]
@@ -147,33 +151,46 @@ class MaskedWords:
             yield from (same[start : start + size] for start in range(0, len(same), size))
 
     def _best(self, texts: list[list[int]], places: list[int], count: int) -> list[list[str]]:
-        """The ``count`` most likely whole words at one place of each text, most likely first."""
+        """The ``count`` most likely whole words at one place of each text, most likely first; fewer where there are no
+        more."""
         import torch
 
         device = self._model.device
         ids = torch.tensor(texts, device=device)  # all of one length
         rows, columns = torch.arange(len(texts), device=device), torch.tensor(places, device=device)
+        first = torch.tensor([int(text[place] in self._first_words) for text, place in zip(texts, places, strict=True)])
         ids[rows, columns] = self._mask
         with torch.inference_mode():
             run: Any = self._model.base_model
             states: Tensor = run(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
             logits: Tensor = self._head(states[rows, columns])  # (texts, vocabulary)
-            best = logits.float().masked_fill(self._refused, -torch.inf).topk(count).indices
-        return [[self._words[index] for index in row] for row in best.tolist()]
+            allowed = logits.float().masked_fill(self._refused[first.to(device)], -torch.inf)
+            best = allowed.topk(min(count, allowed.shape[1]))
+        kept = torch.isfinite(best.values).tolist()
+        return [
+            [self._texts[index] for index, good in zip(row, goods, strict=True) if good]
+            for row, goods in zip(best.indices.tolist(), kept, strict=True)
+        ]
 
 
-def _whole_words(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The word of each token that is a content word and no piece of one."""
+def _whole_words(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[int, str], dict[int, str]]:
+    """The word of each token that is a content word and no piece of one; and of those that stand for such a word where
+    no space is before it, at the start of a text say: a byte-level tokenizer has other tokens there."""
     vocabulary = tokenizer.get_vocab()
     # A byte-level tokenizer marks the start of a word, WordPiece marks what goes on.
     marked = any(token.startswith("Ġ") for token in vocabulary)
     special = set(tokenizer.all_special_ids)
-    found = {}
+    behind_space: dict[int, str] = {}
+    first: dict[int, str] = {}
     for token, index in vocabulary.items():
-        if index in special or token.startswith("Ġ") != marked or token.startswith("##"):
+        if index in special or token.startswith("##"):
             continue
         word = token.removeprefix("Ġ")
         # Byte-level tokens show other letters than ASCII's as the letters of their bytes.
-        if is_content_word(word) and (word.isascii() or not marked):
-            found[index] = word
-    return found
+        if not is_content_word(word) or (marked and not word.isascii()):
+            continue
+        if token.startswith("Ġ") == marked:
+            behind_space[index] = word
+        elif f"Ġ{token}" in vocabulary:  # else it may be a piece only
+            first[index] = word
+    return behind_space, first
