@@ -6,11 +6,15 @@ from dynabert.engine.files import FileSummary, predict_file
 from dynabert.engine.inference import InferenceEngine, torch_dtype
 from dynabert.engine.loading import load_masked_lm, load_model, load_tokenizer
 from dynabert.engine.prediction import Prediction
+from dynabert.engine.server import ElasticServer, ServerOverloaded, ServerStats
 
 __all__ = [
+    "ElasticServer",
     "FileSummary",
     "InferenceEngine",
     "Prediction",
+    "ServerOverloaded",
+    "ServerStats",
     "load_masked_lm",
     "load_model",
     "load_tokenizer",

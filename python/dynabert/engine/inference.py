@@ -397,7 +397,7 @@ class InferenceEngine:
         resolved = self._resolve(subnet, len(texts), first_index)
         if not texts:
             return []
-        firsts, seconds = _split_pairs(texts, first_index)
+        firsts, seconds = split_pairs(texts, first_index)
 
         def block(start: int) -> tuple[Encoded, list[SubnetShape]]:
             some = slice(start, start + BLOCK_TEXTS)
@@ -557,7 +557,7 @@ def _is_many(subnet: object) -> bool:
     return isinstance(subnet, Iterable) and not isinstance(subnet, (str, SubnetConfig, SubnetShape))
 
 
-def _split_pairs(texts: list[Text], first_index: int) -> tuple[list[str], list[str] | None]:
+def split_pairs(texts: list[Text], first_index: int) -> tuple[list[str], list[str] | None]:
     """First texts and second texts (None for single texts), with every type checked."""
     paired = isinstance(texts[0], tuple)
     firsts: list[str] = []

@@ -1,0 +1,306 @@
+"""A queue before an engine: requests of many callers share batches, and under load they get narrower sub-networks.
+
+A plain network that is asked faster than it answers lets its callers wait ever longer. One with widths has a way out:
+`ElasticServer` is given a few sub-networks and a promise, and answers each batch at the first of them at which all that
+waits is answered in time. A caller who wants a certain sub-network says so, and shares the batch all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import statistics
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+
+from dynabert.configuration import Subnet
+from dynabert.data.tokenisation import Encoded
+from dynabert.engine.inference import InferenceEngine, Text, split_pairs
+from dynabert.engine.ladder import Choice, SubnetTime, Waiting, choose, measure_ladder
+from dynabert.engine.prediction import Prediction, interpret
+
+AUTO = "auto"  # the server chooses
+REMEMBERED = 10_000  # latencies that the quantiles are taken of
+RATIOS = 15  # of the last batches' times to the ladder's; their median is the slowdown, so one that stalled is nothing
+
+
+class ServerOverloaded(RuntimeError):
+    """So many requests wait already that another is refused."""
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """What a server has done so far.
+
+    Attributes:
+        answered, failed, refused: requests. Failed: the engine raised. Refused: too many waited.
+        waiting: requests that wait now.
+        late: answers that came after their promise.
+        batches: calls of the engine.
+        by_subnet: answers of each sub-network.
+        p50_ms, p95_ms, p99_ms: from the request to its answer, of the last 10,000; None before the first.
+        slowdown: by which batches take longer now than when the server was made.
+    """
+
+    answered: int
+    failed: int
+    refused: int
+    waiting: int
+    late: int
+    batches: int
+    by_subnet: dict[str, int]
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    slowdown: float
+
+
+class _Request:
+    """A text that waits."""
+
+    __slots__ = ("answer", "arrived", "ends", "fixed_tokens", "ids", "subnet", "types")
+
+    def __init__(self, ids: list[int], types: list[int] | None, subnet: str, arrived: float, ends: float) -> None:
+        self.ids, self.types, self.subnet, self.arrived, self.ends = ids, types, subnet, arrived, ends
+        self.fixed_tokens = 0.0  # see `Waiting`
+        self.answer: Future[Prediction] = Future()
+
+
+class ElasticServer:
+    """Answers requests of many threads through one engine, in time where a sub-network is fast enough for that.
+
+    Making one times each sub-network on the device as it is (`ladder`), which takes some forty short batches of each.
+    While it serves, it learns from its batches how much slower the device is now. Texts are tokenised on the caller's
+    thread; a text that is refused raises there, and no other request notices. Requests are answered in the order in
+    which they came. Close it, or use it in a ``with`` block: what waits is answered first.
+
+    Args:
+        engine: in whose batches the requests run.
+        subnets: from which the server chooses, the one that is wanted most first: ``dynabert pick`` finds good ones.
+            One alone: nothing is chosen, and requests share batches.
+        promise_ms: milliseconds in which a request is to be answered. Not a limit: an answer that comes later is
+            given, and counted (`ServerStats.late`).
+        max_waiting: requests that may wait; more are refused.
+        max_batch_tokens: of a batch; by default the engine's. A batch also takes a quarter of the promise at most, by
+            the estimate, unless it is a single text.
+
+    Raises:
+        ValueError: no sub-networks, one that does not fit the model or is there twice; a bound below 1.
+        RuntimeError: the model is in training mode.
+
+    Example:
+        >>> with ElasticServer(engine, ["w1-d1", "w0.5-d1", "w0.25-d0.5"], promise_ms=50) as server:  # doctest: +SKIP
+        ...     answers = [server.ask(text) for text in texts]
+        ...     exact = server.ask("this one at half the width", subnet="w0.5-d1")
+        ...     print([answer.result().subnet for answer in answers])
+    """
+
+    def __init__(
+        self,
+        engine: InferenceEngine,
+        subnets: Sequence[Subnet],
+        *,
+        promise_ms: float,
+        max_waiting: int = 4096,
+        max_batch_tokens: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if isinstance(subnets, str) or not isinstance(subnets, Sequence):
+            raise ValueError(f"ElasticServer: subnets are {subnets!r}; allowed: a list of one or more sub-networks")
+        if not subnets:
+            raise ValueError("ElasticServer: subnets are empty; allowed: a list of one or more sub-networks")
+        if not promise_ms > 0:
+            raise ValueError(f"ElasticServer: promise_ms is {promise_ms}; allowed: above 0")
+        for name, bound in (("max_waiting", max_waiting), ("max_batch_tokens", max_batch_tokens)):
+            if bound is not None and bound < 1:
+                raise ValueError(f"ElasticServer: {name} is {bound}; allowed: 1 or more")
+        if engine.model.training:
+            raise RuntimeError("ElasticServer: the model was put in training mode; call model.eval()")
+        names = [engine._resolve_one(subnet).text for subnet in subnets]
+        if len(set(names)) < len(names):
+            raise ValueError(f"ElasticServer: subnets are {names}; allowed: each once")
+        self.engine, self.promise_ms, self.max_waiting = engine, promise_ms, max_waiting
+        self.max_batch_tokens = engine.max_batch_tokens if max_batch_tokens is None else max_batch_tokens
+        self._clock = clock
+        self.ladder: tuple[SubnetTime, ...] = measure_ladder(engine, subnets, clock=clock)
+        self._first_cost = self._cost(self.ladder[0].subnet)
+        self._waiting: deque[_Request] = deque()
+        self._tokens, self._fixed_tokens = 0, 0.0  # of what waits
+        self._ratios: deque[float] = deque([1.0] * RATIOS, maxlen=RATIOS)
+        self._closed = False
+        self._changed = threading.Condition()
+        self._counts: Counter[str] = Counter()
+        self._by_subnet: Counter[str] = Counter()
+        self._latencies: deque[float] = deque(maxlen=REMEMBERED)
+        self._thread = threading.Thread(target=self._work, name="dynabert-server", daemon=True)
+        self._thread.start()
+        # A program that ends without closing it would cut a batch off in the middle of a native call.
+        atexit.register(self.close)
+
+    def ask(
+        self, text: Text, subnet: Subnet = AUTO, *, within_ms: float | None = None, truncate: bool = False
+    ) -> Future[Prediction]:
+        """Puts a request into the queue, and returns at once.
+
+        Args:
+            text: a str, or a pair ``(first, second)``.
+            subnet: ``"auto"``: one of the server's, whichever keeps the promises; `Prediction.subnet` tells which. Any
+                other: this one, None the whole network.
+            within_ms: a promise of its own.
+            truncate: see `InferenceEngine.predict`.
+
+        Returns:
+            The future of its `Prediction`. Cancelling it takes the request back, unless its batch runs.
+
+        Raises:
+            TypeError, ValueError: what `InferenceEngine.predict` raises for a text and a sub-network; ``within_ms`` not
+                above 0.
+            ServerOverloaded: `max_waiting` requests wait.
+            RuntimeError: the server is closed.
+        """
+        promise = self.promise_ms if within_ms is None else within_ms
+        if not promise > 0:
+            raise ValueError(f"ask: within_ms is {within_ms}; allowed: above 0")
+        auto = isinstance(subnet, str) and subnet == AUTO
+        chosen = AUTO if auto else self.engine._resolve_one(subnet).text
+        arrived = self._clock()
+        firsts, seconds = split_pairs([text], 0)
+        encoded = self.engine._encoder.encode(firsts, seconds, truncate=truncate)
+        types = None if encoded.token_type_ids is None else encoded.token_type_ids[0]
+        request = _Request(encoded.input_ids[0], types, chosen, arrived, arrived + 1e-3 * promise)
+        if not auto:
+            request.fixed_tokens = len(request.ids) * self._cost(subnet) / self._first_cost
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("ask: the server is closed; make another")
+            if len(self._waiting) >= self.max_waiting:
+                self._counts["refused"] += 1
+                raise ServerOverloaded(
+                    f"ask: {len(self._waiting)} requests wait already, as many as max_waiting allows; ask later, or "
+                    "give the server narrower sub-networks or a larger max_waiting"
+                )
+            self._waiting.append(request)
+            self._count_in(request, 1)
+            self._changed.notify()
+        return request.answer
+
+    async def answer(
+        self, text: Text, subnet: Subnet = AUTO, *, within_ms: float | None = None, truncate: bool = False
+    ) -> Prediction:
+        """The same for ``asyncio``: waits for the prediction without holding up the loop. Arguments and errors as in
+        :meth:`ask`."""
+        return await asyncio.wrap_future(self.ask(text, subnet, within_ms=within_ms, truncate=truncate))
+
+    def stats(self) -> ServerStats:
+        """What was done so far."""
+        with self._changed:
+            ordered = sorted(self._latencies)
+            p50, p95, p99 = (ordered[int(q * (len(ordered) - 1))] if ordered else None for q in (0.5, 0.95, 0.99))
+            counts = self._counts
+            return ServerStats(
+                answered=counts["answered"],
+                failed=counts["failed"],
+                refused=counts["refused"],
+                waiting=len(self._waiting),
+                late=counts["late"],
+                batches=counts["batches"],
+                by_subnet=dict(self._by_subnet),
+                p50_ms=p50,
+                p95_ms=p95,
+                p99_ms=p99,
+                slowdown=statistics.median(self._ratios),
+            )
+
+    def close(self) -> None:
+        """Takes no more requests, answers what waits, and ends. A second call does nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:  # a callback of an answer runs there
+            self._thread.join()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> ElasticServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _cost(self, subnet: Subnet) -> int:
+        """Parameters of its matrices, a hidden size's worth each: four of a head's size for each head, two for each
+        neuron."""
+        shape = self.engine.model.shape(subnet)
+        heads, neurons = shape.work
+        return max(1, 4 * self.engine.model.config.head_dim * heads + 2 * neurons)
+
+    def _count_in(self, request: _Request, sign: int) -> None:
+        if request.subnet == AUTO:
+            self._tokens += sign * len(request.ids)
+        else:
+            self._fixed_tokens += sign * request.fixed_tokens
+
+    def _work(self) -> None:
+        while taken := self._next():
+            self._run(*taken)
+
+    def _next(self) -> tuple[list[_Request], Choice] | None:
+        """The next batch, and its sub-network; None at the end."""
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            left = 1e3 * (min(request.ends for request in self._waiting) - self._clock())
+            state = Waiting(self._tokens, max(0.0, self._fixed_tokens), len(self._waiting[0].ids), left)
+            choice = choose(self.ladder, state, self.promise_ms, self.max_batch_tokens, statistics.median(self._ratios))
+            batch: list[_Request] = []
+            tokens = 0
+            while self._waiting and (not batch or tokens + len(self._waiting[0].ids) <= choice.batch_tokens):
+                request = self._waiting.popleft()
+                self._count_in(request, -1)
+                tokens += len(request.ids)
+                batch.append(request)
+        return batch, choice
+
+    def _run(self, batch: list[_Request], choice: Choice) -> None:
+        batch = [request for request in batch if request.answer.set_running_or_notify_cancel()]
+        if batch:
+            self._answer(batch, choice, learn=True)
+
+    def _answer(self, batch: list[_Request], choice: Choice, *, learn: bool) -> None:
+        own = self.ladder[choice.place]
+        subnets = [own.subnet if request.subnet == AUTO else request.subnet for request in batch]
+        types = None if batch[0].types is None else tuple(request.types or [] for request in batch)
+        encoded = Encoded(tuple(request.ids for request in batch), types, source="requests")
+        engine = self.engine
+        begun = self._clock()
+        try:
+            logits = engine.logits(encoded, subnets)
+            found = interpret(logits, engine.problem_type, engine.labels, subnets, engine.threshold)
+        except Exception as error:  # whatever it is, the callers are to hear of it, and the next batch is to run
+            if len(batch) > 1:  # it may be of one request; the others are not to fail with it
+                for request in batch:
+                    self._answer([request], choice, learn=False)
+                return
+            with self._changed:
+                self._counts["failed"] += 1
+            batch[0].answer.set_exception(error)
+            return
+        now = self._clock()
+        with self._changed:
+            self._counts["batches"] += 1
+            self._counts["answered"] += len(batch)
+            self._counts["late"] += sum(now > request.ends for request in batch)
+            self._by_subnet.update(subnets)
+            self._latencies.extend(1e3 * (now - request.arrived) for request in batch)
+            if learn and all(request.subnet == AUTO for request in batch):
+                self._ratios.append(1e3 * (now - begun) / own.milliseconds(sum(encoded.lengths)))
+        for request, prediction in zip(batch, found, strict=True):
+            request.answer.set_result(prediction)

@@ -1,0 +1,348 @@
+"""The server: answers are the engine's, widths follow the load, and nothing that was asked is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dynabert import InferenceEngine, SubnetConfig
+from dynabert.engine import ElasticServer, ServerOverloaded
+from dynabert.engine.ladder import Choice, SubnetTime, Waiting, choose, measure_ladder
+from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
+
+LADDER = ("w1-d1", "w0.5-d1", "w0.25-d0.5")
+TIMES = (SubnetTime("wide", 1.0, 0.1), SubnetTime("half", 1.0, 0.05), SubnetTime("narrow", 1.0, 0.01))
+SOON = 60_000.0  # a promise that no machine is too slow for
+
+
+@pytest.fixture(scope="module")
+def engine() -> InferenceEngine:
+    return InferenceEngine(tiny_model(), tiny_tokenizer())
+
+
+class Held:
+    """An engine's `logits` that waits until it is let go, and writes down what it was asked."""
+
+    def __init__(self, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.entered = threading.Event(), threading.Event()
+        self.calls: list[list[Any]] = []
+        self._logits = engine.logits
+        monkeypatch.setattr(engine, "logits", self)
+
+    def __call__(self, encoded: Any, subnets: Sequence[Any]) -> Any:
+        self.calls.append(list(subnets))
+        self.entered.set()
+        assert self.go.wait(60)
+        return self._logits(encoded, subnets)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ElasticServer, Held]]:
+    """A server whose first batch, of one text, is held: what is asked next waits."""
+    own = InferenceEngine(tiny_model(), tiny_tokenizer())
+    with ElasticServer(own, LADDER, promise_ms=SOON, max_waiting=8) as server:
+        hold = Held(own, monkeypatch)
+        first = server.ask("the film")
+        assert hold.entered.wait(60)
+        try:
+            yield server, hold
+        finally:
+            hold.go.set()
+        assert first.result(60).subnet == "w1-d1"
+
+
+# Which sub-network
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_that_answers_all_in_time_is_chosen() -> None:
+    # 100 tokens: 11, 6 and 2 ms, in one batch while the promise is long.
+    for left, place in ((12.0, 0), (10.0, 1), (5.0, 2), (1.0, 2), (-3.0, 2)):
+        assert choose(TIMES, Waiting(100, 0.0, 10, left), 1000.0, 4096).place == place
+    # Everything takes twice as long now.
+    assert choose(TIMES, Waiting(100, 0.0, 10, 12.0), 1000.0, 4096, slowdown=2.0).place == 1
+
+
+def test_a_batch_takes_a_quarter_of_the_promise() -> None:
+    # 40 ms: a batch of 10, which are 90 tokens at the first. 1000 tokens are 12 batches and 112 ms; 6 and 56; 2 and 12.
+    assert choose(TIMES, Waiting(1000, 0.0, 10, 200.0), 40.0, 4096) == Choice(0, 90)
+    assert choose(TIMES, Waiting(1000, 0.0, 10, 60.0), 40.0, 4096) == Choice(1, 180)
+    assert choose(TIMES, Waiting(1000, 0.0, 10, 13.0), 40.0, 4096) == Choice(2, 900)
+    assert choose(TIMES, Waiting(1000, 0.0, 10, 1.0), 40.0, 500) == Choice(2, 500)
+    # A text that is longer: alone. A promise that no batch keeps: as many as take what the batch itself does.
+    assert choose(TIMES, Waiting(1000, 0.0, 300, 200.0), 40.0, 4096) == Choice(0, 300)
+    assert choose(TIMES, Waiting(1000, 0.0, 7, 400.0), 0.1, 4096) == Choice(0, 10)
+    assert choose(TIMES, Waiting(1000, 0.0, 7, 0.0), 0.1, 4096) == Choice(2, 100)
+    assert choose(TIMES, Waiting(1000, 0.0, 7, 0.0), 0.1, 64) == Choice(2, 64)
+
+
+def test_requests_of_their_own_sub_network_are_counted_by_their_cost() -> None:
+    # 100 tokens of any, and others that cost as much as 60 at the first: 1 + 10 + 6 ms, 1 + 5 + 6.
+    assert choose(TIMES, Waiting(100, 60.0, 10, 17.5), 1000.0, 4096).place == 0
+    assert choose(TIMES, Waiting(100, 60.0, 10, 16.0), 1000.0, 4096).place == 1
+    assert choose(TIMES, Waiting(0, 60.0, 10, 1.0), 1000.0, 4096).place == 0  # nothing to choose
+
+
+def test_one_sub_network_alone_is_always_chosen() -> None:
+    assert choose(TIMES[:1], Waiting(10**6, 0.0, 10, -1.0), 100.0, 64) == Choice(0, 64)
+
+
+def test_times_are_the_best_of_interleaved_rounds(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    calls: list[tuple[str, int]] = []
+
+    def logits(encoded: Any, subnets: Sequence[Any]) -> None:
+        tokens, name = sum(encoded.lengths), engine._resolve_one(subnets[0]).text
+        calls.append((name, tokens))
+        late = 1.0 if len(calls) % 5 == 0 else 0.0
+        now[0] += 1e-3 * (2.0 + {"w1-d1": 0.5, "w0.5-d1": 0.25}[name] * tokens) + late
+
+    monkeypatch.setattr(engine, "logits", logits)
+    wide, half = measure_ladder(engine, ["w1-d1", SubnetConfig(0.5, 1.0)], rounds=5, clock=lambda: now[0])
+    assert (wide.subnet, half.subnet) == ("w1-d1", "w0.5-d1")
+    assert [*wide[1:], *half[1:]] == pytest.approx([2.0, 0.5, 2.0, 0.25])
+    assert len({tokens for _, tokens in calls}) == 2
+    assert [name for name, _ in calls[:4]] == ["w1-d1", "w1-d1", "w0.5-d1", "w0.5-d1"]
+
+
+# Answers
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_answers_are_the_engines(architecture: str) -> None:
+    engine = InferenceEngine(tiny_model(architecture), tiny_tokenizer(architecture))
+    texts: list[Any] = [*some_texts(40), ("the film", "was dull"), ("good", "bad")]
+    wanted = ["auto", "w0.5-d0.75", "h4,0,2,1-n40,0,7,3", SubnetConfig(0.25, 0.5), None]
+    with ElasticServer(engine, LADDER, promise_ms=SOON) as server:
+        asked = [(text, wanted[index % 5], server.ask(text, wanted[index % 5])) for index, text in enumerate(texts)]
+        for text, subnet, future in asked:
+            own = "w1-d1" if subnet == "auto" else subnet  # there is time enough
+            answer, alone = future.result(60), engine.predict(text, subnet=own)
+            assert answer.subnet == alone.subnet
+            np.testing.assert_allclose(answer.logits, alone.logits, rtol=1e-5, atol=1e-5)
+        stats = server.stats()
+    assert (stats.answered, stats.failed, stats.refused, stats.late, stats.waiting) == (42, 0, 0, 0, 0)
+    assert sum(stats.by_subnet.values()) == 42
+    assert stats.by_subnet["w0.5-d0.75"] == 9
+    assert 1 <= stats.batches <= 42
+    assert stats.p50_ms is not None
+    assert stats.p99_ms is not None
+    assert 0 < stats.p50_ms <= stats.p99_ms
+
+
+def test_what_waits_shares_batches_in_its_order(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    asked = [server.ask(text, subnet) for text, subnet in (("good", "auto"), ("bad", "w0.25-d1"), ("dull", "auto"))]
+    assert server.stats().waiting == 3
+    hold.go.set()
+    assert [future.result(60).subnet for future in asked] == ["w1-d1", "w0.25-d1", "w1-d1"]
+    assert hold.calls[1:] == [["w1-d1", "w0.25-d1", "w1-d1"]]
+
+
+def test_a_load_that_is_too_high_makes_them_narrower(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    server.ladder = TIMES_OF_LADDER
+    server.promise_ms = 4000.0
+    asked = [server.ask("good bad dull film") for _ in range(5)]  # 30 tokens: 30, 15 and 0.3 s
+    server.ask("warm", "w1-d1")
+    quick = server.ask("slow", within_ms=1.0)
+    hold.go.set()
+    assert {future.result(60).subnet for future in asked} == {"w0.25-d0.5"}
+    assert quick.result(60).subnet == "w0.25-d0.5"
+    assert server.ask("quiet").result(60).subnet == "w1-d1"  # 3 tokens: in time again
+    assert server.stats().late == 1
+    assert hold.calls[1][5] == "w1-d1"
+
+
+TIMES_OF_LADDER = tuple(SubnetTime(name, 0.0, each) for name, each in zip(LADDER, (1000.0, 500.0, 10.0), strict=True))
+
+
+def test_a_server_learns_how_slow_the_device_is_now(engine: InferenceEngine) -> None:
+    with ElasticServer(engine, LADDER, promise_ms=SOON) as server:
+        server.ladder = tuple(own._replace(fixed_ms=1e-4, ms_per_token=1e-6) for own in server.ladder)
+        for _ in range(20):
+            server.ask("the film").result(60)
+        assert server.stats().slowdown > 2.0
+
+
+def test_asyncio(engine: InferenceEngine) -> None:
+    texts = some_texts(20)
+
+    async def all_of_them(server: ElasticServer) -> list[Any]:
+        return await asyncio.gather(*(server.answer(text, "w0.5-d1") for text in texts))
+
+    with ElasticServer(engine, LADDER, promise_ms=SOON) as server:
+        found = asyncio.run(all_of_them(server))
+    alone = engine.predict(texts, subnet="w0.5-d1")
+    np.testing.assert_allclose([one.logits for one in found], [one.logits for one in alone], rtol=1e-5, atol=1e-5)
+
+
+def test_many_threads(engine: InferenceEngine) -> None:
+    texts = some_texts(30)
+    alone = {name: engine.predict(texts, subnet=name) for name in LADDER}
+    wrong: list[Any] = []
+
+    def client(seed: int) -> None:
+        for round_ in range(40):
+            place = (seed + 7 * round_) % len(texts)
+            found = server.ask(texts[place], ("auto", *LADDER)[round_ % 4]).result(60)
+            wanted = alone[found.subnet][place]
+            if not np.allclose(found.logits, wanted.logits, rtol=1e-5, atol=1e-5):
+                wrong.append((texts[place], found.subnet))
+
+    with ElasticServer(engine, LADDER, promise_ms=0.5) as server:
+        clients = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
+        for one in clients:
+            one.start()
+        for one in clients:
+            one.join()
+        assert server.stats().answered == 240
+    assert not wrong
+
+
+# What goes wrong
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_that_is_refused_raises_at_once(engine: InferenceEngine) -> None:
+    with ElasticServer(engine, LADDER, promise_ms=SOON) as server:
+        for text, error, message in (
+            ("", ValueError, "is empty"),
+            ("good " * 600, ValueError, "too long"),
+            (3, TypeError, "text 0"),
+            (("one", "two", "three"), TypeError, "no pair"),
+        ):
+            with pytest.raises(error, match=message):
+                server.ask(text)  # type: ignore[arg-type]
+        for subnet, message in (("w9-d1", "width_mult is 9.0; allowed: above 0, up to 1"), ("fast", "fast")):
+            with pytest.raises(ValueError, match=message):
+                server.ask("good", subnet)
+        with pytest.raises(ValueError, match="within_ms is 0; allowed: above 0"):
+            server.ask("good", within_ms=0)
+        cut = server.ask("good " * 600, truncate=True)
+        assert cut.result(60).subnet == "w1-d1"
+        assert server.stats().answered == 1
+
+
+def test_more_than_may_wait_are_refused(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    asked = [server.ask("good") for _ in range(8)]
+    with pytest.raises(ServerOverloaded, match="8 requests wait already, as many as max_waiting allows; ask later"):
+        server.ask("bad")
+    hold.go.set()
+    assert len([future.result(60) for future in asked]) == 8
+    assert server.stats().refused == 1
+
+
+def test_what_was_cancelled_is_not_answered(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    asked = [server.ask("good"), server.ask("bad"), server.ask("dull")]
+    assert asked[1].cancel()
+    hold.go.set()
+    assert asked[0].result(60).subnet == asked[2].result(60).subnet == "w1-d1"
+    with pytest.raises(CancelledError):
+        asked[1].result(1)
+    assert [len(call) for call in hold.calls] == [1, 2]
+
+
+def test_one_that_fails_fails_alone(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ElasticServer(engine, LADDER, promise_ms=SOON) as server:
+        hold = Held(engine, monkeypatch)
+        bad = len(server.engine._encoder.encode(["a the film story"]).input_ids[0])
+
+        def logits(encoded: Any, subnets: Sequence[Any]) -> Any:
+            found = hold(encoded, subnets)
+            found[[length == bad for length in encoded.lengths]] = np.nan
+            return found
+
+        monkeypatch.setattr(engine, "logits", logits)
+        first = server.ask("good")
+        assert hold.entered.wait(60)
+        asked = [server.ask(text) for text in ("good", "a the film story", "bad")]
+        hold.go.set()
+        assert first.result(60)
+        assert asked[0].result(60).label
+        assert asked[2].result(60).label
+        with pytest.raises(ValueError, match="not finite"):
+            asked[1].result(60)
+        stats = server.stats()
+    assert (stats.answered, stats.failed) == (3, 1)
+
+
+def test_closing_answers_what_waits(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ElasticServer(engine, LADDER, promise_ms=SOON)
+    hold = Held(engine, monkeypatch)
+    asked = [server.ask(text) for text in ("good", "bad", "dull")]
+    assert hold.entered.wait(60)
+    closing = threading.Thread(target=server.close)
+    closing.start()
+    while not server._closed:
+        time.sleep(0.001)
+    with pytest.raises(RuntimeError, match="the server is closed; make another"):
+        server.ask("late")
+    hold.go.set()
+    closing.join(60)
+    assert all(future.done() for future in asked)
+    server.close()
+
+
+def test_an_answer_may_close_it(engine: InferenceEngine) -> None:
+    server = ElasticServer(engine, LADDER, promise_ms=SOON)
+    done = threading.Event()
+
+    def close(_: Any) -> None:
+        server.close()
+        done.set()
+
+    server.ask("good").add_done_callback(close)
+    assert done.wait(60)
+    server._thread.join(60)
+    assert not server._thread.is_alive()
+
+
+def test_a_program_that_forgets_to_close_ends(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    code = (
+        "from dynabert import InferenceEngine\n"
+        "from dynabert.engine import ElasticServer\n"
+        f"server = ElasticServer(InferenceEngine.from_pretrained({str(folder)!r}), ['w1-d1'], promise_ms=1e6)\n"
+        "future = server.ask('good film')\n"
+        "future.add_done_callback(lambda f: print('answered', f.result().subnet, flush=True))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "answered w1-d1\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("subnets", "options", "message"),
+    [
+        ([], {}, "subnets are empty; allowed: a list of one or more"),
+        ("w1-d1", {}, "subnets are 'w1-d1'; allowed: a list"),
+        (["w1-d1", "w1-d1"], {}, r"subnets are \['w1-d1', 'w1-d1'\]; allowed: each once"),
+        (["w1-d1", "w7-d1"], {}, "width_mult is 7.0; allowed: above 0, up to 1"),
+        (["w1-d1"], {"promise_ms": 0.0}, "promise_ms is 0.0; allowed: above 0"),
+        (["w1-d1"], {"max_waiting": 0}, "max_waiting is 0; allowed: 1 or more"),
+        (["w1-d1"], {"max_batch_tokens": 0}, "max_batch_tokens is 0; allowed: 1 or more"),
+    ],
+)
+def test_wrong_settings(engine: InferenceEngine, subnets: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ElasticServer(engine, subnets, **{"promise_ms": 10.0, **options})
+
+
+def test_training_mode_is_refused() -> None:
+    engine = InferenceEngine(tiny_model(), tiny_tokenizer())
+    engine.model.train()
+    with pytest.raises(RuntimeError, match="training mode; call model"):
+        ElasticServer(engine, LADDER, promise_ms=10.0)
