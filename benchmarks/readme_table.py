@@ -3,7 +3,8 @@
 Takes ``benchmarks/results/demo/results.json``, which ``make demo`` left there, and
 ``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and
 ``benchmarks/results/cpu-peers-*.json``, rows of ``benchmarks.cpu_peers``, and writes the tables between the markers of
-README.md (two threads) and docs/run.md (one). ``cpu-tiles-*.json`` are rows of ``dynabert-bench`` on a processor with
+README.md (two threads) and docs/run.md (one), where ``serving.json``, of ``benchmarks.serving``, has a table too.
+``cpu-tiles-*.json`` are rows of ``dynabert-bench`` on a processor with
 tile registers, with them and without; their table stands in docs/kernels.md. A test holds the pages to them.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 from benchmarks.cpu_peers.report import lengths_table
 from benchmarks.cpu_peers.report import readme as peer_table
+from benchmarks.serving import report as serving_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "demo" / "results.json"
@@ -29,6 +31,7 @@ PEERS = {
 TILE_PEERS = [ROOT / "benchmarks" / "results" / f"cpu-peers-{model}-tiles.json" for model in ("minilm", "base")]
 TILES = {isa: ROOT / "benchmarks" / "results" / f"cpu-tiles-{isa}.json" for isa in ("amx", "avx512")}
 LENGTHS = ROOT / "benchmarks" / "results" / "cpu-peers-lengths.json"
+SERVING = ROOT / "benchmarks" / "results" / "serving.json"
 FUSED_GOAL = 1.2
 WIDTHS, DEPTHS = ("1", "0.75", "0.5", "0.25"), ("1", "0.75", "0.5")
 
@@ -203,6 +206,7 @@ def tables() -> dict[str, dict[str, str]]:
             "peers": peer_table(one),
             "tile peers": peer_table([_read(path) for path in TILE_PEERS]),
             "lengths": lengths_table(_read(LENGTHS)),
+            "serving": serving_table(_read(SERVING)),
         },
         "docs/kernels.md": {"tile": tile_table(*(_read(path) for path in TILES.values()))},
     }

@@ -26,6 +26,7 @@ from dynabert.engine.prediction import Prediction, interpret
 
 AUTO = "auto"  # the server chooses
 REMEMBERED = 10_000  # latencies that the quantiles are taken of
+RESERVE = 0.2  # of a promise: for what the estimate misses
 RATIOS = 15  # of the last batches' times to the ladder's; their median is the slowdown, so one that stalled is nothing
 
 
@@ -63,10 +64,11 @@ class ServerStats:
 class _Request:
     """A text that waits."""
 
-    __slots__ = ("answer", "arrived", "ends", "fixed_tokens", "ids", "subnet", "types")
+    __slots__ = ("aim", "answer", "arrived", "ends", "fixed_tokens", "ids", "subnet", "types")
 
-    def __init__(self, ids: list[int], types: list[int] | None, subnet: str, arrived: float, ends: float) -> None:
-        self.ids, self.types, self.subnet, self.arrived, self.ends = ids, types, subnet, arrived, ends
+    def __init__(self, ids: list[int], types: list[int] | None, subnet: str, arrived: float, promise: float) -> None:
+        self.ids, self.types, self.subnet, self.arrived = ids, types, subnet, arrived
+        self.ends, self.aim = arrived + promise, arrived + (1.0 - RESERVE) * promise
         self.fixed_tokens = 0.0  # see `Waiting`
         self.answer: Future[Prediction] = Future()
 
@@ -83,8 +85,8 @@ class ElasticServer:
         engine: in whose batches the requests run.
         subnets: from which the server chooses, the one that is wanted most first: ``dynabert pick`` finds good ones.
             One alone: nothing is chosen, and requests share batches.
-        promise_ms: milliseconds in which a request is to be answered. Not a limit: an answer that comes later is
-            given, and counted (`ServerStats.late`).
+        promise_ms: milliseconds in which a request is to be answered; the server plans with four fifths of it. Not a
+            limit: an answer that comes later is given, and counted (`ServerStats.late`).
         max_waiting: requests that may wait; more are refused.
         max_batch_tokens: of a batch; by default the engine's. A batch also takes a quarter of the promise at most, by
             the estimate, unless it is a single text.
@@ -172,7 +174,7 @@ class ElasticServer:
         firsts, seconds = split_pairs([text], 0)
         encoded = self.engine._encoder.encode(firsts, seconds, truncate=truncate)
         types = None if encoded.token_type_ids is None else encoded.token_type_ids[0]
-        request = _Request(encoded.input_ids[0], types, chosen, arrived, arrived + 1e-3 * promise)
+        request = _Request(encoded.input_ids[0], types, chosen, arrived, 1e-3 * promise)
         if not auto:
             request.fixed_tokens = len(request.ids) * self._cost(subnet) / self._first_cost
         with self._changed:
@@ -257,7 +259,7 @@ class ElasticServer:
                 if self._closed:
                     return None
                 self._changed.wait()
-            left = 1e3 * (min(request.ends for request in self._waiting) - self._clock())
+            left = 1e3 * (min(request.aim for request in self._waiting) - self._clock())
             state = Waiting(self._tokens, max(0.0, self._fixed_tokens), len(self._waiting[0].ids), left)
             choice = choose(self.ladder, state, self.promise_ms, self.max_batch_tokens, statistics.median(self._ratios))
             batch: list[_Request] = []
