@@ -332,7 +332,7 @@ def check_case(
         try:
             with dk.use_provider(provider), verify.poisoned():
                 results = _results(call, tensors, dy, backward)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # Triton's own errors (a compiler's, too little shared memory) are no RuntimeErrors
             refused = str(error).partition("was forced, but ")[2]
             status, note = (rows.UNAVAILABLE, refused) if refused else (rows.FAILED, f"{type(error).__name__}: {error}")
             found.append(replace(row, status=status, note=note))

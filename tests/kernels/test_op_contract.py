@@ -117,7 +117,7 @@ def test_a_batch_without_rows_goes_backward(provider: str) -> None:
 
 
 def test_one_group_of_all_rows_is_no_number_of_the_host() -> None:
-    """Without ``rows`` the borders are made on the device: a copy from the host waits for a GPU, and no graph takes it."""
+    """Without ``rows`` the borders are made on the device: a copy from the host waits for a GPU and is in no graph."""
     torch.manual_seed(0)
     qkv, x, teacher = torch.randn(7, 2, 3, 16), torch.randn(7, 16), torch.randn(7, 16)
     borders, weight = torch.tensor([0, 3, 7], dtype=torch.int32), torch.randn(5, 16)
