@@ -26,7 +26,7 @@ from torch import Tensor
 import dynabert_kernels as dk
 from dynabert_kernels.ops import providers
 from dynabert_kernels.testing.comparison import GRADIENT_FACTOR, OUTPUT_FACTOR
-from dynabert_kernels.testing.timing import dtype_name
+from dynabert_kernels.testing.timing import dtype_name, why_lost
 
 from . import report, rows, verify
 from .problems import DTYPES
@@ -363,17 +363,6 @@ def _results(call: Call, tensors: Tensors, dy: Tensor, backward: bool) -> tuple[
     if y.device.type == "cuda":
         torch.cuda.synchronize(y.device)
     return (y.detach(), *gradients)
-
-
-def why_lost(device: torch.device) -> str | None:
-    """Why nothing more can run on the device in this process, as after an illegal address; None while it answers."""
-    if device.type != "cuda":
-        return None
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError as error:
-        return str(error).splitlines()[0]
-    return None
 
 
 def merge(folders: Sequence[Path], into: Path, name: str) -> None:

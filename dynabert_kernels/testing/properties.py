@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from dynabert_kernels.testing.comparison import GRADIENT_FACTOR, OUTPUT_FACTOR, 
 from dynabert_kernels.testing.inputs import poisoned_allocations
 from dynabert_kernels.testing.random_batches import device_of
 from dynabert_kernels.testing.random_samples import BUILDERS, FEATURES, Sample, placed, random_sample
+from dynabert_kernels.testing.timing import why_lost
 
 # One draw of a few numbers may by luck round well for PyTorch: a result that is red is judged by the largest errors,
 # of both, over so many draws of the values.
@@ -46,7 +47,8 @@ _NO_LUCK = 8.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one sample showed: faults in words (none: all holds), or why the provider refuses it."""
+    """What one sample showed: faults in words (none: all holds), or why the provider refuses it. ``lost``: why its
+    process can try no other, where a fault took the device away."""
 
     op: str
     provider: str
@@ -55,6 +57,7 @@ class Outcome:
     faults: tuple[str, ...]
     refusal: str | None = None
     backward: bool = True
+    lost: str | None = None
 
 
 def results(sample: Sample, provider: str, *, backward: bool) -> dict[str, Tensor]:
@@ -271,7 +274,8 @@ def _try(case: tuple[str, int], provider: str, briefly: bool) -> tuple[Outcome, 
         outcome = check(*case, provider)
         if not outcome.faults:
             return outcome, ""
-        if briefly:
+        outcome = replace(outcome, lost=why_lost(device_of(provider)))
+        if briefly or outcome.lost is not None:
             again = command(outcome.op, outcome.seed, provider)
             return outcome, f"RED {outcome.op}, seed {outcome.seed}: {'; '.join(outcome.faults)}\n  again:    {again}"
         return outcome, explain(outcome)
@@ -333,6 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if time.monotonic() - said > 15:
             said = time.monotonic()
             print(f"{sum(counts.values())} of {len(cases)}, {said - begin:.0f} s: {counts}", flush=True)
+        if outcome.lost is not None:  # else all that this process tries from now on would be red
+            print(f"the device was lost, what follows was not tried: {outcome.lost}", flush=True)
+            break
         if outcome.faults and options.stop:
             break
         if options.seconds is not None and time.monotonic() - begin > options.seconds:
