@@ -64,7 +64,7 @@ def measure_group(benchmark: Benchmark, given: Sequence[Problem], settings: Sett
         runnable = [row for row in found if row.status == rows.MEASURED]
         try:
             timings = _timed(benchmark, problems, runnable, settings)
-        except RuntimeError as error:
+        except Exception as error:
             # Out of memory, or a kernel that fails on the inputs it is timed on: said in the rows, and the run goes on.
             note = f"timing raised {type(error).__name__}: {error}"
             return [replace(row, status=rows.FAILED, note=note) if row in runnable else row for row in found]
@@ -135,7 +135,7 @@ def _checked(benchmark: Benchmark, problem: Problem, settings: Settings) -> list
                 results = verify.as_tuple(benchmark.function()(*arguments))
                 if settings.device.type == "cuda":
                     torch.cuda.synchronize(settings.device)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # Triton's own errors (a compiler's, too little shared memory) are no RuntimeErrors
             found.append(replace(row, status=rows.FAILED, note=f"raised {type(error).__name__}: {error}"))
             continue
         check = verify.worst(verify.compare_all(benchmark.checked, results, exact, torch_results, benchmark.factor))

@@ -125,5 +125,6 @@ def activation_code(op: str, activation: str) -> int:
 
 
 def whole_batch(tokens: int, device: torch.device) -> Tensor:
-    """Borders of one group that owns all rows."""
-    return torch.tensor([0, tokens], dtype=torch.int32, device=device)
+    """Borders of one group that owns all rows. Made on the device: a copy from the host would wait for a GPU's queue,
+    and no graph could capture it."""
+    return torch.arange(2, dtype=torch.int32, device=device) * tokens

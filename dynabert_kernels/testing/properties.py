@@ -24,7 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from dynabert_kernels.testing.comparison import GRADIENT_FACTOR, OUTPUT_FACTOR, 
 from dynabert_kernels.testing.inputs import poisoned_allocations
 from dynabert_kernels.testing.random_batches import device_of
 from dynabert_kernels.testing.random_samples import BUILDERS, FEATURES, Sample, placed, random_sample
+from dynabert_kernels.testing.timing import why_lost
 
 # One draw of a few numbers may by luck round well for PyTorch: a result that is red is judged by the largest errors,
 # of both, over so many draws of the values.
@@ -46,7 +47,8 @@ _NO_LUCK = 8.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one sample showed: faults in words (none: all holds), or why the provider refuses it."""
+    """What one sample showed: faults in words (none: all holds), or why the provider refuses it. ``lost``: why its
+    process can try no other, where a fault took the device away."""
 
     op: str
     provider: str
@@ -55,6 +57,7 @@ class Outcome:
     faults: tuple[str, ...]
     refusal: str | None = None
     backward: bool = True
+    lost: str | None = None
 
 
 def results(sample: Sample, provider: str, *, backward: bool) -> dict[str, Tensor]:
@@ -200,7 +203,7 @@ def check(op: str, seed: int, provider: str, *, without: frozenset[str] = frozen
             faults += _in_inference(sample, ours, provider, without)
         if not faults and sample.splits and sample.wide and len(sample.batch.groups_with_rows) > 1:
             faults += _groups_alone(sample, provider, backward, without)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except Exception as error:  # Triton's own errors (a compiler's, too little shared memory) are no RuntimeErrors
         refusal = str(error).partition("was forced, but ")[2]
         if refusal:
             return Outcome(op, provider, seed, sample.about, (), refusal)
@@ -266,18 +269,22 @@ def ops_of(provider: str) -> list[str]:
     return [op for op in sorted(BUILDERS) if provider in providers.registered().get(f"{op}_fwd", ())]
 
 
-def _try(case: tuple[str, int], provider: str, stop: bool) -> tuple[Outcome, str]:
+def _try(case: tuple[str, int], provider: str, briefly: bool) -> tuple[Outcome, str]:
     with one_thread(), interpreter(provider):
         outcome = check(*case, provider)
         if not outcome.faults:
             return outcome, ""
-        if stop:
-            return outcome, f"RED {outcome.op}, seed {outcome.seed}: {'; '.join(outcome.faults)}"
+        outcome = replace(outcome, lost=why_lost(device_of(provider)))
+        if briefly or outcome.lost is not None:
+            again = command(outcome.op, outcome.seed, provider)
+            return outcome, f"RED {outcome.op}, seed {outcome.seed}: {'; '.join(outcome.faults)}\n  again:    {again}"
         return outcome, explain(outcome)
 
 
-def _outcomes(cases: list[tuple[str, int]], provider: str, processes: int, stop: bool) -> Iterator[tuple[Outcome, str]]:
-    work = functools.partial(_try, provider=provider, stop=stop)
+def _outcomes(
+    cases: list[tuple[str, int]], provider: str, processes: int, briefly: bool
+) -> Iterator[tuple[Outcome, str]]:
+    work = functools.partial(_try, provider=provider, briefly=briefly)
     if processes <= 1:
         yield from map(work, cases)
         return
@@ -295,8 +302,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--first", type=int, default=0, help="the first seed")
     flags.add_argument("--cases", type=int, default=600, help="samples in all, shared among the ops")
     flags.add_argument("--without", nargs="+", default=[], choices=FEATURES, help="leave these out; with --seed")
-    flags.add_argument("--stop", action="store_true", help="end at the first failure, which is said in one line")
-    flags.add_argument("--seconds", type=float, help="begin no sample after so many; how many were tried is said")
+    flags.add_argument("--stop", action="store_true", help="end at the first failure, which is said in few words")
+    flags.add_argument(
+        "--seconds",
+        type=float,
+        help="begin no sample after so many; says how many were tried, and failures in few words",
+    )
     flags.add_argument("-n", type=int, default=1, help="processes")
     options = flags.parse_args(arguments)
     # Memory is poisoned by PyTorch's deterministic mode, which on a GPU asks for this before the first product.
@@ -316,13 +327,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [(op, seed) for seed in range(options.first, options.first + each) for op in ops]
     begin = said = time.monotonic()
     counts = dict.fromkeys(("hold", "refused", "fail"), 0)
-    for outcome, words in _outcomes(cases, options.provider, options.n, options.stop):
+    # To make a failing sample simpler takes other samples, each with kernels to compile: where time is short its worker
+    # would be ended before it has told that there is one.
+    briefly = options.stop or options.seconds is not None
+    for outcome, words in _outcomes(cases, options.provider, options.n, briefly):
         counts["fail" if outcome.faults else "refused" if outcome.refusal else "hold"] += 1
         if words:
             print(words, flush=True)
         if time.monotonic() - said > 15:
             said = time.monotonic()
             print(f"{sum(counts.values())} of {len(cases)}, {said - begin:.0f} s: {counts}", flush=True)
+        if outcome.lost is not None:  # else all that this process tries from now on would be red
+            print(f"the device was lost, what follows was not tried: {outcome.lost}", flush=True)
+            break
         if outcome.faults and options.stop:
             break
         if options.seconds is not None and time.monotonic() - begin > options.seconds:

@@ -115,6 +115,17 @@ def clock_for(device: torch.device | str) -> Clock:
     raise ValueError(f"clock_for: no clock for this device; got {kind!r}; allowed: cpu, cuda; write a Clock for it")
 
 
+def why_lost(device: torch.device) -> str | None:
+    """Why nothing more can run on the device in this process, as after an illegal address; None while it answers."""
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 class Rotation:
     """Deals input sets out in turn to all contenders that share it: none finds a set that its neighbour just warmed.
 
@@ -411,4 +422,5 @@ __all__ = [
     "quantile",
     "sets_to_displace",
     "time_interleaved",
+    "why_lost",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -38,11 +39,19 @@ class _MissingKernel:
         raise RuntimeError(f"triton provider: {IMPORT_ERROR}")
 
 
+# A layer's counts are a view of its plan's table and begin anywhere in it. Those that do not begin at a multiple of 16
+# bytes would be another build of each kernel, compiled in the middle of serving, which `make codegen` does not see.
+_VIEWS_OF_A_PLAN = frozenset({"counts_ptr", "out_counts_ptr", "in_counts_ptr", "active_ptr"})
+
+
 def jit(function: Any = None, **options: Any) -> Any:
     """`triton.jit` with its options, or a stand-in that refuses to be launched where Triton is missing."""
     if function is None:
         return functools.partial(jit, **options)
-    return _MissingKernel() if triton is None else triton.jit(function, **options)
+    if triton is None:
+        return _MissingKernel()
+    anywhere = [name for name in inspect.signature(function).parameters if name in _VIEWS_OF_A_PLAN]
+    return triton.jit(function, do_not_specialize_on_alignment=anywhere, **options)
 
 
 def accumulator(dtype: torch.dtype) -> Any:

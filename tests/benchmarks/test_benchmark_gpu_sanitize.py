@@ -15,6 +15,7 @@ STAND_IN = """#!/usr/bin/env bash
 [[ "$*" == *is_available* ]] && exit "$((1 - SEES_GPU))"
 echo "$*" >> "$CALLS"
 [[ -n "$FAILING" && "$*" == *"$FAILING"* ]] && exit "$CODE"
+sleep "$LASTS"
 exit 0
 """
 SANITIZER = """#!/usr/bin/env bash
@@ -27,7 +28,14 @@ exec "$@"
 
 
 def run_script(
-    folder: Path, *arguments: str, sees_gpu: int = 1, failing: str = "", code: int = 9, sanitizer: bool = True
+    folder: Path,
+    *arguments: str,
+    sees_gpu: int = 1,
+    failing: str = "",
+    code: int = 9,
+    sanitizer: bool = True,
+    total: int = 60,
+    lasts: float = 0,
 ) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """The ended script and the calls that it made."""
     (folder / "bin").mkdir()
@@ -45,6 +53,8 @@ def run_script(
         "FAILING": failing,
         "CODE": code,
         "JOBS": 4,
+        "TOTAL": total,
+        "LASTS": lasts,
     }
     environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
     done = subprocess.run(
@@ -89,6 +99,18 @@ def test_an_op_that_a_provider_has_not_is_no_failure_and_nothing_at_all_is(tmp_p
     done, _ = run_script(tmp_path / "again", *one, failing="properties", code=2)
     assert done.returncode == 2
     assert "nothing ran" in done.stdout
+
+
+def test_the_summary_comes_in_time_and_names_what_was_left_out(tmp_path: Path) -> None:
+    done, calls = run_script(
+        tmp_path, "--tools", "memcheck", "--ops", "a b c d", "--providers", "triton cuda", total=2, lasts=9
+    )
+    assert done.returncode == 1
+    assert len([call for call in calls if call.startswith("sanitizer")]) == 4
+    summary = (tmp_path / "out" / "gpu_sanitize" / "summary.txt").read_text(encoding="utf-8")
+    assert summary.count("STOPPED after 2 s") == 4
+    assert summary.count("LEFT OUT: the 2 s of all were over") == 4
+    assert summary.endswith("NOT CLEAN\n")
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

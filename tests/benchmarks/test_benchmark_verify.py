@@ -111,15 +111,34 @@ def test_an_unwritten_element_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "error inf" in row.note
 
 
-def test_a_provider_that_raises_has_failed_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+class OutOfResources(Exception):
+    """What a kernel's compiler raises: Triton's errors are no RuntimeErrors."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OutOfResources])
+def test_a_provider_that_raises_has_failed_and_the_others_go_on(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def raises(*args: Any) -> Any:
-        raise RuntimeError("planted: illegal memory access")
+        raise kind("planted: illegal memory access")
 
     plant(monkeypatch, "elastic_ffn_fwd", raises)
     found = measured(("cpu", "reference"), "elastic_ffn")
     assert found["cpu"].status == rows.FAILED
-    assert "planted: illegal memory access" in found["cpu"].note
+    assert f"raised {kind.__name__}: planted: illegal memory access" in found["cpu"].note
     assert found["reference"].median_ms is not None
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, OutOfResources])
+def test_the_check_goes_on_after_a_provider_that_raises(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*args: Any) -> Any:
+        raise kind("planted: shared memory")
+
+    plant(monkeypatch, "add_layer_norm_fwd", raises)
+    case = ("add_layer_norm", "one row, odd width")
+    found = check.check_case(*case, torch.float32, torch.device("cpu"), ("cpu", "reference"), 3)
+    assert [row.status for row in found] == [rows.FAILED, rows.MEASURED]
+    assert found[0].note == f"{kind.__name__}: planted: shared memory"
 
 
 def test_a_provider_that_fails_only_on_the_timed_inputs_is_said_in_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import dynabert_kernels as dk
 from dynabert_kernels.ops import providers
+from dynabert_kernels.testing.frozen_replay import FrozenReplay
 from tests.kernels.cases import DROPOUT_STATE, Network, bias_table, plan_of
 
 NETWORK = Network(width=16, heads=4, size=4, neurons=12, dtype=torch.float32)
@@ -113,6 +114,21 @@ def test_a_batch_without_rows_goes_backward(provider: str) -> None:
         assert dk.elastic_linear(turned, weight).shape == (0, 12)
     assert weight.grad is not None
     assert (weight.grad == 0).all()
+
+
+def test_one_group_of_all_rows_is_no_number_of_the_host() -> None:
+    """Without ``rows`` the borders are made on the device: a copy from the host waits for a GPU and is in no graph."""
+    torch.manual_seed(0)
+    qkv, x, teacher = torch.randn(7, 2, 3, 16), torch.randn(7, 16), torch.randn(7, 16)
+    borders, weight = torch.tensor([0, 3, 7], dtype=torch.int32), torch.randn(5, 16)
+    for call in (
+        lambda: dk.varlen_attention(qkv, borders, max_seqlen=4),
+        lambda: dk.elastic_linear(x, weight),
+        lambda: dk.distillation_loss(x, teacher),
+    ):
+        replay = FrozenReplay(call)
+        replay.replay()
+        assert torch.equal(replay.output, call())
 
 
 def test_backward_ops_keep_the_contract() -> None:

@@ -296,3 +296,41 @@ def test_the_command_prints_how_to_try_a_failure_again(
     assert "again:    python -m dynabert_kernels.testing.properties --provider cuda --op add_layer_norm" in printed
     assert properties.main(["--provider", "cuda", "--op", "add_layer_norm", "--cases", "3", "--stop"]) == 1
     assert "RED add_layer_norm, seed " in capsys.readouterr().out
+
+
+def test_where_time_is_short_a_failure_is_told_before_it_is_made_simpler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a GPU simpler samples are more kernels to compile: time would be over before the failure is known."""
+
+    class CompilerError(Exception):
+        pass
+
+    def raises(*arguments: Any) -> tuple[Tensor, ...]:
+        raise CompilerError("no such layout")
+
+    plant(monkeypatch, "add_layer_norm", fwd=raises)
+    monkeypatch.setattr(properties, "simplest", lambda *_: pytest.fail("it was made simpler"))
+    given = ["--provider", "cuda", "--op", "add_layer_norm", "--cases", "3", "--seconds", "600"]
+    assert properties.main(given) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("RED add_layer_norm, seed ") == 3
+    assert "seed 2: CompilerError: no such layout" in printed
+    assert "again:    python -m dynabert_kernels.testing.properties --provider cuda --op add_layer_norm" in printed
+
+
+def test_the_command_ends_where_the_device_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After an illegal address every call fails: the samples that follow are not red for faults of their own."""
+
+    def raises(*arguments: Any) -> tuple[Tensor, ...]:
+        raise RuntimeError("planted: illegal address")
+
+    plant(monkeypatch, "add_layer_norm", fwd=raises)
+    monkeypatch.setattr(properties, "why_lost", lambda device: "planted: illegal address")
+    assert properties.main(["--provider", "cuda", "--op", "add_layer_norm", "--cases", "3"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("RED add_layer_norm, seed ") == 1
+    assert "the device was lost, what follows was not tried: planted: illegal address" in printed
+    assert "{'hold': 0, 'refused': 0, 'fail': 1}" in printed

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +26,34 @@ except RuntimeError as error:
     print("raised:", error)
 """
 
+# The heads of the first layer begin 8 bytes into the plan's table, those of the second 16.
+_TWO_LAYERS = """
+import dynabert_kernels as dk, torch
+from dynabert_kernels.testing.codegen_cases import TritonCase
+from dynabert_kernels.testing.offline_triton import compile_launches
+from dynabert_kernels.triton.elastic_attention import elastic_attention_fwd
 
-def _said(code: str) -> str:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+plan = dk.Plan.uniform(dk.SubnetShape((4, 4), (1, 1)), [16])
+assert [layer.heads.data_ptr() % 16 for layer in plan.layers] == [8, 0]
+
+def zeros(*shape):
+    return torch.zeros(shape, dtype=torch.bfloat16)
+
+def launch():
+    vector = zeros(64)
+    weights = zeros(4, 3, 16, 64), zeros(4, 3, 16), zeros(64, 64), vector, vector, vector
+    for layer in plan.layers:
+        tables = torch.tensor([0, 16], dtype=torch.int32), layer.rows, layer.heads, None, None
+        elastic_attention_fwd(zeros(16, 64), *weights, *tables, 4, 16, 0.25, 1e-12, 0.0, 0.0, 3, True)
+
+builds = [(name, kernel.hash) for name, _, kernel in compile_launches(TritonCase("", "", "", launch), "sm_90")]
+half = len(builds) // 2
+print("launches", half, "same" if builds[:half] == builds[half:] else builds)
+"""
+
+
+def _said(code: str, **more: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | more
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -44,6 +70,11 @@ def test_without_triton_the_package_imports_and_says_why() -> None:
 def test_without_interpreter_cpu_tensors_are_refused_by_name() -> None:
     said = _said(_LAUNCH)
     assert "refused: tensors are on cpu; Triton kernels need a CUDA device, or TRITON_INTERPRET=1 set before" in said
+
+
+@pytest.mark.skipif(IMPORT_ERROR is not None, reason=str(IMPORT_ERROR))
+def test_where_a_layer_stands_in_its_plan_makes_no_other_build(tmp_path: Path) -> None:
+    assert _said(_TWO_LAYERS, TRITON_CACHE_DIR=str(tmp_path)).strip() == "launches 4 same"
 
 
 def test_sums_are_kept_wide() -> None:
