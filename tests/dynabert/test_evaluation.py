@@ -91,7 +91,12 @@ def test_mode_is_put_back(training: bool) -> None:
         ({"labels": None, "label_names": ()}, ["w1"], None, "toy has no labels"),
         ({"labels": (7,) * 30}, ["w1"], None, "toy has label 7, the model has 3 outputs"),
         ({"labels": (0, -100) * 15}, ["w1"], None, "toy has label -100, the model has 3 outputs"),
-        ({"labels": (0.0, 1.0) * 15}, ["w1"], None, "toy has numbers of a regression as labels, the model is for single"),
+        (
+            {"labels": (0.0, 1.0) * 15},
+            ["w1"],
+            None,
+            "toy has numbers of a regression as labels, the model is for single",
+        ),
         ({}, [], None, "each sub-network is needed once; got none"),
         ({}, ["w1", "w1-d1"], None, "each sub-network is needed once; got w1-d1, w1-d1"),
         ({}, ["w1"], "pearson", "metric 'pearson' does not fit single_label_classification; allowed: accuracy"),
