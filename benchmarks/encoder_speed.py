@@ -134,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out is not None:
         facts = environment(torch.device("cpu"), said_options(argv), module="benchmarks.encoder_speed")
         found = {"environment": facts, "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -126,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     row = {"dtype": options.dtype, **found, **facts}
     print(json.dumps(row, indent=1))
     if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     first, second = (int(str(found[f"most_resident_bytes_{half}_half"])) for half in ("first", "second"))
     grown = second - first

@@ -154,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out is not None:
         goals = {"mean": MEAN_GOAL, "worst": WORST_GOAL}
         found = {"environment": facts, "goals": goals, "models": summaries, "rows": rows}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0 if all(row["within_goals"] for row in rows) else 1
 

@@ -238,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = markdown(cells, seed)
     print(table)
     if options.markdown is not None:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
         options.markdown.write_text(table, encoding="utf-8")
     counts = {status: sum(cell.status == status for cell in cells) for status in (GREEN, RED, NOT_RUN)}
     print(f"cells: {counts}; seed {seed}; rows: {options.out}")

@@ -64,6 +64,7 @@ class PackedBatch:
                 f"PackedBatch: {len(input_ids)} sequences but token_type_ids for {len(token_type_ids)}; "
                 "give one list a sequence"
             )
+        device = torch.get_default_device() if device is None else device
         ids: list[int] = []
         positions: list[int] = []
         types: list[int] = []
@@ -88,17 +89,17 @@ class PackedBatch:
         if token_type_ids is not None:
             types.extend([0] * padding)
         return cls(
-            input_ids=torch.tensor(ids, dtype=torch.int64).to(device=device, non_blocking=True),
-            position_ids=torch.tensor(positions, dtype=torch.int64).to(device=device, non_blocking=True),
+            input_ids=torch.tensor(ids, dtype=torch.int64, device="cpu").to(device=device, non_blocking=True),
+            position_ids=torch.tensor(positions, dtype=torch.int64, device="cpu").to(device=device, non_blocking=True),
             token_type_ids=None
             if token_type_ids is None
-            else torch.tensor(types, dtype=torch.int64).to(device=device, non_blocking=True),
-            cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device=device, non_blocking=True),
+            else torch.tensor(types, dtype=torch.int64, device="cpu").to(device=device, non_blocking=True),
+            cu_seqlens=torch.tensor(borders, dtype=torch.int32, device="cpu").to(device=device, non_blocking=True),
             max_seqlen=max(len(sequence) for sequence in input_ids),
             num_sequences=len(input_ids),
             order=None
             if order is None
-            else torch.tensor(sequence_order, dtype=torch.int64).to(device=device, non_blocking=True),
+            else torch.tensor(sequence_order, dtype=torch.int64, device="cpu").to(device=device, non_blocking=True),
         )
 
     @classmethod
@@ -148,7 +149,7 @@ class PackedBatch:
             listed = [int(index) for index in order]
             if sorted(listed) != list(range(batch)):
                 raise ValueError(f"PackedBatch: order must name each of the {batch} sequences once; got {listed}")
-            sequence_order = torch.tensor(listed, dtype=torch.int64).to(device, non_blocking=True)
+            sequence_order = torch.tensor(listed, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
 
         def arranged(tensor: Tensor) -> Tensor:
             return tensor if sequence_order is None else tensor[sequence_order]
@@ -178,7 +179,7 @@ class PackedBatch:
             input_ids=ids.reshape(-1)[flat].to(torch.int64),
             position_ids=positions.reshape(-1)[flat].to(torch.int64),
             token_type_ids=None if types is None else types.reshape(-1)[flat].to(torch.int64),
-            cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device, non_blocking=True),
+            cu_seqlens=torch.tensor(borders, dtype=torch.int32, device="cpu").to(device, non_blocking=True),
             max_seqlen=int(max(lengths)),
             num_sequences=batch,
             order=sequence_order,

@@ -107,12 +107,13 @@ class Plan:
         num_rows = -(-rows[-1] // row_bucket) * row_bucket
         if num_rows > 2**31 - 1:
             raise ValueError(f"Plan: {num_rows} rows; allowed: up to 2147483647; split the batch")
+        device = torch.get_default_device() if device is None else device
         numbers = list(rows)
         for layer in range(num_layers):
             numbers += [shape.heads[layer] for shape in shapes]
             numbers += [shape.neurons[layer] for shape in shapes]
         return cls(
-            table=torch.tensor(numbers, dtype=torch.int32).to(device=device, non_blocking=True),
+            table=torch.tensor(numbers, dtype=torch.int32, device="cpu").to(device=device, non_blocking=True),
             num_groups=len(shapes),
             max_heads=tuple(max(shape.heads[layer] for shape in shapes) for layer in range(num_layers)),
             max_neurons=tuple(max(shape.neurons[layer] for shape in shapes) for layer in range(num_layers)),

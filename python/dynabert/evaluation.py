@@ -322,12 +322,19 @@ def _targets(
             f"evaluate: {encoded.source} has {'a set of labels' if many else 'one label'} for each text, the model is "
             f"for {problem}; use data of the model's kind"
         )
-    last: Any = max((max(row, default=0) for row in labels), default=0) if many else max(labels, default=0)  # type: ignore[arg-type]
-    if problem != REGRESSION and last >= outputs:
+    numbers = len(labels) > 0 and isinstance(labels[0], (float, np.floating))
+    if len(labels) and not many and numbers != (problem == REGRESSION):
         raise ValueError(
-            f"evaluate: {encoded.source} has label {last}, the model has {outputs} outputs; use data of the model's "
-            "task"
+            f"evaluate: {encoded.source} has {'numbers of a regression' if numbers else 'classes'} as labels, the "
+            f"model is for {problem}; use data of the model's kind"
         )
+    flat: Any = [label for row in labels for label in row] if many else labels  # type: ignore[union-attr]
+    for label in (min(flat, default=0), max(flat, default=0)):
+        if problem != REGRESSION and not 0 <= label < outputs:
+            raise ValueError(
+                f"evaluate: {encoded.source} has label {label}, the model has {outputs} outputs; use data of the "
+                "model's task"
+            )
     return label_array(labels, MULTI_LABEL, outputs).astype(bool) if many else labels  # type: ignore[return-value]
 
 

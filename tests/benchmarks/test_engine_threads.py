@@ -14,7 +14,7 @@ from tests.dynabert.tiny_texts import tiny_folder, tiny_model, tiny_tokenizer
 
 
 def test_a_good_engine_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, out = tiny_folder(tmp_path / "model"), tmp_path / "row.json"
+    folder, out = tiny_folder(tmp_path / "model"), tmp_path / "a folder to make" / "row.json"
     given = ["--model", str(folder), "--seconds", "1.5", "--threads", "4", "--out", str(out)]
     assert engine_threads.main(given) == 0
     row = json.loads(out.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ def test_rows_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     monkeypatch.setattr(profile_error, "opener", lambda _: lambda _: tiny_model())
     monkeypatch.setattr(profile_error, "WORST_GOAL", 1e9)
     monkeypatch.setattr(profile_error, "MEAN_GOAL", 1e9)
-    out = tmp_path / "row.json"
+    out = tmp_path / "a folder to make" / "row.json"
     options = ["--dtypes", "float32", "--batch_sizes", "1,2", "--seq_lengths", "4,8", "--minutes", "0.005"]
     assert profile_error.main([*options, "--check", "6", "--threads", "1", "--out", str(out)]) == 0
     found = json.loads(out.read_text(encoding="utf-8"))

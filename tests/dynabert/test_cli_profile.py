@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+import dynabert.profile
 from dynabert.cli import main
 from dynabert.cli.profile import default_dtypes, names, numbers
 from dynabert.profile import DeviceProfile
@@ -58,6 +60,28 @@ def test_a_file_is_not_replaced_in_silence(folder: str, tmp_path: Path, capsys: 
     assert main(short(folder, path, "--dtypes", "float32", "--batch_sizes", "1", "--overwrite")) == 0
     assert main(short(folder, tmp_path / "no" / "profile.json")) == 1
     assert "make it first" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynabert.profile, "profile_device", lambda *_, **__: pytest.fail("measured"))
+    assert main(short(folder, tmp_path / ("x" * 252))) == 1
+    assert re.search(r"--output_file .*x cannot be written: .*; give another file", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_of_one_or_few_sub_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for layers in (1, 2):
+        sizes = {"num_hidden_layers": layers, "num_attention_heads": 1, "intermediate_size": 1}
+        small = str(tiny_folder(tmp_path / f"model-{layers}", **sizes))
+        path = tmp_path / f"{layers}.json"
+        assert main(short(small, path, "--threads", "1", "--dtypes", "float32", "--batch_sizes", "1")) == 0
+        shown = capsys.readouterr().err
+        assert "slice" not in shown
+        assert "invalid value" not in shown
+        assert "--max_minutes, or a network of few sub-networks, did not allow more" in shown
+        assert DeviceProfile.load(path, check_device=False).latency_ms(None, 1, 8) > 0.0
 
 
 @pytest.mark.parametrize(

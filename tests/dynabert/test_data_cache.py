@@ -97,6 +97,38 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     assert "--cache_dir or DYNABERT_CACHE gives another folder" in said[0]
 
 
+def test_no_home_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as a user without a name."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("DYNABERT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    said: list[str] = []
+    found = tokenise_once(SINGLE, tiny_tokenizer(), 20, say=said.append)
+    assert found == tokenise(SINGLE, tiny_tokenizer(), 20)
+    assert said == [
+        "token ids are not kept for the next time: no home is known here to keep a cache in; --cache_dir or "
+        "DYNABERT_CACHE gives a folder"
+    ]
+
+
+def test_a_folder_that_may_not_be_read_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Any, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refused)
+        patch.setattr(os, "mkdir", refused)
+        found = tokenise_once(SINGLE, tiny_tokenizer(), 20, cache_dir=tmp_path / "locked", say=said.append)
+    assert found == tokenise(SINGLE, tiny_tokenizer(), 20)
+    assert len(said) == 1
+    assert "token ids are not kept for the next time: [Errno 13] Permission denied" in said[0]
+
+
 def test_the_command_tokenises_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = options_of(tmp_path, cache_dir=str(tmp_path / "kept"))
     assert main(given) == 0

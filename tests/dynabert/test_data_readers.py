@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,10 @@ def test_jsonl(tmp_path: Path) -> None:
         ('{"text": "x"}', "no label in column 'label'; found None"),
         ('{"text": "x", "label": true}', "no label in column 'label'; found True"),
         ('{"text": "x", "label": [1]}', "column 'label' holds a list, [1]; allowed here: one label"),
+        ('{"text": "x", "text": "y"}', "not a JSON object (the key 'text' is there twice)"),
+        ('{"text": "x", "more": {"a": 1, "a": 2}}', "not a JSON object (the key 'a' is there twice)"),
+        ('{"text": "x", "label": ' + "9" * 5000 + "}", "not a JSON object (a number has too many digits)"),
+        ("[" * 100_000, "not a JSON object (lists or objects within each other, too many)"),
     ],
 )
 def test_bad_jsonl_line(tmp_path: Path, line: str, wrong: str) -> None:
@@ -93,6 +99,8 @@ def test_bad_jsonl_line(tmp_path: Path, line: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: ") as error:
         read_examples(path)
     assert wrong in str(error.value)
+    with pytest.warns(UserWarning, match=r"1 bad rows were left out; the first: .*line 2"):
+        assert read_examples(path, bad_rows="skip").texts == ("fine",)
 
 
 def test_txt_is_one_text_a_line(tmp_path: Path) -> None:
@@ -139,6 +147,23 @@ def test_header_alone(tmp_path: Path, name: str) -> None:
     separator = "\t" if name == "a.tsv" else ","
     with pytest.raises(ValueError, match="no examples in it"):
         read_examples(write(tmp_path / name, f"text{separator}label\n"))
+
+
+@pytest.mark.parametrize(("name", "header"), [("a.tsv", "\n"), ("a.csv", "\n"), ("a.csv", ",\n"), ("a.tsv", "\t\n")])
+def test_a_header_without_names(tmp_path: Path, name: str, header: str) -> None:
+    with pytest.raises(ValueError, match=r"line 1: the header names no column; the column names are needed there"):
+        read_examples(write(tmp_path / name, f"{header}text{header.strip()}\n"))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "text,text\n"), ("a.jsonl", "[1]\n"), ("a.tsv", b"\xff\n")])
+def test_a_refused_file_is_closed(tmp_path: Path, name: str, content: str | bytes) -> None:
+    path = write(tmp_path / name, content)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError, match="line 1"):
+            RowReader(path)
+        gc.collect()
+    assert [str(one.message) for one in seen] == []
 
 
 # Bad rows
@@ -387,3 +412,44 @@ def test_half_a_character_is_named_with_its_line(tmp_path: Path) -> None:
 def test_a_long_text_in_csv(tmp_path: Path) -> None:
     long = "x" * 150_000
     assert read_examples(write(tmp_path / "a.csv", f"text,label\n{long},0\nb,1\n")).texts == (long, "b")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "wrong"),
+    [
+        (
+            {"problem": "regresion"},
+            ValueError,
+            "problem is 'regresion'; allowed: auto, classification, multi_label, regr",
+        ),
+        ({"bad_rows": "Skip"}, ValueError, "bad_rows is 'Skip'; allowed: error, skip"),
+        ({"label_names": "01"}, TypeError, "label_names are '01'; allowed: a list of texts"),
+        ({"label_names": [0, 1]}, TypeError, "label_names are [0, 1]; allowed: a list of texts"),
+        ({"label_names": ["1", "1"]}, ValueError, "label_names are ['1', '1']; allowed: at least one, each once"),
+        ({"label_names": []}, ValueError, "label_names are []; allowed: at least one, each once"),
+    ],
+)
+def test_options_that_mean_nothing(tmp_path: Path, options: dict[str, Any], error: type[Exception], wrong: str) -> None:
+    path = write(tmp_path / "a.csv", "text,label\ngood,1\nbad,0\n")
+    with pytest.raises(error) as told:
+        read_examples(path, **options)
+    assert wrong in str(told.value)
+
+
+def test_where_all_rows_are_bad_the_first_says_why(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\n ,1\n ,0\n")
+    with pytest.raises(
+        ValueError, match=r"all 2 rows are bad; the first: .*line 2: the text in column 'text' is empty"
+    ):
+        read_examples(path, bad_rows="skip")
+    path = write(tmp_path / "a.jsonl", "[1]\n[2]\n")
+    with pytest.raises(ValueError, match=r"none of the 2 lines is a JSON object; one JSON object in each line is"):
+        read_examples(path, bad_rows="skip")
+
+
+@pytest.mark.parametrize("label", ["7" * 5000, "ab" * 2500])
+def test_a_label_as_long_as_a_text(tmp_path: Path, label: str) -> None:
+    path = write(tmp_path / "a.csv", f"text,label\nfine,1\ngood,{label}\n")
+    for options in ({}, {"label_separator": "|"}):
+        with pytest.raises(ValueError, match=r"a\.csv, line 3: the label '.*has 5000 characters; allowed: up to 1000"):
+            read_examples(path, **options)  # type: ignore[arg-type]

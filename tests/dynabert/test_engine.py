@@ -15,6 +15,7 @@ import torch
 
 from dynabert import ElasticBertForSequenceClassification, InferenceEngine, SubnetConfig
 from dynabert.engine import Prediction, torch_dtype
+from tests.dynabert.tiny_networks import plain_model
 from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
 
 SUBNETS = ["w1-d1", "w0.5-d0.75", "w0.25-d0.5", "w1-l0,3", "h4,0,2,1-n40,0,7,3"]
@@ -429,6 +430,65 @@ def test_stream_refusals(engine: InferenceEngine) -> None:
         engine.predict_iter("good")
     with pytest.raises(ValueError, match="the sub-networks ended at 1 and the texts go on"):
         list(engine.predict_iter(["good", "bad"], subnet=["w1"]))
+
+
+def test_each_of_several_subnetworks(engine: InferenceEngine) -> None:
+    texts = some_texts(700)  # more than are tokenised at once
+    found = engine.predict_each(texts, SUBNETS)
+    assert [len(answers) for answers in found] == [700] * len(SUBNETS)
+    for name, answers in zip(SUBNETS, found, strict=True):
+        assert {answer.subnet for answer in answers} == {engine.predict("good", subnet=name).subnet}
+        for own, alone in zip(answers, engine.predict(texts, subnet=name), strict=True):
+            assert own.logits == pytest.approx(alone.logits, abs=1e-5)
+    assert engine.predict_each([], SUBNETS[:2]) == [[], []]
+    (pairs,) = engine.predict_each([("good", "bad")], "w0.5")
+    assert pairs == [engine.predict(("good", "bad"), subnet="w0.5")]
+
+
+@pytest.mark.parametrize("texts", ["good", ("good", "bad"), b"good", None, {"good"}, {"good": 1}])
+def test_each_takes_a_list_of_texts(engine: InferenceEngine, texts: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"predict_each: texts are no texts; got .*; allowed: a list of str or of pairs"
+    ):
+        engine.predict_each(texts, ["w1"])
+
+
+def test_a_set_has_no_order(engine: InferenceEngine) -> None:
+    """Its texts would meet the sub-networks in any order."""
+    with pytest.raises(TypeError, match="texts are no texts; got set"):
+        engine.predict({"good", "bad"})
+    for subnets in ({"w1", "w0.5"}, {"w1": 1, "w0.5": 2}, b"w1"):
+        with pytest.raises(TypeError, match=f"subnet must be a SubnetConfig.*; got {type(subnets).__name__}"):
+            engine.predict(["good", "bad"], subnet=subnets)  # type: ignore[call-overload]
+    answers = engine.predict({"good": 1, "bad": 2}.keys())
+    assert answers == engine.predict(["good", "bad"])
+
+
+def test_another_model_is_named() -> None:
+    for model in (plain_model("bert"), tiny_model().encoder, "elastic", None):
+        with pytest.raises(TypeError, match=r"model is a \w+; allowed: an ElasticBertForSequenceClassification, whose"):
+            InferenceEngine(model, tiny_tokenizer())  # type: ignore[arg-type]
+
+
+def test_warm_up_of_one_subnetwork_and_of_texts_longer_than_a_batch() -> None:
+    engine = InferenceEngine(tiny_model(), tiny_tokenizer(), max_batch_tokens=10)
+    assert engine.warm_up("w0.5", lengths=[8]) == 1
+    assert engine.warm_up(["w1", "w0.5"], lengths=[16], counts=[1, 2]) == 2  # alone; no two of them share a batch
+
+
+def test_torchs_default_device_is_not_asked(engine: InferenceEngine, architecture: str) -> None:
+    """A copy from a GPU that nobody waits for would be read too early."""
+    engine = InferenceEngine(tiny_model(architecture), tiny_tokenizer(architecture))
+    texts = some_texts(5)
+    wanted = [engine.predict(texts, subnet=SUBNETS), engine.predict([texts[0]]), engine.predict([texts[0]])]
+    with torch.device("meta"):
+        assert [engine.predict(texts, subnet=SUBNETS), engine.predict([texts[0]]), engine.predict([texts[0]])] == wanted
+        inputs = {
+            "input_ids": torch.full((2, 3), 7, device="cpu"),
+            "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]], device="cpu"),
+        }
+        with torch.no_grad():
+            assert engine.model(**inputs, subnet=["w0.5", "w1"]).logits.isfinite().all()
 
 
 # Threads and progress

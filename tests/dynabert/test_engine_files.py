@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import json
+import math
+import sys
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from dynabert import InferenceEngine
 from dynabert.engine import predict_file
@@ -150,6 +157,34 @@ def test_multi_label_and_regression_rows(tmp_path: Path) -> None:
             "lines 1 to 2 (text 0 is line 1): tokenise: text 1 is too long; got 32",
         ),
         ("in.csv", 'text,"a\tb"\nx,y\n', "out.tsv", {}, "line 1: a .tsv cannot hold the tab"),
+        (
+            "in.jsonl",
+            '{"text": "good"}\n{"text": "bad", "text": "good"}\n',
+            "out.jsonl",
+            {},
+            "in.jsonl, line 2: not a JSON object (the key 'text' is there twice)",
+        ),
+        (
+            "in.jsonl",
+            '{"text": "good", "note": "a\\ud800b"}\n',
+            "out.csv",
+            {},
+            r"in.jsonl, line 1: no valid Unicode in 'good,a\ud800b,LABEL",
+        ),
+        (
+            "in.jsonl",
+            '{"text": "good", "n\\ud800": 1}\n',
+            "out.tsv",
+            {},
+            r"in.jsonl, line 1: no valid Unicode in 'text\tn\ud800\tpredicted",
+        ),
+        (
+            "in.txt",
+            "good\n" + "a " * 30 + "\n",
+            "out.tsv",
+            {"subnets": ["w1", "w0.5", "w0.25"]},
+            "text 1 is too long; got 32 tokens; allowed: 20",
+        ),
         ("in.csv", "a,b\nx,y\n", "out.tsv", {}, "no column has a known name for the text"),
         (
             "in.jsonl",
@@ -182,6 +217,90 @@ def test_refusals_leave_nothing_behind(
         predict_file(engine, path, tmp_path / out, **options)
     assert wrong in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_several_subnetworks_name_the_text_that_has_no_answer(tmp_path: Path) -> None:
+    """Not its place in a list that has each text several times."""
+    model = tiny_model()
+    with torch.no_grad():  # only in the last head, which half the width has not
+        model.encoder.layers[0].qkv_bias[-1] = math.nan
+    path = write(tmp_path / "in.txt", "good\nbad\nbad film\n")
+    with pytest.raises(
+        ValueError, match=r"lines 1 to 3 .*not finite for 3 of 3 texts \(the first: text 0, sub-network w1"
+    ):
+        InferenceEngine(model, tiny_tokenizer()).predict_file(path, tmp_path / "out.tsv", subnets=["w0.5", "w1"])
+
+
+def test_many_rows_at_several_subnetworks(engine: InferenceEngine, tmp_path: Path) -> None:
+    texts = some_texts(1200)
+    path = write(tmp_path / "in.txt", "\n".join(texts) + "\n")
+    engine.predict_file(path, tmp_path / "out.jsonl", subnets=("w0.5", "w1-d0.5"), lookahead=1100)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts
+    for name in ("w0.5-d1", "w1-d0.5"):
+        wanted = [found.score for found in engine.predict(texts, subnet=name)]
+        assert [row[f"predicted_score@{name}"] for row in rows] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_half_of_a_pair_stays_as_it_came(engine: InferenceEngine, tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", '{"text": "good", "note": "a\\ud800"}\n{"text": "bad", "note": "\\u00e9"}\n')
+    engine.predict_file(path, tmp_path / "out.jsonl")
+    first, second = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(first)["note"] == "a\ud800"
+    assert '"note": "é"' in second
+
+
+class _Table:
+    """A parquet file as pyarrow gives it: rows with values that JSON has no form for."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows, self.schema_arrow = rows, SimpleNamespace(names=list(rows[0]))
+
+    def iter_batches(self, batch_size: int) -> list[Any]:
+        return [SimpleNamespace(to_pylist=lambda: self.rows)]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def parquet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Writes no file that could be read, since pyarrow need not be there; readers are given the rows."""
+
+    def made(**values: Any) -> Path:
+        fake = SimpleNamespace(ParquetFile=lambda _: _Table([{"text": "good film", **values}]))
+        monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=fake))
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", fake)
+        return write(tmp_path / "in.parquet", "x")
+
+    return made
+
+
+def test_dates_and_decimals_of_a_parquet_are_text(
+    engine: InferenceEngine, tmp_path: Path, parquet: Callable[..., Path]
+) -> None:
+    day, at = datetime.date(2020, 1, 2), datetime.datetime(2020, 1, 2, 3, 4, 5)
+    path = parquet(day=day, at=at, price=Decimal("1.50"), days=[day], deep={"day": day})
+    for name in ("out.jsonl", "out.csv"):
+        engine.predict_file(path, tmp_path / name)
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    wanted = {"day": "2020-01-02", "at": "2020-01-02 03:04:05", "price": "1.50"}
+    assert {key: row[key] for key in wanted} == wanted
+    assert (row["days"], row["deep"]) == (["2020-01-02"], {"day": "2020-01-02"})
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as stream:
+        (cells,) = csv.DictReader(stream)
+    assert {key: cells[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("value", [b"\xff", [b"\xff"], {"a": b"\xff"}])
+@pytest.mark.parametrize("out", ["out.jsonl", "out.csv", "out.tsv"])
+def test_bytes_are_no_text(
+    engine: InferenceEngine, tmp_path: Path, parquet: Callable[..., Path], value: Any, out: str
+) -> None:
+    path = parquet(image=value)
+    with pytest.raises(ValueError, match=r"in\.parquet, line 1: a value is bytes, b'.*; leave its column out"):
+        engine.predict_file(path, tmp_path / out)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.parquet"]
 
 
 def test_truncate(engine: InferenceEngine, tmp_path: Path) -> None:

@@ -90,6 +90,13 @@ def test_mode_is_put_back(training: bool) -> None:
     [
         ({"labels": None, "label_names": ()}, ["w1"], None, "toy has no labels"),
         ({"labels": (7,) * 30}, ["w1"], None, "toy has label 7, the model has 3 outputs"),
+        ({"labels": (0, -100) * 15}, ["w1"], None, "toy has label -100, the model has 3 outputs"),
+        (
+            {"labels": (0.0, 1.0) * 15},
+            ["w1"],
+            None,
+            "toy has numbers of a regression as labels, the model is for single",
+        ),
         ({}, [], None, "each sub-network is needed once; got none"),
         ({}, ["w1", "w1-d1"], None, "each sub-network is needed once; got w1-d1, w1-d1"),
         ({}, ["w1"], "pearson", "metric 'pearson' does not fit single_label_classification; allowed: accuracy"),
@@ -102,6 +109,11 @@ def test_refusals(change: dict[str, Any], subnets: list[str], metric: str | None
     with pytest.raises(ValueError, match="evaluate: ") as error:
         evaluate(tiny_model(), data, subnets, metric=metric)
     assert wrong in str(error.value)
+
+
+def test_classes_for_a_regression_are_refused() -> None:
+    with pytest.raises(ValueError, match="toy has classes as labels, the model is for regression; use data of the"):
+        evaluate(tiny_model(num_labels=1), encoded(), ["w1"])
 
 
 def test_one_label_for_a_multi_label_model_is_refused() -> None:

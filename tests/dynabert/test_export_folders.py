@@ -219,3 +219,21 @@ def test_a_tokenizer_that_pads_on_the_left(tmp_path: Path, caplog: pytest.LogCap
     assert tokenizer.padding_side == "left"
     assert report.padding_side_changed == (form == "hf") == ("pads on the left" in caplog.text)
     assert saved.padding_side == ("right" if form == "hf" else "left")
+
+
+def test_places_that_are_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for below in ("x", "x/y"):
+        with pytest.raises(ValueError, match=r"output_dir .* lies in .*file, which is a file; give another folder"):
+            export_subnet(tiny_model(), None, None, tmp_path / "file" / below)
+    with pytest.raises(ValueError, match=r"output_dir / is a mount point"):
+        export_subnet(tiny_model(), None, None, "/")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"new{number}" for number in range(30)])
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, the model 61; use the model's own tokenizer"):
+        export_subnet(tiny_model(), tokenizer, None, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

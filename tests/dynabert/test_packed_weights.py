@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,7 @@ from dynabert.rewiring import undo_rewiring
 from tests.dynabert.test_engine import SUBNETS, some_texts
 from tests.dynabert.test_modeling import LENGTHS, elastic
 from tests.dynabert.tiny_networks import padded_batch, plain_model
-from tests.dynabert.tiny_texts import tiny_folder
+from tests.dynabert.tiny_texts import tiny_folder, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(not dk.packed_panel(torch.float32), reason="no weights are packed on this machine")
 
@@ -180,3 +184,41 @@ def test_a_compiler_is_named_where_it_is_the_cause(make: str) -> None:
         with pytest.raises(RuntimeError, match="for inference and cannot be compiled; call the model without"):
             torch.compile(model, backend="eager", fullgraph=True)(batch=batch, plan=plan)
     torch._dynamo.reset()
+
+
+def test_a_model_that_serves_may_be_packed() -> None:
+    """Two threads ask, two pack, and the interpreter changes threads all the time: nobody meets a half packed model."""
+    texts, switches, errors = some_texts(3), sys.getswitchinterval(), list[BaseException]()
+    sys.setswitchinterval(1e-5)
+    try:
+        for seed in range(6):
+            model = tiny_model(seed=seed, num_hidden_layers=8, hidden_size=64, intermediate_size=256)
+            engine, stop = InferenceEngine(model, tiny_tokenizer()), threading.Event()
+            wanted = [answer.label for answer in engine.predict(texts)]
+
+            def guarded(work: Callable[[], object]) -> None:
+                try:
+                    work()
+                except BaseException as error:
+                    errors.append(error)
+
+            def ask(engine: InferenceEngine, stop: threading.Event, wanted: list[str | None]) -> None:
+                while not stop.is_set():
+                    assert [answer.label for answer in engine.predict(texts)] == wanted
+
+            asking = [
+                threading.Thread(target=guarded, args=(partial(ask, engine, stop, wanted),), daemon=True)
+                for _ in range(2)
+            ]
+            packing = [threading.Thread(target=guarded, args=(model.pack_weights,)) for _ in range(2)]
+            for thread in [*asking, *packing]:
+                thread.start()
+            for thread in packing:
+                thread.join()
+            stop.set()
+            for thread in asking:
+                thread.join()
+            assert model.has_packed_weights
+            assert errors == []
+    finally:
+        sys.setswitchinterval(switches)

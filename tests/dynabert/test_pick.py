@@ -497,6 +497,11 @@ def test_scores_from_files(run: Run, folder: str, tmp_path: Path) -> None:
         ),
         ('{"metric": "m", "rows": [{"subnet": "w1-d1", "score": 0}]}', "min_retention", "whole network's m is 0"),
         ('{"metric": "m", "rows": [{"subnet": "w0.5-d1", "score": 0.9}]}', "min_retention", "has no score of w1-d1"),
+        (
+            '{"metric": "m", "rows": [{"subnet": "w1", "score": 0.9}, {"subnet": "w1-d1", "score": 0.8}]}',
+            "min_score",
+            "has two scores of w1-d1: 0.9 and 0.8; keep one",
+        ),
     ],
 )
 def test_scores_that_say_nothing(run: Run, tmp_path: Path, content: str, limit: str, wrong: str) -> None:
@@ -506,6 +511,14 @@ def test_scores_that_say_nothing(run: Run, tmp_path: Path, content: str, limit: 
     assert code == 1
     assert wrong in stderr
     assert out == ""
+
+
+def test_scores_by_short_names(run: Run, folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    rows = [{"subnet": "w1", "score": 0.9}, {"subnet": "w0.5", "score": 0.8}]
+    path.write_text(json.dumps({"metric": "accuracy", "rows": rows}), encoding="utf-8")
+    given = ["--model_name_or_path", folder, "--scores", str(path), "--subnets", "w1,w0.5"]
+    assert run(*given, "--min_retention", "0.5")[0] == 0
 
 
 def test_scores_that_lack_candidates(run: Run, folder: str, tmp_path: Path) -> None:

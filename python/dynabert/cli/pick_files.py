@@ -53,7 +53,7 @@ def read_scores(path: str) -> Scores:
     try:
         parts = [part for part in given.get("parts", ()) if part.get("rows")]
         rows: Any = parts[-1]["rows"] if parts else given.get("rows") or given.get("subnets")
-        scores = {str(row["subnet"]): float(row["score"]) for row in rows}
+        named = [(_full_name(str(row["subnet"])), float(row["score"])) for row in rows]
         first = rows[0]
         metric = str(given.get("metric") or first["metric"])
         majority = given.get("majority_score", first.get("majority"))
@@ -62,8 +62,13 @@ def read_scores(path: str) -> Scores:
         examples = None if examples is None else int(examples)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"--scores {path} holds no scores of sub-networks; allowed: {kinds}") from error
-    named = {f"the score of {name}": score for name, score in scores.items()}
-    for name, value in (named if majority is None else {**named, "the majority score": majority}).items():
+    scores: dict[str, float] = {}
+    for name, score in named:
+        if name in scores and scores[name] != score:
+            raise ValueError(f"--scores {path} has two scores of {name}: {scores[name]:g} and {score:g}; keep one")
+        scores[name] = score
+    told = {f"the score of {name}": score for name, score in scores.items()}
+    for name, value in (told if majority is None else {**told, "the majority score": majority}).items():
         if not math.isfinite(value):
             raise ValueError(
                 f"--scores {path}: {name} is {value}; allowed: a fraction; score that sub-network again: dynabert eval"
@@ -89,6 +94,17 @@ def check_whole_score(path: str, given: Scores) -> None:
             f"--scores {path}: the whole network's {given.metric} is {whole:.4g}, so no share of it can be retained; "
             "give --min_score in place of --min_retention, or scores in another metric"
         )
+
+
+def _full_name(name: str) -> str:
+    """A sub-network's text form, such as w1-d1 for w1; a name that is none stays."""
+    from dynabert.configuration import SubnetConfig
+    from dynabert.configuration.grid import subnet_text
+
+    try:
+        return subnet_text(SubnetConfig.parse(name))
+    except ValueError:
+        return name
 
 
 def check_scored(path: str, given: Scores, subnets: Sequence[SubnetConfig], config: ElasticBertConfig) -> None:

@@ -86,9 +86,7 @@ def run(args: argparse.Namespace) -> None:
     if texts is None:
         texts = _file_texts(args)
     names = [subnet_text(subnet) for subnet in subnets]
-    many: list[Any] = texts * len(subnets)
-    found = engine.predict(many, subnet=[s for s in subnets for _ in texts], truncate=args.truncate)
-    answers = [found[i * len(texts) : (i + 1) * len(texts)] for i in range(len(subnets))]
+    answers = engine.predict_each(texts, subnets, truncate=args.truncate)
     if args.json:
         print_json(
             [

@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output_file {path} is there; give another file, or --overwrite")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"--output_file {path}: there is no folder {path.parent}; make it first")
+    _check_writable(path)
 
     import torch
 
@@ -98,6 +99,16 @@ def run(args: argparse.Namespace) -> None:
     else:
         show(found)
     say(f"{found.seconds:.0f} s; {path}; what fits a limit: dynabert pick --profile {path} --max_latency_ms ...")
+
+
+def _check_writable(path: Path) -> None:
+    """Written to once, beside the file: what cannot be kept is refused before minutes of measuring."""
+    probe = path.with_name(f"{path.name}.part")
+    try:
+        probe.write_text("", encoding="utf-8")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--output_file {path} cannot be written: {error}; give another file") from error
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

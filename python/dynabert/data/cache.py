@@ -29,12 +29,22 @@ _FORMAT = "dynabert tokens 1"
 
 
 def default_cache_dir() -> Path:
-    """``$DYNABERT_CACHE``, else ``dynabert`` in ``$XDG_CACHE_HOME``, else ``~/.cache/dynabert``."""
+    """``$DYNABERT_CACHE``, else ``dynabert`` in ``$XDG_CACHE_HOME``, else ``~/.cache/dynabert``.
+
+    Raises ``OSError`` where no home is known, as in a container that runs as a user without a name.
+    """
     own = os.environ.get("DYNABERT_CACHE")
     if own:
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "dynabert"
+    if os.path.isabs(shared):
+        return Path(shared) / "dynabert"
+    try:
+        return Path.home() / ".cache" / "dynabert"
+    except RuntimeError as error:
+        raise OSError(
+            "no home is known here to keep a cache in; --cache_dir or DYNABERT_CACHE gives a folder"
+        ) from error
 
 
 def cache_folder(given: str | Path | None) -> Path:
@@ -67,9 +77,13 @@ def tokenise_once(
     Raises:
         ValueError: what `dynabert.data.tokenise` raises.
     """
-    folder = cache_folder(cache_dir) / "tokens"
+    try:
+        folder = cache_folder(cache_dir) / "tokens"
+    except OSError as error:
+        say(f"token ids are not kept for the next time: {error}")
+        return tokenise(examples, tokenizer, max_length, truncate, token_types=token_types)
     path = folder / f"{_digest(examples, tokenizer, max_length, truncate, token_types)}.safetensors"
-    if not overwrite and path.is_file():
+    if not overwrite and os.path.isfile(path):  # False, where the folder may not be read
         found = _read(path, examples)
         if found is not None:
             return found

@@ -16,7 +16,7 @@ from dynabert.data.drugreview import TASK as DRUGREVIEW
 from dynabert.data.drugreview import read_drugreview
 from dynabert.data.examples import Examples
 from dynabert.data.rows import Row, RowReader
-from dynabert.data.tables import BadRows, Columns, SkippedRows, build_examples
+from dynabert.data.tables import BadRows, Columns, build_examples, skipped_rows
 
 HUB_NAME = "nyu-mll/glue"
 
@@ -202,7 +202,7 @@ def load_task(
     if data_dir is None:
         return _load_hub(task, split)
     path = _find_file(task, split, Path(data_dir))
-    skipped = SkippedRows() if bad_rows == "skip" else None
+    skipped = skipped_rows(bad_rows)
     with RowReader(path, on_bad_row=skipped) as reader:
         columns, rows = _task_rows(task, reader)
         wanted = Columns(task.text, task.second, task.label)

@@ -17,6 +17,7 @@ from dynabert.data.rows import Row, RowReader, listed, shown
 
 _NO_NAME = ("Cc", "Cs")  # control characters and lone surrogates
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)  # digits of other scripts are names
+_MOST_CHARACTERS = 1000
 
 
 def are_numbers(names: Sequence[str]) -> bool:
@@ -58,6 +59,7 @@ def row_label_set(
         label = entry.strip() if isinstance(entry, str) else str(entry)
         if not label:
             raise reader.bad(row.line, f"a label in column {column!r} is empty; found {shown(value)}")
+        check_length(reader, row.line, label, column)
         if any(unicodedata.category(character) in _NO_NAME for character in label):
             raise reader.bad(
                 row.line,
@@ -70,6 +72,16 @@ def row_label_set(
             raise _doubled(reader, row.line, label, column)
         found.append(label)
     return tuple(found)
+
+
+def check_length(reader: RowReader, line: int, label: str, column: str) -> None:
+    """``ValueError`` with file and line for a label as long as a text: it is none, and Python reads no such number."""
+    if len(label) > _MOST_CHARACTERS:
+        raise reader.bad(
+            line,
+            f"the label {shown(label)} in column {column!r} has {len(label)} characters; allowed: up to "
+            f"{_MOST_CHARACTERS}; is it the right column?",
+        )
 
 
 def type_label_sets(

@@ -70,12 +70,16 @@ class RowReader:
         self._stack = ExitStack()
         if not self.path.is_file():
             raise FileNotFoundError(f"read_rows: there is no file {self.name}; give the path of a table")
-        if self.format == "parquet":
-            self.columns, self._rows = self._open_parquet()
-        else:
-            opener = gzip.open if self.path.name.lower().endswith(".gz") else open
-            stream = cast("Iterable[bytes]", self._stack.enter_context(opener(self.path, "rb")))
-            self.columns, self._rows = self._open_lines(stream)
+        try:
+            if self.format == "parquet":
+                self.columns, self._rows = self._open_parquet()
+            else:
+                opener = gzip.open if self.path.name.lower().endswith(".gz") else open
+                stream = cast("Iterable[bytes]", self._stack.enter_context(opener(self.path, "rb")))
+                self.columns, self._rows = self._open_lines(stream)
+        except BaseException:
+            self._stack.close()
+            raise
 
     @classmethod
     def from_lines(
@@ -242,25 +246,28 @@ class RowReader:
 
     def _open_jsonl(self, lines: Iterator[tuple[int, str]]) -> tuple[tuple[str, ...], Iterator[Row]]:
         content = self._content(lines)
+        refused = 0
 
         def rows() -> Iterator[Row]:
+            nonlocal refused
             for number, text in content:
+                refused += 1
                 try:
-                    values = json.loads(text)
-                except json.JSONDecodeError as error:
-                    self.refuse(
-                        number, f"not a JSON object ({error.msg} at column {error.colno}); found {_short(text)}"
-                    )
+                    values = _JSON.decode(text)
+                except (ValueError, RecursionError) as error:
+                    self.refuse(number, f"not a JSON object ({_json_fault(error)}); found {_short(text)}")
                     continue
                 if not isinstance(values, dict):
                     self.refuse(number, f"not a JSON object but {type(values).__name__}; found {_short(text)}")
                     continue
+                refused -= 1
                 yield Row(number, values)
 
         found = rows()
         first = next(found, None)
         if first is None:
-            raise ValueError(f"{self.name}: the file is empty; one JSON object in each line is needed")
+            lack = "the file is empty" if not refused else f"none of the {refused} lines is a JSON object"
+            raise ValueError(f"{self.name}: {lack}; one JSON object in each line is needed")
 
         def chained() -> Iterator[Row]:
             yield first
@@ -293,10 +300,33 @@ class RowReader:
         return columns, rows()
 
     def _check_columns(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+        if not any(columns):
+            raise self.bad(1, "the header names no column; the column names are needed there")
         doubled = sorted({name for name in columns if columns.count(name) > 1})
         if doubled:
             raise self.bad(1, f"the header names a column twice ({', '.join(map(repr, doubled))}); rename one")
         return columns
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ``ValueError`` where a key is there twice, of which json keeps the last in silence."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} is there twice")
+    return values
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _json_fault(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "lists or objects within each other, too many"
+    # Else of `_object`, or of int(): that one advises to change the interpreter's limit.
+    return "a number has too many digits" if "int_max_str_digits" in str(error) else str(error)
 
 
 def _short(text: str, limit: int = 80) -> str:

@@ -18,10 +18,17 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from dynabert.data.examples import Examples, Labels, check_text
-from dynabert.data.label_sets import are_numbers, check_known, row_label_set, type_label_sets, warn_of_written_lists
+from dynabert.data.label_sets import (
+    are_numbers,
+    check_known,
+    check_length,
+    row_label_set,
+    type_label_sets,
+    warn_of_written_lists,
+)
 from dynabert.data.rows import Row, RowReader, listed, shown
 
 PAIR_COLUMNS = (
@@ -82,6 +89,13 @@ class SkippedRows:
         """One warning with the number of rows left out and the first reason; nothing when there were none."""
         if self.count:
             warnings.warn(f"{source}: {self.count} bad rows were left out; the first: {self.first}", stacklevel=3)
+
+
+def skipped_rows(bad_rows: BadRows) -> SkippedRows | None:
+    """What takes bad rows, or None where the first is an error; ``ValueError`` for another word."""
+    if bad_rows not in get_args(BadRows):
+        raise ValueError(f"bad_rows is {bad_rows!r}; allowed: {', '.join(get_args(BadRows))}")
+    return SkippedRows() if bad_rows == "skip" else None
 
 
 def find_columns(
@@ -187,7 +201,7 @@ def read_examples(
         ValueError, naming file, line and what was found: a row that does not fit; no examples; labels of two kinds.
         FileNotFoundError, ImportError: see `RowReader`.
     """
-    skipped = SkippedRows() if bad_rows == "skip" else None
+    skipped = skipped_rows(bad_rows)
     with RowReader(path, on_bad_row=skipped) as reader:
         columns = find_columns(
             reader.columns,
@@ -230,6 +244,10 @@ def build_examples(
     source: str | None = None,
 ) -> Examples:
     """Turn rows into `Examples`: texts checked, labels typed. The reader names file and line in errors."""
+    if problem not in get_args(Problem):
+        raise ValueError(f"{reader.name}: problem is {problem!r}; allowed: {', '.join(get_args(Problem))}")
+    if label_names is not None:
+        _check_names(reader, label_names)
     if label_separator is not None:
         if not label_separator or problem not in ("auto", "multi_label"):
             raise ValueError(
@@ -284,6 +302,8 @@ def build_examples(
             texts, seconds = [texts[i] for i in kept], [seconds[i] for i in kept]
             labels = [labels[i] for i in kept]
     if not texts:
+        if skipped is not None and skipped.count:
+            raise ValueError(f"{reader.name}: all {skipped.count} rows are bad; the first: {skipped.first}")
         raise ValueError(f"{reader.name}: no examples in it; at least one row below the header is needed")
     values: Labels | None = None
     names: tuple[str, ...] = ()
@@ -304,6 +324,13 @@ def build_examples(
         skipped=0 if skipped is None else skipped.count,
         unused=tuple(name for name in names_seen if name not in columns.names()),
     )
+
+
+def _check_names(reader: RowReader, label_names: Sequence[str]) -> None:
+    if isinstance(label_names, str) or not all(isinstance(name, str) for name in label_names):
+        raise TypeError(f"{reader.name}: label_names are {shown(label_names)}; allowed: a list of texts")
+    if not label_names or len(set(label_names)) < len(label_names):
+        raise ValueError(f"{reader.name}: label_names are {shown(label_names)}; allowed: at least one, each once")
 
 
 def row_text(reader: RowReader, row: Row, column: str) -> str:
@@ -336,6 +363,7 @@ def _row_label(reader: RowReader, row: Row, column: str, numbered: bool) -> str:
     text = value.strip() if isinstance(value, str) else repr(value)
     if not text:
         raise reader.bad(row.line, f"the label in column {column!r} is empty; found {value!r}")
+    check_length(reader, row.line, text, column)
     return str(int(text)) if numbered and _WHOLE.fullmatch(text) else text
 
 

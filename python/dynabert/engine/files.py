@@ -12,15 +12,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from dynabert.configuration.grid import subnet_text
 from dynabert.data.examples import MULTI_LABEL
-from dynabert.data.rows import Row, RowReader, table_format
+from dynabert.data.rows import Row, RowReader, shown, table_format
 from dynabert.data.tables import find_columns, row_text
 from dynabert.engine.prediction import Prediction
+from dynabert.engine.requests import listed_subnets
 
 if TYPE_CHECKING:
     from dynabert.configuration import Subnet
@@ -59,8 +60,8 @@ def predict_file(
     The output has the input's columns, then ``predicted_label`` and ``predicted_score`` (for ``.jsonl`` also
     ``predicted_scores``). The labels of a multi-label model are a list in .jsonl, else joined by ``|``. With several
     sub-networks each answers every row, and the columns end in ``@w0.5-d0.75``. A .tsv or .csv has the columns of the
-    first row; a list, an object, true and false stand there as JSON, null as nothing. The file appears under its name
-    when it is complete; after an error it is not there.
+    first row; a list, an object, true and false stand there as JSON, null as nothing. Dates, times and decimals of a
+    .parquet are written as text. The file appears under its name when it is complete; after an error it is not there.
 
     Args:
         engine: the engine that answers.
@@ -75,7 +76,8 @@ def predict_file(
 
     Raises:
         ValueError: a bad row (file, line, what was found); a text that is too long; a column that would be written
-            twice; a value that a .tsv cannot hold; a row of a .jsonl with a key that is no column of a .tsv or .csv.
+            twice; a value that the file cannot hold (bytes; in a .tsv a tab); a row of a .jsonl with a key that is no
+            column of a .tsv or .csv.
         FileExistsError, FileNotFoundError: the output is there, the input is not.
     """
     started = time.perf_counter()
@@ -88,7 +90,7 @@ def predict_file(
         raise FileExistsError(f"predict_file: {target} exists; give another name or ask for overwriting")
     if lookahead < 1:
         raise ValueError(f"predict_file: lookahead is {lookahead}; allowed: 1 or more")
-    many = cast("list[Subnet]", list(subnets) if isinstance(subnets, (list, tuple)) else [subnets])
+    many = listed_subnets(subnets)
     if not many:
         raise ValueError(
             "predict_file: the list of sub-networks is empty; give at least one, or None for the whole network"
@@ -141,15 +143,13 @@ def _windows(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 def _answer(
     engine: InferenceEngine, texts: list[Any], subnets: list[Subnet], truncate: bool, reader: RowReader, rows: list[Row]
 ) -> list[list[Prediction]]:
-    """Answers of each sub-network, all of them in one run so that they share batches."""
-    repeated: list[Subnet] = [subnet for subnet in subnets for _ in texts]
+    """Answers of each sub-network."""
     try:
-        found = engine.predict(texts * len(subnets), subnet=repeated, truncate=truncate, progress=False)
+        return engine.predict_each(texts, subnets, truncate=truncate, progress=False)
     except ValueError as error:
         raise ValueError(
             f"{reader.name}, lines {rows[0].line} to {rows[-1].line} (text 0 is line {rows[0].line}): {error}"
         ) from error
-    return [found[i * len(texts) : (i + 1) * len(texts)] for i in range(len(subnets))]
 
 
 class _Writer:
@@ -205,7 +205,7 @@ class _Writer:
                 record[f"predicted_label{ending}"] = list(answer.labels) if self._many else answer.label
                 record[f"predicted_score{ending}"] = answer.score
                 record[f"predicted_scores{ending}"] = answer.scores
-            self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._put_json(record, row.line)
             return
         fields = [row.values.get(column) for column in self._columns]
         for answer in answers:
@@ -215,7 +215,11 @@ class _Writer:
                     "which is part of one; write .jsonl"
                 )
             fields += [_JOIN.join(answer.labels), format(answer.score, ".6g")]
-        self._put([_field(field) for field in fields], row.line)
+        try:
+            texts = [_field(field) for field in fields]
+        except _NoText as error:
+            raise ValueError(f"{self._source}, line {row.line}: {error}") from error
+        self._put(texts, row.line)
 
     def _check_keys(self, row: Row) -> None:
         """Rows of a .jsonl need not have the keys of the first, which are all that is known before."""
@@ -231,7 +235,27 @@ class _Writer:
                 "has no column for it; give it to the first row too (null will do), or write .jsonl"
             )
 
+    def _put_json(self, record: dict[str, Any], line: int) -> None:
+        try:
+            text = json.dumps(record, ensure_ascii=False, default=_text)
+        except _NoText as error:
+            raise ValueError(f"{self._source}, line {line}: {error}") from error
+        try:
+            self._stream.write(text + "\n")
+        except UnicodeEncodeError:  # half of a pair, which only an escape can say: as it came
+            self._stream.write(json.dumps(record, default=_text) + "\n")
+
     def _put(self, fields: list[str], line: int) -> None:
+        try:
+            self._put_fields(fields, line)
+        except UnicodeEncodeError as error:
+            near = error.object[max(0, error.start - 20) : error.end + 20]
+            raise ValueError(
+                f"{self._source}, line {line}: no valid Unicode in {near!a} (half of a pair), which a .{self._kind} "
+                "cannot hold; write .jsonl"
+            ) from error
+
+    def _put_fields(self, fields: list[str], line: int) -> None:
         if self._csv is not None:
             self._csv.writerow(fields)
             return
@@ -244,10 +268,21 @@ class _Writer:
         self._stream.write("\t".join(fields) + "\n")
 
 
+class _NoText(ValueError):
+    """A value that no text stands for."""
+
+
+def _text(value: Any) -> str:
+    """A date, time or decimal of a parquet file, for which JSON has no form."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise _NoText(f"a value is bytes, {shown(value)}; allowed: text, numbers, dates; leave its column out")
+    return str(value)
+
+
 def _field(value: Any) -> str:
     """A value as a .tsv or .csv holds it."""
     if value is None:
         return ""
     if isinstance(value, (bool, dict, list)):
-        return json.dumps(value, ensure_ascii=False, default=str)  # a parquet file's lists may hold dates
-    return str(value)
+        return json.dumps(value, ensure_ascii=False, default=_text)
+    return _text(value)

@@ -198,7 +198,7 @@ class _Slot:
     """A buffer on the host, and until when a copy from it is under way."""
 
     def __init__(self, layout: _Layout, groups: int, pinned: bool) -> None:
-        self.buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8, pin_memory=pinned)
+        self.buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         self.parts = _HostParts.of(layout.parts(self.buffer), groups)
         self.copied = torch.cuda.Event() if pinned else None
         self.used = False

@@ -22,12 +22,21 @@ from tqdm.auto import tqdm
 from dynabert.configuration import Subnet, SubnetConfig
 from dynabert.configuration.grid import subnet_text
 from dynabert.data.batching import token_batches
-from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, check_text
+from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dynabert.data.labels import model_problem
 from dynabert.data.tokenisation import Encoded, TextEncoder
 from dynabert.engine.graphs import MAX_GRAPHS, graphs_for
 from dynabert.engine.overlap import made_ahead
 from dynabert.engine.prediction import Prediction, interpret, output_names
+from dynabert.engine.requests import (
+    Text,
+    as_list,
+    check_model,
+    is_many,
+    listed_subnets,
+    other_count,
+    split_pairs,
+)
 from dynabert_kernels import PackedBatch, Plan, SubnetShape, group_by_shape
 from dynabert_kernels.triton.dependent_launch import programmatic_launch as dependent_launches
 from dynabert_kernels.triton.dependent_launch import why_not_programmatic
@@ -38,7 +47,6 @@ if TYPE_CHECKING:
     from dynabert.engine.files import FileSummary
     from dynabert.modeling import ElasticBertForSequenceClassification
 
-Text: TypeAlias = str | tuple[str, str]
 FloatArray: TypeAlias = npt.NDArray[np.floating]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,7 +96,7 @@ class InferenceEngine:
             answers are the same, to the bit. Off by default: it is unmeasured.
 
     Raises:
-        TypeError: a tokenizer without a fast half.
+        TypeError: another model, such as transformers' own; a tokenizer without a fast half.
         ValueError: a bound that is out of range; a tokenizer with more tokens than the model has; an unknown
             ``problem_type``; an ``id2label`` that does not give each output a name of its own; graphs or programmatic
             launches where the device has none.
@@ -106,6 +114,7 @@ class InferenceEngine:
         max_graphs: int = MAX_GRAPHS,
         programmatic_launch: bool = False,
     ) -> None:
+        check_model(model)
         config = model.config
         positions = config.max_sequence_length
         if max_length is not None and max_length > positions:
@@ -261,12 +270,23 @@ class InferenceEngine:
         """
         if isinstance(texts, (str, tuple)):
             return self._predict_list([texts], subnet, truncate, progress, first_index=0)[0]
-        if not isinstance(texts, Iterable) or isinstance(texts, (bytes, dict)):
-            raise TypeError(
-                f"predict: texts are no texts; got {type(texts).__name__}; allowed: a str, a pair (str, str), or a "
-                "list of them"
-            )
-        return self._predict_list(list(texts), subnet, truncate, progress, first_index=0)
+        return self._predict_list(as_list(texts), subnet, truncate, progress, first_index=0)
+
+    def predict_each(
+        self,
+        texts: Iterable[Text],
+        subnets: Subnet | Sequence[Subnet],
+        *,
+        truncate: bool = False,
+        progress: bool | None = None,
+    ) -> list[list[Prediction]]:
+        """Answer for every text at each of several sub-networks: a list for each sub-network, in their order.
+
+        The texts are tokenised once, and sub-networks share batches. Arguments and errors as in `predict`.
+        """
+        listed = as_list(texts, "predict_each")
+        wanted = [[self._resolve_one(subnet)] * len(listed) for subnet in listed_subnets(subnets)]
+        return self._answers(listed, wanted, truncate, progress, first_index=0)
 
     def predict_iter(
         self,
@@ -323,13 +343,13 @@ class InferenceEngine:
             ValueError: more or fewer sub-networks than texts; one that does not fit the model.
         """
         if len(subnets) != len(encoded):
-            raise ValueError(_other_count("logits", len(subnets), len(encoded)))
+            raise ValueError(other_count("logits", len(subnets), len(encoded)))
         with _bar(len(subnets), progress) as bar:
             return self._run([(encoded, [self.model.shape(subnet) for subnet in subnets])], bar)
 
     def warm_up(
         self,
-        subnets: Sequence[Subnet] = (None,),
+        subnets: Subnet | Sequence[Subnet] = None,
         *,
         lengths: Sequence[int] = (16, 32, 64, 128),
         counts: Sequence[int] = (1,),
@@ -339,7 +359,7 @@ class InferenceEngine:
         Args:
             subnets: each runs alone; with more than one, a batch of ``counts`` texts of each runs too.
             lengths: tokens of a text; those above `max_length` are left out.
-            counts: texts of a batch.
+            counts: texts of a batch; batches of several texts above `max_batch_tokens` are left out.
 
         Returns:
             How many batches ran.
@@ -353,15 +373,15 @@ class InferenceEngine:
                 raise ValueError(f"warm_up: {name} are {list(numbers)}; allowed: 1 or more each")
         if self.model.training:
             raise RuntimeError("warm_up: the model was put in training mode; call model.eval()")
-        shapes = [self._resolve_one(subnet).shape for subnet in subnets]
+        shapes = [self._resolve_one(subnet).shape for subnet in listed_subnets(subnets)]
         groups = [[shape] for shape in shapes] + ([shapes] if len(shapes) > 1 else [])
         any_id = max(self.model.config.padding_idx, 0) + 1  # one that counts as a position in every architecture
         done = 0
         with torch.inference_mode():
             for length, count, group in itertools.product(sorted(lengths, reverse=True), counts, groups):
-                if length > self.max_length or length * count * len(group) > self.max_batch_tokens:
-                    continue
                 each = [shape for shape in group for _ in range(count)]
+                if length > self.max_length or (len(each) > 1 and length * len(each) > self.max_batch_tokens):
+                    continue
                 ids = [[any_id] * length for _ in each]
                 types = [[0] * length for _ in each] if self._encoder.token_types else None
                 self._issue(ids, types, each, capture_now=True)
@@ -373,7 +393,7 @@ class InferenceEngine:
     def _stream(
         self, texts: Iterator[Text], subnet: Subnet | Iterable[Subnet], truncate: bool, lookahead: int
     ) -> Iterator[Prediction]:
-        subnets = iter(cast("Iterable[Subnet]", subnet)) if _is_many(subnet) else None
+        subnets = iter(cast("Iterable[Subnet]", subnet)) if is_many(subnet) else None
         start = 0
         while window := list(itertools.islice(texts, lookahead)):
             chosen: Any = subnet
@@ -390,37 +410,52 @@ class InferenceEngine:
     def _predict_list(
         self, texts: list[Text], subnet: Any, truncate: bool, progress: bool | None, first_index: int
     ) -> list[Prediction]:
+        wanted = [self._resolve(subnet, len(texts), first_index)]
+        return self._answers(texts, wanted, truncate, progress, first_index)[0]
+
+    def _answers(
+        self, texts: list[Text], wanted: list[list[_Resolved]], truncate: bool, progress: bool | None, first_index: int
+    ) -> list[list[Prediction]]:
+        """For each entry of ``wanted``, which has a sub-network for every text, the answers."""
         if self.model.training:
             raise RuntimeError(
                 "predict: the model was put in training mode, so its answers would be random; call model.eval()"
             )
-        resolved = self._resolve(subnet, len(texts), first_index)
-        if not texts:
-            return []
+        if not texts or not wanted:
+            return [[] for _ in wanted]
         firsts, seconds = split_pairs(texts, first_index)
+        starts, times = range(0, len(texts), BLOCK_TEXTS), len(wanted)
 
         def block(start: int) -> tuple[Encoded, list[SubnetShape]]:
             some = slice(start, start + BLOCK_TEXTS)
             pairs = None if seconds is None else seconds[some]
             encoded = self._encoder.encode(firsts[some], pairs, truncate=truncate, first_index=first_index + start)
-            return encoded, [r.shape for r in resolved[some]]
+            if times > 1:
+                encoded = encoded.select([*range(len(encoded))] * times)
+            return encoded, [one.shape for resolved in wanted for one in resolved[some]]
 
-        show = len(texts) > QUIET_TEXTS if progress is None else progress
-        with _bar(len(texts), None if progress is None and show else show) as bar:
-            logits = self._run(made_ahead(block, range(0, len(texts), BLOCK_TEXTS)), bar)
-        return interpret(
-            logits, self.problem_type, self.labels, [r.text for r in resolved], self.threshold, first_index=first_index
-        )
+        count = len(texts) * times
+        show = count > QUIET_TEXTS if progress is None else progress
+        with _bar(count, None if progress is None and show else show) as bar:
+            logits = self._run(made_ahead(block, starts), bar)
+        # A block has its texts once for each entry of ``wanted``.
+        blocks = [logits] if len(starts) == 1 else np.split(logits, [start * times for start in starts[1:]])
+        each = np.concatenate([one.reshape(times, -1, logits.shape[1]) for one in blocks], axis=1)
+        problem, labels, threshold = self.problem_type, self.labels, self.threshold
+        return [
+            interpret(rows, problem, labels, [one.text for one in resolved], threshold, first_index=first_index)
+            for rows, resolved in zip(each, wanted, strict=True)
+        ]
 
     def _resolve(self, subnet: Any, count: int, first_index: int) -> list[_Resolved]:
-        if not _is_many(subnet):
+        if not is_many(subnet):
             return [self._resolve_one(subnet)] * count
         many = list(subnet)
         if len(many) != count:
-            raise ValueError(_other_count("predict", len(many), count) + ", or one for all")
+            raise ValueError(other_count("predict", len(many), count) + ", or one for all")
         known: dict[Any, _Resolved] = {}  # of this call: as many as there are
         for index, one in enumerate(many, start=first_index):
-            if _is_many(one):
+            if is_many(one):
                 raise TypeError(f"predict: sub-network {index} is no sub-network; got {type(one).__name__}")
             if one not in known:
                 try:
@@ -509,8 +544,8 @@ class InferenceEngine:
             if len(self._frames) < KNOWN_FRAMES:
                 self._frames[key] = _Frame(batch.position_ids, batch.cu_seqlens, plan)
             return batch, plan
-        own = torch.tensor(ids[0]).to(device=device, non_blocking=True)
-        own_types = None if types is None else torch.tensor(types[0]).to(device=device, non_blocking=True)
+        own = torch.tensor(ids[0], device="cpu").to(device=device, non_blocking=True)
+        own_types = None if types is None else torch.tensor(types[0], device="cpu").to(device=device, non_blocking=True)
         return PackedBatch(own, frame.position_ids, own_types, frame.cu_seqlens, len(ids[0]), 1), frame.plan
 
     def _batches(self, lengths: Sequence[int], shapes: list[SubnetShape]) -> Iterable[list[int]]:
@@ -547,35 +582,3 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _token_types(model: ElasticBertForSequenceClassification, tokenizer: PreTrainedTokenizerBase) -> bool:
     # A table of one row holds no information beyond row 0, which None means too (RoBERTa).
     return model.config.type_vocab_size > 1 and "token_type_ids" in tokenizer.model_input_names
-
-
-def _other_count(call: str, found: int, count: int) -> str:
-    return f"{call}: one sub-network is needed per text; got {found} for {count} texts; give {count}"
-
-
-def _is_many(subnet: object) -> bool:
-    return isinstance(subnet, Iterable) and not isinstance(subnet, (str, SubnetConfig, SubnetShape))
-
-
-def split_pairs(texts: list[Text], first_index: int) -> tuple[list[str], list[str] | None]:
-    """First texts and second texts (None for single texts), with every type checked."""
-    paired = isinstance(texts[0], tuple)
-    firsts: list[str] = []
-    seconds: list[str] = []
-    for index, text in enumerate(texts, start=first_index):
-        if isinstance(text, tuple) != paired and isinstance(text, (tuple, str)):
-            raise ValueError(
-                f"predict: text {index} is {'a pair' if not paired else 'a single text'}, text {first_index} is not; "
-                "do not mix them"
-            )
-        if not paired:
-            firsts.append(check_text(text, f"predict: text {index}"))
-            continue
-        if not isinstance(text, tuple) or len(text) != 2:
-            raise TypeError(
-                f"predict: text {index} is no pair; got {text!r}; allowed: a tuple of two str (for many texts give a "
-                "list)"
-            )
-        firsts.append(check_text(text[0], f"predict: first text of pair {index}"))
-        seconds.append(check_text(text[1], f"predict: second text of pair {index}"))
-    return firsts, seconds if paired else None

@@ -33,7 +33,9 @@ def checked_target(output_dir: str | os.PathLike[str], overwrite: bool, source: 
     target = Path(output_dir).expanduser().resolve()
     if target.exists() and not target.is_dir():
         raise ValueError(f"export: output_dir {output_dir} is a file; give a folder")
-    above = next(parent for parent in target.parents if parent.exists())
+    above = next((parent for parent in target.parents if parent.exists()), target)
+    if not above.is_dir():
+        raise ValueError(f"export: output_dir {output_dir} lies in {above}, which is a file; give another folder")
     if os.path.ismount(target) or not os.access(above, os.W_OK):
         reason = "is a mount point" if os.path.ismount(target) else f"lies in {above}, which cannot be written"
         raise ValueError(

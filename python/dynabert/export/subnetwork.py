@@ -73,9 +73,10 @@ def export_subnet(
     the report names as the source; by default where ``model`` was opened.
 
     Raises ``ValueError`` for an unknown format or dtype, a sub-network that does not fit the model or the format
-    (naming the formats that hold it), an output folder that is not empty or must not be replaced, and packed or int8
-    weights; ``TypeError`` for another kind of model; ``ImportError`` naming the extra where a package is missing;
-    ``RuntimeError`` where the comparison fails; ``OSError`` where the disk does.
+    (naming the formats that hold it), a tokenizer with more tokens than the model has, an output folder that is not
+    empty or must not be replaced, and packed or int8 weights; ``TypeError`` for another kind of model; ``ImportError``
+    naming the extra where a package is missing; ``RuntimeError`` where the comparison fails; ``OSError`` where the disk
+    does.
     """
     if format not in FORMATS:
         raise ValueError(f"export: format is {format!r}; allowed: {', '.join(FORMATS)}")
@@ -96,6 +97,11 @@ def export_subnet(
     shape = config.shape(subnet)
     named = config.name_or_path if source is None else source
     target = checked_target(output_dir, overwrite, str(named or ""))
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"export: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; use the model's own "
+            "tokenizer, or None for none"
+        )
     if format == "hf":
         _check_plain(config, shape, pad)
     if format == "onnx":

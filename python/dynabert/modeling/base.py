@@ -19,7 +19,7 @@ from dynabert.configuration import Subnet
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.configuration.run_folder import network_folder
 from dynabert.modeling import checkpoint
-from dynabert.modeling.encoder import ElasticLayer
+from dynabert.modeling.encoder import PACKING, ElasticLayer
 from dynabert.modeling.hub import push_folder
 from dynabert.modeling.inputs import packed_positions, shapes_for
 from dynabert.modeling.loading_options import check_attention, take_options
@@ -126,8 +126,8 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         the more so the fewer the tokens. Afterwards the model serves inference only: it cannot be trained, saved,
         rewired or moved, and the batches that want gradients or the states of each layer are refused. Where weights are
         not packed (`dynabert_kernels.packed_panel` is 0: no AVX2, another dtype than float32 and bfloat16) nothing is
-        changed. A layer's other weights may still change in place; a parameter put in their place is not seen. Returns
-        the model.
+        changed. A layer's other weights may still change in place; a parameter put in their place is not seen. Other
+        threads may use the model meanwhile: they wait where they meet it half packed. Returns the model.
 
         Raises ``ValueError`` for a model that is not on the CPU, or whose layers are not all of its dtype;
         ``RuntimeError`` in training mode and for parametrised layers. The model is then as it was.
@@ -137,12 +137,13 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         if self.training:
             raise RuntimeError("pack_weights: the model is in training mode; packed weights do not train; call eval()")
         self._check_own_weights("pack_weights")
-        if dk.packed_panel(self.dtype) and not self.has_packed_weights:
-            layers = self.elastic_encoder.elastic_layers
-            for layer in layers:  # all of them first: no layer is packed where another cannot be
-                layer.check_replaceable("pack_weights", self.dtype)
-            for layer in layers:
-                layer.pack_weights()
+        with PACKING:
+            if dk.packed_panel(self.dtype) and not self.has_packed_weights:
+                layers = self.elastic_encoder.elastic_layers
+                for layer in layers:  # all of them first: no layer is packed where another cannot be
+                    layer.check_replaceable("pack_weights", self.dtype)
+                for layer in reversed(layers):  # as served_weights() counts on
+                    layer.pack_weights()
         return self
 
     def _check_own_weights(self, op: str) -> None:

@@ -7,6 +7,8 @@ the leading heads are one contiguous block.
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -24,6 +26,8 @@ MAX_DISTANCE = 128  # farther apart than this, all distances share a bucket
 # Dropout streams: 0 for the embeddings, then three a layer (attention takes its own and the next for its output), then
 # two for the classification head.
 STREAMS_PER_LAYER = 3
+
+PACKING = threading.Lock()  # held while a model's layers are packed, one after the other
 
 
 def attention_stream(layer: int) -> int:
@@ -173,10 +177,10 @@ class ElasticLayer(nn.Module):
         if self.packed:
             return
         packed = dk.pack_layer(cast("dk.LayerWeights", self.weights()))
+        self.packed, self.packed_weights = True, packed  # first: from here on weights() gives these to other threads
         for name in _MATRICES:
             delattr(self, name)
             self.register_buffer(name, getattr(packed, name), persistent=False)
-        self.packed, self.packed_weights = True, packed
         self.register_state_dict_pre_hook(_refuse_packed)
 
     def quantise_weights(self, dtype: torch.dtype) -> None:
@@ -254,9 +258,17 @@ class ElasticLayer(nn.Module):
         super()._load_from_state_dict(*given, **named)
 
     def weights(self) -> dk.LayerWeights | dk.PackedLayerWeights:
-        """All of them, as `dynabert_kernels.elastic_encoder` takes them."""
-        if self.packed_weights is not None:
-            return self.packed_weights
+        """All of them, as `dynabert_kernels.elastic_encoder` takes them; also while another thread packs them."""
+        if self.packed_weights is None:
+            try:
+                plain = self._plain_weights()
+            except AttributeError:
+                if self.packed_weights is None:
+                    raise
+        # Asked again: a matrix that was taken out meanwhile is missing, or there in its packed form.
+        return plain if self.packed_weights is None else self.packed_weights
+
+    def _plain_weights(self) -> dk.LayerWeights:
         first: Any = self._modules["attention_norm"]
         second: Any = self._modules["ffn_norm"]
         weights = [_own(self, name) for name in ("qkv_weight", "qkv_bias", "attention_weight", "attention_bias")]
@@ -350,6 +362,21 @@ class ElasticLayer(nn.Module):
             dropout_state=dropout_state,
             dropout_stream=ffn_stream(self.index),
         )
+
+
+def served_weights(
+    layers: Sequence[ElasticLayer],
+) -> list[dk.LayerWeights | dk.PackedLayerWeights | dk.Int8LayerWeights]:
+    """The weights of all layers, of one kind: where another thread is packing them, this waits for its end.
+
+    They are packed from the last layer to the first and read from the first to the last, so a half packed model shows
+    in these two.
+    """
+    found = [layer.weights() if layer.int8 is None else layer.int8 for layer in layers]
+    if found and type(found[0]) is not type(found[-1]):
+        with PACKING:
+            found = [layer.weights() if layer.int8 is None else layer.int8 for layer in layers]
+    return found
 
 
 class RelativePositionBias(nn.Module):

@@ -125,10 +125,12 @@ def pack_padded(
         input_ids=ids.reshape(-1)[places],
         position_ids=positions.reshape(-1)[places],
         token_type_ids=None if token_type_ids is None else token_type_ids.reshape(-1)[places],
-        cu_seqlens=torch.tensor(borders, dtype=torch.int32).to(device, non_blocking=True),
+        cu_seqlens=torch.tensor(borders, dtype=torch.int32, device="cpu").to(device, non_blocking=True),
         max_seqlen=max(lengths),
         num_sequences=rows,
-        order=None if order is None else torch.tensor(order, dtype=torch.int64).to(device, non_blocking=True),
+        order=None
+        if order is None
+        else torch.tensor(order, dtype=torch.int64, device="cpu").to(device, non_blocking=True),
     )
     return PackedInputs(batch, plan, places, (rows, columns))
 
@@ -143,9 +145,9 @@ def default_positions(config: ElasticBertConfig, ids: Tensor) -> Tensor:
 
 def packed_positions(config: ElasticBertConfig, sequences: Sequence[Sequence[int]], num_rows: int) -> Tensor:
     """(num_rows,) positions of packed lists of ids, as :func:`default_positions` counts them."""
-    found = [default_positions(config, torch.tensor([list(sequence)]))[0] for sequence in sequences]
+    found = [default_positions(config, torch.tensor([list(sequence)], device="cpu"))[0] for sequence in sequences]
     filled = sum(len(sequence) for sequence in sequences)
-    return torch.cat([*found, torch.full((num_rows - filled,), config.position_offset)])
+    return torch.cat([*found, torch.full((num_rows - filled,), config.position_offset, device="cpu")])
 
 
 def _checked(name: str, tensor: Tensor, ids: Tensor | None, device: torch.device) -> Tensor:
@@ -265,6 +267,6 @@ def _places(keep: Tensor, order: Sequence[int] | None, tokens: int) -> Tensor:
     """(T,) int64: places of the real tokens in the flattened batch, in packing order. Does not synchronise."""
     if order is None:
         return torch.nonzero_static(keep.reshape(-1), size=tokens).squeeze(1)
-    ordered = torch.tensor(order, dtype=torch.int64).to(keep.device)
+    ordered = torch.tensor(order, dtype=torch.int64, device="cpu").to(keep.device)
     pairs = torch.nonzero_static(keep[ordered], size=tokens)
     return ordered[pairs[:, 0]] * keep.shape[1] + pairs[:, 1]

@@ -24,6 +24,7 @@ from dynabert.modeling.encoder import (
     ElasticLayer,
     ElasticPooler,
     RelativePositionBias,
+    served_weights,
 )
 from dynabert.modeling.inputs import PackedInputs, is_listed, pack_padded
 from dynabert.modeling.loss import check_labels, classification_loss
@@ -128,7 +129,7 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
             )
         return dk.elastic_encoder(
             x,
-            cast("list[dk.LayerWeights]", [layer.weights() for layer in layers]),
+            cast("list[dk.LayerWeights]", served_weights(layers)),
             batch.cu_seqlens,
             plan,
             position_biases=biases,
@@ -148,7 +149,7 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
             batch,
             plan,
             embeddings.weights(),
-            [layer.weights() if layer.int8 is None else layer.int8 for layer in layers],  # type: ignore[arg-type]
+            served_weights(layers),  # type: ignore[arg-type]
             head,
             position_biases=[] if bias is None else [bias.t().index_select(0, layer.head_order) for layer in layers],
             activation=self.config.activation,

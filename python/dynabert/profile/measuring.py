@@ -380,7 +380,7 @@ def _notes(cells: Sequence[ProfiledCell], check: int, facts: DeviceFacts) -> lis
         least = min(cell.error.networks for cell in fewer)
         notes.append(
             f"fewer than {check} random sub-networks were measured at {len(fewer)} of {len(cells)} points (at least "
-            f"{least}): --max_minutes did not allow more"
+            f"{least}): --max_minutes, or a network of few sub-networks, did not allow more"
         )
     drifted = [cell.error.drift for cell in cells if cell.error.drift is not None]
     furthest = max(drifted, key=lambda drift: abs(drift - 1.0), default=1.0)

@@ -1,0 +1,69 @@
+"""What a caller asks of the engine: texts or pairs, and sub-networks, each checked and named by its index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+from dynabert.configuration import Subnet, SubnetConfig
+from dynabert.data.examples import check_text
+from dynabert_kernels import SubnetShape
+
+Text: TypeAlias = str | tuple[str, str]
+
+
+def check_model(model: object) -> None:
+    """``TypeError`` for what is not an elastic classifier, such as transformers' own model."""
+    if not (hasattr(model, "packed_logits") and hasattr(model, "classifier")):
+        raise TypeError(
+            f"InferenceEngine: model is a {type(model).__name__}; allowed: an ElasticBertForSequenceClassification, "
+            "whose from_pretrained opens plain checkpoints too; for a path there is InferenceEngine.from_pretrained"
+        )
+
+
+def as_list(texts: object, call: str = "predict") -> list[Any]:
+    """The texts of an iterable; ``TypeError`` for what holds none, for one text, and for what has no order."""
+    if not isinstance(texts, Iterable) or isinstance(texts, (str, tuple, bytes, Mapping, set, frozenset)):
+        one = "a str, a pair (str, str), or a list of them" if call == "predict" else "a list of str or of pairs"
+        raise TypeError(f"{call}: texts are no texts; got {type(texts).__name__}; allowed: {one}")
+    return list(texts)
+
+
+def other_count(call: str, found: int, count: int) -> str:
+    """The message where there is not one sub-network for each text."""
+    return f"{call}: one sub-network is needed per text; got {found} for {count} texts; give {count}"
+
+
+def is_many(subnet: object) -> bool:
+    """Whether these are several sub-networks in an order. A set has none, so it is no list of them."""
+    one = (str, bytes, SubnetConfig, SubnetShape, Mapping, set, frozenset)
+    return isinstance(subnet, Iterable) and not isinstance(subnet, one)
+
+
+def listed_subnets(subnets: Subnet | Sequence[Subnet]) -> list[Subnet]:
+    """One sub-network, or several, as a list."""
+    return cast("list[Subnet]", list(cast("Any", subnets)) if is_many(subnets) else [subnets])
+
+
+def split_pairs(texts: list[Text], first_index: int) -> tuple[list[str], list[str] | None]:
+    """First texts and second texts (None for single texts), with every type checked."""
+    paired = isinstance(texts[0], tuple)
+    firsts: list[str] = []
+    seconds: list[str] = []
+    for index, text in enumerate(texts, start=first_index):
+        if isinstance(text, tuple) != paired and isinstance(text, (tuple, str)):
+            raise ValueError(
+                f"predict: text {index} is {'a pair' if not paired else 'a single text'}, text {first_index} is not; "
+                "do not mix them"
+            )
+        if not paired:
+            firsts.append(check_text(text, f"predict: text {index}"))
+            continue
+        if not isinstance(text, tuple) or len(text) != 2:
+            raise TypeError(
+                f"predict: text {index} is no pair; got {text!r}; allowed: a tuple of two str (for many texts give a "
+                "list)"
+            )
+        firsts.append(check_text(text[0], f"predict: first text of pair {index}"))
+        seconds.append(check_text(text[1], f"predict: second text of pair {index}"))
+    return firsts, seconds if paired else None
