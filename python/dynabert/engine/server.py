@@ -21,9 +21,9 @@ from types import TracebackType
 from dynabert.configuration import Subnet
 from dynabert.data.tokenisation import Encoded
 from dynabert.engine.inference import InferenceEngine
-from dynabert.engine.requests import Text, split_pairs
 from dynabert.engine.ladder import Choice, SubnetTime, Waiting, choose, measure_ladder
 from dynabert.engine.prediction import Prediction, interpret
+from dynabert.engine.requests import Text, split_pairs
 
 AUTO = "auto"  # the server chooses
 REMEMBERED = 10_000  # latencies that the quantiles are taken of
