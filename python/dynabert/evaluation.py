@@ -13,15 +13,16 @@ import numpy.typing as npt
 import torch
 from tqdm.auto import tqdm
 
-from dynabert.configuration import Subnet
+from dynabert.configuration import Subnet, SubnetConfig
 from dynabert.configuration.grid import subnet_text
 from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, is_multi_label, label_array
 from dynabert.data.labels import label_probabilities, model_labels, model_problem
 from dynabert.data.metrics import compute_metric, default_metrics, majority_score
 from dynabert.data.tokenisation import Encoded
+from dynabert.modeling.model import check_classifier
 from dynabert.modeling.stacking import stack
-from dynabert_kernels import Plan
+from dynabert_kernels import Plan, SubnetShape
 
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
@@ -82,9 +83,11 @@ def compute_logits(
         ``encoded``.
 
     Raises:
+        TypeError: another kind of model or of texts; one sub-network in place of a list.
         ValueError: no examples; no sub-network, one named twice, or one that does not fit; outputs that are NaN or
             infinite.
     """
+    _check_types(model, encoded, subnets)
     if not len(encoded):
         raise ValueError("evaluate: no examples; at least one is needed")
     names = [subnet_text(subnet) for subnet in subnets]
@@ -136,6 +139,14 @@ def compute_logits(
     return results
 
 
+def _check_types(model: object, encoded: object, subnets: object) -> None:
+    check_classifier("evaluate", model)
+    if not isinstance(encoded, Encoded):
+        raise TypeError(f"evaluate: encoded must be Encoded (dynabert.data.tokenise); got {type(encoded).__name__}")
+    if isinstance(subnets, (str, SubnetConfig, SubnetShape)):
+        raise TypeError("evaluate: subnets is one sub-network; give a list of them")
+
+
 def evaluate(
     model: ElasticBertForSequenceClassification,
     encoded: Encoded,
@@ -164,6 +175,7 @@ def evaluate(
         ValueError: no labels; a label that the model has no output for; labels or a metric of another kind of problem;
             a threshold that is no probability; what `compute_logits` raises.
     """
+    _check_types(model, encoded, subnets)
     _targets(model, encoded)
     _metric(model_problem(model.config), metric)
     _check_threshold(threshold)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.modeling import ElasticBertForSequenceClassification
+from dynabert.modeling.model import check_classifier
 
 MODES = ("per_batch", "accumulated", "reference")
 
@@ -98,10 +99,7 @@ def compute_importance(
     batch, a batch without labels, and a loss or score that is not finite; ``TypeError`` for another model or batch
     type.
     """
-    if not isinstance(model, ElasticBertForSequenceClassification):
-        raise TypeError(
-            f"compute_importance: model must be an ElasticBertForSequenceClassification; got {type(model).__name__}"
-        )
+    check_classifier("compute_importance", model)
     if mode not in MODES:
         raise ValueError(f"compute_importance: mode is {mode!r}; allowed: {', '.join(map(repr, MODES))}")
     if isinstance(batches, Mapping):

@@ -210,9 +210,12 @@ def model_card(
         tags: tags beside `TAGS`.
 
     Raises:
+        TypeError: another kind of model.
         ValueError: a sub-network of the scores or latencies that does not fit the network.
     """
-    config = model if isinstance(model, ElasticBertConfig) else model.config
+    config = model if isinstance(model, ElasticBertConfig) else getattr(model, "config", None)
+    if not isinstance(config, ElasticBertConfig):
+        raise TypeError(f"model_card: model must be an elastic model, or its configuration; got {type(model).__name__}")
     name = repo_id or "path/to/this/folder"
     front = _metadata(config, scores, repo_id, base_model, license, language, datasets, tags)
     parts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import subprocess
@@ -56,6 +57,12 @@ def test_help(run: Run) -> None:
         assert command in out
         assert run(command, "--help")[0] == 0
     assert len(COMMANDS) == 10
+
+
+def test_version(run: Run) -> None:
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    assert out == f"dynabert-kernels {importlib.metadata.version('dynabert-kernels')}\n"
 
 
 def test_help_is_quick_and_light() -> None:

@@ -284,6 +284,14 @@ def test_columns_refused(columns: tuple[str, ...], named: dict[str, str], wrong:
     assert wrong in str(error.value)
 
 
+@pytest.mark.parametrize(("header", "sign"), [("text;label", "';'"), ("text\tlabel", r"'\\t'")])
+def test_a_csv_that_another_sign_splits(tmp_path: Path, header: str, sign: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\ngood;1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"the header has {sign} in it: split a \.csv file at commas"):
+        read_examples(path)
+
+
 def test_no_label_column(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "text\tother\nx\ty\n")
     with pytest.raises(ValueError, match="no column has a known name for the label"):

@@ -113,6 +113,15 @@ def test_refusals(tmp_path: Path) -> None:
         load_task("sst2", data_dir=tmp_path)
 
 
+def test_the_folder_of_another_task(tmp_path: Path) -> None:
+    """CoLA's files have SST-2's columns too."""
+    task_folder(tmp_path, "cola", "dev")
+    (tmp_path / "CoLA" / "dev.tsv").write_text("source\tlabel\tnotation\tsentence\na\t1\t\tA film.\n")
+    with pytest.raises(ValueError, match=r"CoLA is the folder of cola, not of sst2; give the folder of sst2"):
+        load_task("sst2", data_dir=tmp_path / "CoLA")
+    assert load_task("cola", data_dir=tmp_path / "CoLA").texts == ("A film.",)
+
+
 def test_metric_of_each_task() -> None:
     assert task_metric("cola") == "matthews_correlation"
     assert task_metric("STS-B") == "spearman"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from dynabert import ElasticBertForSequenceClassification
 from dynabert.distill import pipeline
@@ -64,6 +65,39 @@ def test_a_run_goes_on_before_a_cut_checkpoint(whole: Path, tmp_path: Path) -> N
     assert f"depth: goes on from {run / 'depth' / 'checkpoint-3'}" in said
     same_weights(whole / "run" / "depth", run / "depth")
     assert missing(path.parent) is None  # written anew
+
+
+def test_the_best_checkpoint_is_known_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that was begun with a relative path, cut and moved knows which checkpoint was its best."""
+    scores: list[float] = []
+
+    def scripted(self: Any, *_: Any, **__: Any) -> dict[str, float]:
+        metrics = {"eval_score": scores.pop(0) if self.stage.name == "depth" else 0.5}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    class Stop(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if Path(args.output_dir).name == "depth" and state.global_step == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(DistillationTrainer, "evaluate", scripted)
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    scores[:] = [0.5, 0.9, 0.4]
+    data = {"train": texts(16), "validation": texts(8, seed=5), "say": lambda _: None}
+    with pytest.raises(KeyboardInterrupt):
+        train_elastic(network(tmp_path), arguments(Path("run"), **EACH_STEP), callbacks=[Stop()], **data)
+    monkeypatch.chdir(tmp_path)
+    shutil.move(tmp_path / "first" / "run", tmp_path / "moved")
+    scores[:] = [0.3]
+    train_elastic(network(tmp_path), arguments(Path("moved"), **EACH_STEP), **data)
+    depth = tmp_path / "moved" / "depth"
+    assert [path.name for path in checkpoints(depth)] == ["checkpoint-4", "checkpoint-2"]
+    same_weights(depth / "checkpoint-2", depth)
+    assert "does not exist anymore" not in caplog.text
 
 
 def same_weights(one: Path, other: Path) -> None:

@@ -464,12 +464,6 @@ def test_a_set_has_no_order(engine: InferenceEngine) -> None:
     assert answers == engine.predict(["good", "bad"])
 
 
-def test_another_model_is_named() -> None:
-    for model in (plain_model("bert"), tiny_model().encoder, "elastic", None):
-        with pytest.raises(TypeError, match=r"model is a \w+; allowed: an ElasticBertForSequenceClassification, whose"):
-            InferenceEngine(model, tiny_tokenizer())  # type: ignore[arg-type]
-
-
 def test_warm_up_of_one_subnetwork_and_of_texts_longer_than_a_batch() -> None:
     engine = InferenceEngine(tiny_model(), tiny_tokenizer(), max_batch_tokens=10)
     assert engine.warm_up("w0.5", lengths=[8]) == 1

@@ -8,9 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from dynabert import ElasticBertForSequenceClassification, InferenceEngine, SubnetConfig
+from dynabert import (
+    DistillationArguments,
+    DistillationTrainer,
+    ElasticBertForSequenceClassification,
+    ElasticBertModel,
+    InferenceEngine,
+    SubnetConfig,
+    compute_importance,
+    distillation_losses,
+    export_subnet,
+)
 from dynabert.cli import main
+from dynabert.data import Encoded, tokenise
+from dynabert.distill import Stage
+from dynabert.distill.pipeline import train_elastic
+from dynabert.evaluation import evaluate
+from dynabert.model_card import model_card
+from dynabert.profile import measure_latency
 from tests.dynabert.tiny_texts import some_texts, tiny_folder
 
 
@@ -88,3 +105,61 @@ def test_half_a_character(folder: Path) -> None:
 def test_digits_of_other_scripts_are_no_numbers() -> None:
     with pytest.raises(ValueError, match="sub-network"):
         SubnetConfig.parse("w\u0967")
+
+
+IDS = Encoded(([5, 6], [7, 8]), None, (0, 1), ("a", "b"))
+
+
+def test_another_kind_of_model(folder: Path, tmp_path: Path) -> None:
+    """transformers' own class, an encoder without its head and a path are what a user has at hand first."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    elastic = ElasticBertForSequenceClassification.from_pretrained(folder)
+    batch = {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([0])}
+    args = DistillationArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
+    stage = Stage("teacher", (SubnetConfig(),), 0.0, 0.0, labels=True)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    for model in (plain, ElasticBertModel.from_pretrained(folder), str(folder)):
+        for call in (
+            lambda model=model: InferenceEngine(model, tokenizer),
+            lambda model=model: evaluate(model, IDS, ["w1"]),
+            lambda model=model: measure_latency(model, ["w1"], batch_size=1, seq_length=4),
+            lambda model=model: compute_importance(model, [batch]),
+            lambda model=model: distillation_losses(model, elastic, batch, ["w1"]),
+            lambda model=model: distillation_losses(elastic, model, batch, ["w1"]),
+            lambda model=model: DistillationTrainer(model, args, stage, IDS),
+            lambda model=model: DistillationTrainer(elastic, args, stage, IDS, teacher=model),
+            lambda model=model: train_elastic(model, args, IDS),
+            lambda model=model: export_subnet(model, tokenizer, "w1", tmp_path / "small"),
+        ):
+            with pytest.raises(TypeError, match=rf"{type(model).__name__}; open the checkpoint with Elastic"):
+                call()
+    with pytest.raises(TypeError, match="model_card: model must be an elastic model"):
+        model_card(plain)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_subnetwork_in_place_of_a_list(folder: Path) -> None:
+    model = ElasticBertForSequenceClassification.from_pretrained(folder)
+    for one in ("w1", SubnetConfig(), model.shape("w1")):
+        with pytest.raises(TypeError, match="evaluate: subnets is one sub-network; give a list"):
+            evaluate(model, IDS, one)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="measure_latency: subnets is one sub-network; give a list"):
+            measure_latency(model, one, batch_size=1, seq_length=4)  # type: ignore[arg-type]
+
+
+def test_texts_of_another_type(folder: Path, tmp_path: Path) -> None:
+    model = ElasticBertForSequenceClassification.from_pretrained(folder)
+    with pytest.raises(TypeError, match="tokenise: examples must be Examples; got list; make them with"):
+        tokenise(["good"], AutoTokenizer.from_pretrained(folder), 8, True)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"evaluate: encoded must be Encoded .*; got list"):
+        evaluate(model, ["good"], ["w1"])  # type: ignore[arg-type]
+    args = DistillationArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
+    with pytest.raises(TypeError, match=r"train_elastic: train must be Encoded .*; got list"):
+        train_elastic(model, args, ["good"])  # type: ignore[arg-type]
+
+
+def test_another_number_of_labels(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"classifier\.bias is .*; for a new head give ignore_mismatched_sizes=True"):
+        ElasticBertForSequenceClassification.from_pretrained(folder, num_labels=7)
+    model = ElasticBertForSequenceClassification.from_pretrained(folder, num_labels=7, ignore_mismatched_sizes=True)
+    assert model.num_labels == 7

@@ -27,6 +27,16 @@ COMMANDS = (train, predict, evaluate, rewire, profile, pick, export, card, demo,
 _REFUSALS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
+class _Version(argparse.Action):
+    """Prints the installed version; it is looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"dynabert-kernels {version('dynabert-kernels')}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -34,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="One BERT checkpoint at any width and depth: train, evaluate, rewire, profile, pick, export, run.",
         epilog="A sub-network is written w0.5-d0.75: half the heads and neurons, three quarters of the layers.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add_parser(commands)

@@ -184,7 +184,7 @@ def load_task(
         bad_rows: see `read_examples`.
 
     Raises:
-        ValueError: unknown task or split; a bad row (file, line, what was found).
+        ValueError: unknown task or split; another task's folder; a bad row (file, line, what was found).
         FileNotFoundError: the folder or the split's file is not there.
         ImportError: no ``data_dir`` and `datasets` is not installed, or the drug reviews' package is missing.
         RuntimeError: the hub could not be read.
@@ -260,6 +260,13 @@ def _find_file(task: Task, split: str, data_dir: Path) -> Path:
         raise FileNotFoundError(
             f"load_task: there is no folder {data_dir}; give the folder with the GLUE tasks as data_dir"
         )
+    here = data_dir.resolve().name
+    for other in TASKS.values():
+        if other is not task and here in other.folders:
+            raise ValueError(
+                f"load_task: {data_dir} is the folder of {other.name}, not of {task.name}; give the folder of "
+                f"{task.name}, or the one above it, as data_dir"
+            )
     stem = dict(task.splits)[split]
     folders = [data_dir / name for name in task.folders if (data_dir / name).is_dir()] or [data_dir]
     for folder in folders:

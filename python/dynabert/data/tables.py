@@ -98,6 +98,14 @@ def skipped_rows(bad_rows: BadRows) -> SkippedRows | None:
     return SkippedRows() if bad_rows == "skip" else None
 
 
+def _split_otherwise(columns: Sequence[str]) -> str:
+    """A word where one column's name looks like a whole header that another sign splits; else empty."""
+    sign = next((sign for sign in (";", "\t", "|") if len(columns) == 1 and sign in columns[0]), None)
+    return (
+        "" if sign is None else f"the header has {sign!r} in it: split a .csv file at commas, a .tsv file at tabs, or "
+    )
+
+
 def find_columns(
     columns: Sequence[str],
     *,
@@ -141,7 +149,7 @@ def find_columns(
             raise ValueError(
                 f"{source}: no column has a known name for the text; its columns are {listed(columns)}; known names "
                 "are "
-                f"{listed(TEXT_COLUMNS)}; name it with text_column"
+                f"{listed(TEXT_COLUMNS)}; {_split_otherwise(columns)}name it with text_column"
             )
         if len(candidates) > 1:
             raise ValueError(

@@ -179,8 +179,14 @@ def tokenise(
         token_types: see `TextEncoder`.
 
     Raises:
+        TypeError: texts that are not `Examples`.
         ValueError: a text that is too long, naming the source, its index, its length and what is allowed.
     """
+    if not isinstance(examples, Examples):
+        raise TypeError(
+            f"tokenise: examples must be Examples; got {type(examples).__name__}; make them with read_examples, "
+            "load_task or Examples(texts=...)"
+        )
     encoder = TextEncoder(tokenizer, max_length, token_types=token_types)
     try:
         encoded = encoder.encode(examples.texts, examples.seconds, truncate=truncate)

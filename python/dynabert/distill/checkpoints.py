@@ -68,6 +68,23 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, passed
 
 
+def bring_best_here(checkpoint: Path) -> None:
+    """Names the best checkpoint in ``checkpoint``'s state where it lies now, beside it.
+
+    Trainer writes its path as the run saw it: relative to another working directory, or before the folder was moved.
+    It would look there, find nothing or another run's, and forget which one was the best. One that is not beside
+    ``checkpoint`` is left as it is.
+    """
+    path = checkpoint / _STATE
+    state = json.loads(path.read_text(encoding="utf-8"))
+    named = state.get("best_model_checkpoint")
+    if named is None or not (here := checkpoint.parent / Path(named).name).is_dir() or str(here) == named:
+        return
+    draft = path.with_name(f"{_STATE}.part")
+    draft.write_text(json.dumps(state | {"best_model_checkpoint": str(here)}, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
 def write_error(folder: Path, error: Exception) -> CheckpointError:
     """The one error for a checkpoint that could not be written, whatever library met it."""
     free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free

@@ -28,6 +28,7 @@ from dynabert.configuration import ElasticBertConfig, Subnet, SubnetConfig
 from dynabert.data.examples import MULTI_LABEL, REGRESSION
 from dynabert.distill.relations import Relations, chunks_of, project, relation_sum, resolved_relation_heads
 from dynabert.modeling.inputs import pack_padded
+from dynabert.modeling.model import check_classifier
 from dynabert.modeling.stacking import Stack, stack
 from dynabert_kernels import PackedBatch, SubnetShape
 
@@ -399,6 +400,7 @@ def distillation_losses(
         what a training step goes down.
 
     Raises:
+        TypeError: another kind of model; one sub-network in place of a list.
         ValueError: no sub-network, one named twice or one that does not fit; networks that do not belong together;
             an unknown ``teacher_width`` or ``step``; weights that leave nothing to learn; ``relation_heads`` that do
             not divide a width; a batch as in the model.
@@ -407,6 +409,8 @@ def distillation_losses(
     """
     if step not in STEPS:
         raise ValueError(f"distillation_losses: step is {step!r}; allowed: {', '.join(map(repr, STEPS))}")
+    check_classifier("distillation_losses", student)
+    check_classifier("distillation_losses: teacher", teacher)
     check_pair(student, teacher, relation=relation_weight != 0.0)
     shapes = checked_shapes(student, subnets)
     packed = _packed(student, batch)

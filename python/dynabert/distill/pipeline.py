@@ -22,7 +22,7 @@ from dynabert.cost import subnet_cost
 from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
 from dynabert.distill.card import versions, write_card
-from dynabert.distill.checkpoints import last_checkpoint, room_warning, write_error
+from dynabert.distill.checkpoints import bring_best_here, last_checkpoint, room_warning, write_error
 from dynabert.distill.losses import STEPS, teacher_shapes
 from dynabert.distill.progress import StageClock, StageProgress, told
 from dynabert.distill.relations import resolved_relation_heads
@@ -34,6 +34,7 @@ from dynabert.evaluation import EvaluationRow, evaluate
 from dynabert.finetuning import labelled_batches
 from dynabert.importance import compute_importance
 from dynabert.modeling import ElasticBertForSequenceClassification
+from dynabert.modeling.model import check_classifier
 from dynabert.rewiring import rewire
 from dynabert_kernels import SubnetShape
 
@@ -186,9 +187,16 @@ def train_elastic(
         model card (a README.md that is there stays); beside it, `results.json` has all rows.
 
     Raises:
+        TypeError: another kind of model; data that is not `Encoded`.
         ValueError: settings other than those that the folder was begun with, naming the differences; a folder of
             ``parts_of`` without a run; a loss that is not finite; data without labels; what the trainer refuses.
     """
+    check_classifier("train_elastic", model)
+    for name, data in (("train", train), ("validation", validation), ("unlabelled", unlabelled)):
+        if data is not None and not isinstance(data, Encoded):
+            raise TypeError(
+                f"train_elastic: {name} must be Encoded (dynabert.data.tokenise); got {type(data).__name__}"
+            )
     out = Path(str(args.output_dir))
     recipe = args.make_recipe()
     check_recipe(model, recipe)
@@ -304,6 +312,9 @@ def run_stage(
         say(f"{stage.name}: {line}")
     if last is not None:
         say(f"{stage.name}: goes on from {last}")
+        with args.main_process_first(local=False, desc="best"):
+            if args.should_save:
+                bring_best_here(last)
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:

@@ -44,6 +44,7 @@ from dynabert.distill.step_weights import StepWeights, compact
 from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
 from dynabert.evaluation import compute_logits, score_logits
 from dynabert.modeling.files import ELASTIC_FILE
+from dynabert.modeling.model import check_classifier
 from dynabert.modeling.stacking import Stack, stack
 from dynabert_kernels import SubnetShape
 
@@ -94,7 +95,7 @@ class DistillationTrainer(Trainer):
         callbacks: as in ``Trainer``.
 
     Raises:
-        TypeError: data that is not `Encoded`.
+        TypeError: another kind of model; data that is not `Encoded`.
         ValueError: a student in half precision, networks that do not belong together, a stage without its teacher or
             its labels, labels of another kind than the network's, sub-networks that do not fit.
 
@@ -113,6 +114,9 @@ class DistillationTrainer(Trainer):
         metric: str | None = None,
         callbacks: list[Any] | None = None,
     ) -> None:
+        check_classifier("DistillationTrainer", model)
+        if teacher is not None:
+            check_classifier("DistillationTrainer: teacher", teacher)
         for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if data is not None and not isinstance(data, Encoded):
                 raise TypeError(

@@ -31,7 +31,6 @@ from dynabert.engine.prediction import Prediction, interpret, output_names
 from dynabert.engine.requests import (
     Text,
     as_list,
-    check_model,
     is_many,
     listed_subnets,
     other_count,
@@ -96,7 +95,7 @@ class InferenceEngine:
             answers are the same, to the bit. Off by default: it is unmeasured.
 
     Raises:
-        TypeError: another model, such as transformers' own; a tokenizer without a fast half.
+        TypeError: another kind of model; a tokenizer without a fast half.
         ValueError: a bound that is out of range; a tokenizer with more tokens than the model has; an unknown
             ``problem_type``; an ``id2label`` that does not give each output a name of its own; graphs or programmatic
             launches where the device has none.
@@ -114,7 +113,9 @@ class InferenceEngine:
         max_graphs: int = MAX_GRAPHS,
         programmatic_launch: bool = False,
     ) -> None:
-        check_model(model)
+        from dynabert.modeling.model import check_classifier
+
+        check_classifier("InferenceEngine", model)
         config = model.config
         positions = config.max_sequence_length
         if max_length is not None and max_length > positions:

@@ -12,15 +12,6 @@ from dynabert_kernels import SubnetShape
 Text: TypeAlias = str | tuple[str, str]
 
 
-def check_model(model: object) -> None:
-    """``TypeError`` for what is not an elastic classifier, such as transformers' own model."""
-    if not (hasattr(model, "packed_logits") and hasattr(model, "classifier")):
-        raise TypeError(
-            f"InferenceEngine: model is a {type(model).__name__}; allowed: an ElasticBertForSequenceClassification, "
-            "whose from_pretrained opens plain checkpoints too; for a path there is InferenceEngine.from_pretrained"
-        )
-
-
 def as_list(texts: object, call: str = "predict") -> list[Any]:
     """The texts of an iterable; ``TypeError`` for what holds none, for one text, and for what has no order."""
     if not isinstance(texts, Iterable) or isinstance(texts, (str, tuple, bytes, Mapping, set, frozenset)):

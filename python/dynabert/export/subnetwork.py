@@ -21,6 +21,7 @@ from dynabert.export import onnx_graph, parity, plain, remote
 from dynabert.export.folders import checked_target, staged, writing
 from dynabert.export.report import FORMATS, ExportReport, Size, snippet
 from dynabert.modeling import ElasticBertForSequenceClassification, files
+from dynabert.modeling.model import check_classifier
 from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
@@ -80,11 +81,7 @@ def export_subnet(
     """
     if format not in FORMATS:
         raise ValueError(f"export: format is {format!r}; allowed: {', '.join(FORMATS)}")
-    if not isinstance(model, ElasticBertForSequenceClassification):
-        raise TypeError(
-            f"export: model must be an ElasticBertForSequenceClassification; got {type(model).__name__}; open the "
-            "checkpoint with ElasticBertForSequenceClassification.from_pretrained"
-        )
+    check_classifier("export", model)
     if model.has_packed_weights:
         raise ValueError(
             "export: the model's weights are packed or in int8, for inference only; open the checkpoint anew in "

@@ -111,7 +111,10 @@ def load(
         if tuple(tensor.shape) != shapes[plain]
     ]
     if wrong:
-        raise ValueError(f"from_pretrained: {source}: {'; '.join(wrong[:_SHOWN])}")
+        head = {plain for group in head_names(config, parts) for plain in group}
+        only_head = all(tuple(found[plain].shape) == shapes[plain] for plain in found if plain not in head)
+        way_out = "; for a new head give ignore_mismatched_sizes=True" if only_head else ""
+        raise ValueError(f"from_pretrained: {source}: {'; '.join(wrong[:_SHOWN])}{way_out}")
     not_float = [plain for plain, tensor in found.items() if not tensor.dtype.is_floating_point]
     if not_float:
         raise ValueError(f"from_pretrained: {source}: not floating point: {_listed(not_float)}")

@@ -365,6 +365,15 @@ class ElasticBertForSequenceClassification(ElasticBertPreTrainedModel):
         return output if _as_dict(self.config, return_dict) else output.to_tuple()
 
 
+def check_classifier(name: str, model: object) -> None:
+    """``TypeError`` that begins with ``name`` where a model is no `ElasticBertForSequenceClassification`."""
+    if not isinstance(model, ElasticBertForSequenceClassification):
+        raise TypeError(
+            f"{name}: model must be an ElasticBertForSequenceClassification; got {type(model).__name__}; open the "
+            "checkpoint with ElasticBertForSequenceClassification.from_pretrained"
+        )
+
+
 def _keep_states(config: ElasticBertConfig, asked: bool | None, subnet: Subnet | Sequence[Subnet]) -> bool:
     keep = bool(config.output_hidden_states) if asked is None else asked
     if keep and is_listed(subnet):

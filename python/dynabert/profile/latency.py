@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from dynabert.configuration import Subnet
+from dynabert.configuration import Subnet, SubnetConfig
 from dynabert.configuration.grid import subnet_text
+from dynabert.modeling.model import check_classifier
 from dynabert.profile.served_pass import ServedPass
+from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
@@ -76,8 +78,12 @@ def measure_latency(
         One row for each sub-network, in the given order.
 
     Raises:
+        TypeError: another kind of model; one sub-network in place of a list.
         ValueError: a count below 1; ``seq_length`` beyond the model's positions; no sub-network, or one named twice.
     """
+    check_classifier("measure_latency", model)
+    if isinstance(subnets, (str, SubnetConfig, SubnetShape)):
+        raise TypeError("measure_latency: subnets is one sub-network; give a list of them")
     for name, value, least in (("batch_size", batch_size, 1), ("rounds", rounds, 1), ("warmup", warmup, 0)):
         if value < least:
             raise ValueError(f"measure_latency: {name} is {value}; allowed: {least} or more")
