@@ -15,7 +15,6 @@ import torch
 
 from dynabert import ElasticBertForSequenceClassification, InferenceEngine, SubnetConfig
 from dynabert.engine import Prediction, torch_dtype
-from tests.dynabert.tiny_networks import plain_model
 from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
 
 SUBNETS = ["w1-d1", "w0.5-d0.75", "w0.25-d0.5", "w1-l0,3", "h4,0,2,1-n40,0,7,3"]
