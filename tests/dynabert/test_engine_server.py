@@ -92,6 +92,8 @@ def test_requests_of_their_own_sub_network_are_counted_by_their_cost() -> None:
     assert choose(TIMES, Waiting(100, 60.0, 10, 17.5), 1000.0, 4096).place == 0
     assert choose(TIMES, Waiting(100, 60.0, 10, 16.0), 1000.0, 4096).place == 1
     assert choose(TIMES, Waiting(0, 60.0, 10, 1.0), 1000.0, 4096).place == 0  # nothing to choose
+    # Nor are there fewer batches of them at a narrower one.
+    assert choose(TIMES, Waiting(0, 1000.0, 10, 1.0), 40.0, 4096).place == 0
 
 
 def test_one_sub_network_alone_is_always_chosen() -> None:
@@ -163,10 +165,40 @@ def test_a_load_that_is_too_high_makes_them_narrower(held: tuple[ElasticServer, 
     assert quick.result(60).subnet == "w0.25-d0.5"
     assert server.ask("quiet").result(60).subnet == "w1-d1"  # 3 tokens: in time again
     assert server.stats().late == 1
-    assert hold.calls[1][5] == "w1-d1"
+    assert hold.calls[1:3] == [5 * ["w0.25-d0.5"], ["w1-d1"]]  # which takes 3 s: more than a quarter of the promise
 
 
 TIMES_OF_LADDER = tuple(SubnetTime(name, 0.0, each) for name, each in zip(LADDER, (1000.0, 500.0, 10.0), strict=True))
+
+
+def test_a_batch_is_no_longer_for_those_that_chose_their_own(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    server.ladder, server.promise_ms = TIMES_OF_LADDER, 120_000.0  # a batch of 30 s: 30 tokens at w1-d1
+    asked = [server.ask("good bad dull film", "w1-d1") for _ in range(6)]  # 36 tokens
+    asked += [server.ask("slow", within_ms=1.0), server.ask("good bad dull film", "w0.25-d0.5")]
+    hold.go.set()
+    for future in asked:
+        future.result(60)
+    assert hold.calls[1:] == [5 * ["w1-d1"], ["w1-d1", "w0.25-d0.5", "w0.25-d0.5"]]
+
+
+def test_a_sub_network_of_the_ladder_counts_by_its_time(held: tuple[ElasticServer, Held]) -> None:
+    server, _ = held
+    server.ladder = TIMES_OF_LADDER
+    server.ask("good bad dull film", "w0.25-d0.5")  # a hundredth of the time, more of the parameters
+    assert server._fixed_tokens == pytest.approx(0.06)
+
+
+def test_a_server_learns_from_mixed_batches(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    server.ladder = tuple(own._replace(fixed_ms=1e-4, ms_per_token=1e-6) for own in server.ladder)
+    server.max_batch_tokens = 9
+    asked = [server.ask(*each) for _ in range(4) for each in (("the film", "auto"), ("good", "w0.25-d1"))]
+    hold.go.set()
+    for future in asked:
+        future.result(60)
+    assert len(hold.calls) == 5
+    assert sum(ratio > 2.0 for ratio in server._ratios) == 5
 
 
 def test_a_server_learns_how_slow_the_device_is_now(engine: InferenceEngine) -> None:

@@ -191,7 +191,7 @@ class ElasticServer:
         types = None if encoded.token_type_ids is None else encoded.token_type_ids[0]
         request = _Request(encoded.input_ids[0], types, chosen, arrived, 1e-3 * promise)
         if not auto:
-            request.fixed_tokens = len(request.ids) * self._cost(subnet) / self._first_cost
+            request.fixed_tokens = len(request.ids) * self._weight(chosen)
         request.answer.add_done_callback(self._forget_cancelled)
         with self._changed:
             if self._closed:
@@ -263,6 +263,14 @@ class ElasticServer:
     ) -> None:
         self.close()
 
+    def _weight(self, subnet: str) -> float:
+        """Of a token at this sub-network, in tokens of the ladder's first: by their times, or by their sizes."""
+        first = self.ladder[0]
+        for own in self.ladder:
+            if own.subnet == subnet:
+                return own.ms_per_token / first.ms_per_token
+        return self._cost(subnet) / self._first_cost
+
     def _cost(self, subnet: Subnet) -> int:
         """Parameters of its matrices, a hidden size's worth each: four of a head's size for each head, two for each
         neuron."""
@@ -286,6 +294,12 @@ class ElasticServer:
                     del self._waiting[index]
                     self._count_in(request, -1)
                     return
+
+    def _worth(self, request: _Request, own: SubnetTime) -> float:
+        """A request in a batch at this sub-network of the ladder, in tokens of it."""
+        if request.subnet == AUTO:
+            return len(request.ids)
+        return request.fixed_tokens * self.ladder[0].ms_per_token / own.ms_per_token
 
     def _work(self) -> None:
         try:
@@ -313,12 +327,16 @@ class ElasticServer:
             left = 1e3 * (min(request.aim for request in self._waiting) - self._clock())
             state = Waiting(self._tokens, max(0.0, self._fixed_tokens), len(self._waiting[0].ids), left)
             choice = choose(self.ladder, state, self.promise_ms, self.max_batch_tokens, statistics.median(self._ratios))
+            own = self.ladder[choice.place]
             batch: list[_Request] = []
-            tokens = 0
-            while self._waiting and (not batch or tokens + len(self._waiting[0].ids) <= choice.batch_tokens):
-                request = self._waiting.popleft()
-                self._count_in(request, -1)
+            tokens, worth = 0, 0.0
+            while self._waiting:
+                request = self._waiting[0]
                 tokens += len(request.ids)
+                worth += self._worth(request, own)
+                if batch and (tokens > self.max_batch_tokens or worth > choice.batch_tokens):
+                    break
+                self._count_in(self._waiting.popleft(), -1)
                 batch.append(request)
         return batch, choice
 
@@ -361,8 +379,11 @@ class ElasticServer:
             self._counts["late"] += sum(now > request.ends for request in batch)
             self._by_subnet.update(subnets)
             self._latencies.extend(1e3 * (now - request.arrived) for request in batch)
-            if learn and now > begun and all(request.subnet == AUTO for request in batch):
-                self._ratios.append(1e3 * (now - begun) / own.milliseconds(sum(encoded.lengths)))
+            # Sub-networks that were never timed teach nothing, where most of the work is theirs.
+            free = sum(len(request.ids) for request in batch if request.subnet == AUTO)
+            worth = sum(self._worth(request, own) for request in batch)
+            if learn and now > begun and 2 * free >= worth:
+                self._ratios.append(1e3 * (now - begun) / own.milliseconds(worth))
         for request, prediction in zip(batch, found, strict=True):
             _settle(request.answer, prediction)
 
