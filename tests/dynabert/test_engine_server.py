@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -91,6 +92,8 @@ def test_requests_of_their_own_sub_network_are_counted_by_their_cost() -> None:
     assert choose(TIMES, Waiting(100, 60.0, 10, 17.5), 1000.0, 4096).place == 0
     assert choose(TIMES, Waiting(100, 60.0, 10, 16.0), 1000.0, 4096).place == 1
     assert choose(TIMES, Waiting(0, 60.0, 10, 1.0), 1000.0, 4096).place == 0  # nothing to choose
+    # Nor are there fewer batches of them at a narrower one.
+    assert choose(TIMES, Waiting(0, 1000.0, 10, 1.0), 40.0, 4096).place == 0
 
 
 def test_one_sub_network_alone_is_always_chosen() -> None:
@@ -162,10 +165,40 @@ def test_a_load_that_is_too_high_makes_them_narrower(held: tuple[ElasticServer, 
     assert quick.result(60).subnet == "w0.25-d0.5"
     assert server.ask("quiet").result(60).subnet == "w1-d1"  # 3 tokens: in time again
     assert server.stats().late == 1
-    assert hold.calls[1][5] == "w1-d1"
+    assert hold.calls[1:3] == [5 * ["w0.25-d0.5"], ["w1-d1"]]  # which takes 3 s: more than a quarter of the promise
 
 
 TIMES_OF_LADDER = tuple(SubnetTime(name, 0.0, each) for name, each in zip(LADDER, (1000.0, 500.0, 10.0), strict=True))
+
+
+def test_a_batch_is_no_longer_for_those_that_chose_their_own(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    server.ladder, server.promise_ms = TIMES_OF_LADDER, 120_000.0  # a batch of 30 s: 30 tokens at w1-d1
+    asked = [server.ask("good bad dull film", "w1-d1") for _ in range(6)]  # 36 tokens
+    asked += [server.ask("slow", within_ms=1.0), server.ask("good bad dull film", "w0.25-d0.5")]
+    hold.go.set()
+    for future in asked:
+        future.result(60)
+    assert hold.calls[1:] == [5 * ["w1-d1"], ["w1-d1", "w0.25-d0.5", "w0.25-d0.5"]]
+
+
+def test_a_sub_network_of_the_ladder_counts_by_its_time(held: tuple[ElasticServer, Held]) -> None:
+    server, _ = held
+    server.ladder = TIMES_OF_LADDER
+    server.ask("good bad dull film", "w0.25-d0.5")  # a hundredth of the time, more of the parameters
+    assert server._fixed_tokens == pytest.approx(0.06)
+
+
+def test_a_server_learns_from_mixed_batches(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    server.ladder = tuple(own._replace(fixed_ms=1e-4, ms_per_token=1e-6) for own in server.ladder)
+    server.max_batch_tokens = 9
+    asked = [server.ask(*each) for _ in range(4) for each in (("the film", "auto"), ("good", "w0.25-d1"))]
+    hold.go.set()
+    for future in asked:
+        future.result(60)
+    assert len(hold.calls) == 5
+    assert sum(ratio > 2.0 for ratio in server._ratios) == 5
 
 
 def test_a_server_learns_how_slow_the_device_is_now(engine: InferenceEngine) -> None:
@@ -324,6 +357,170 @@ def test_a_program_that_forgets_to_close_ends(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "answered w1-d1\n"), done.stderr
 
 
+def test_what_was_cancelled_waits_no_longer(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    asked = [server.ask("good", within_ms=1.0), *(server.ask("bad", "w0.5-d1") for _ in range(7))]
+    for future in asked[:3]:
+        assert future.cancel()
+    assert server.stats().waiting == 5
+    assert server._tokens == 0
+    again = [server.ask("dull") for _ in range(3)]  # there is room for them
+    hold.go.set()
+    assert {future.result(60).subnet for future in again} == {"w1-d1"}  # none of them for the one in a hurry
+
+
+def test_a_cancelled_answer_of_asyncio_is_taken_back(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+
+    async def impatient() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(server.answer("good"), 0.01)
+
+    asyncio.run(impatient())
+    assert server.stats().waiting == 0
+    assert len(hold.calls) == 1
+
+
+def test_closing_may_cancel_what_waits(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    asked = [server.ask("good") for _ in range(5)]
+    closing = threading.Thread(target=server.close, kwargs={"cancel": True})
+    closing.start()
+    with pytest.raises(CancelledError):
+        asked[4].result(60)
+    hold.go.set()
+    closing.join(60)
+    assert all(future.cancelled() for future in asked)
+    assert server.stats().answered == 1
+    assert not server._thread.is_alive()
+
+
+@pytest.mark.parametrize("error", [SystemExit, ValueError])
+def test_a_callback_that_raises_ends_nothing(engine: InferenceEngine, error: type[BaseException]) -> None:
+    def raises(_: Any) -> None:
+        raise error("of a callback")
+
+    with ElasticServer(engine, LADDER, promise_ms=SOON) as server:
+        server.ask("good").add_done_callback(raises)
+        assert server.ask("bad").result(60).subnet == "w1-d1"
+
+
+def test_an_answer_that_its_caller_has_set_ends_nothing(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    asked = [server.ask("good"), server.ask("bad")]
+    asked[0].set_exception(KeyError("mine"))
+    hold.go.set()
+    assert asked[1].result(60).subnet == "w1-d1"
+    assert [len(call) for call in hold.calls] == [1, 1]
+
+
+def test_an_engine_that_wants_to_exit_fails_its_request(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ElasticServer(engine, LADDER, promise_ms=SOON) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "logits", lambda *_: sys.exit(3))
+            with pytest.raises(SystemExit):
+                server.ask("good").result(60)
+        assert server.ask("good").result(60).subnet == "w1-d1"
+        assert server.stats().failed == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_the_server_leaves_nobody_waiting(
+    held: tuple[ElasticServer, Held], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, hold = held
+    asked = [server.ask("good"), server.ask("bad")]
+    monkeypatch.setattr("dynabert.engine.server.choose", lambda *_: 1 // 0)
+    hold.go.set()
+    for future in asked:
+        with pytest.raises(ZeroDivisionError):
+            future.result(60)
+    with pytest.raises(RuntimeError, match="the server is closed"):
+        server.ask("dull")
+    assert server.stats().waiting == 0
+
+
+def test_a_fault_between_engine_and_answer_is_told(engine: InferenceEngine) -> None:
+    ticks = [0]
+
+    def clock() -> float:
+        ticks[0] += 1
+        if ticks[0] == broken:
+            raise OSError("no clock")
+        return time.perf_counter()
+
+    broken = -1
+    with ElasticServer(engine, LADDER, promise_ms=SOON, clock=clock) as server:
+        broken = ticks[0] + 4  # asked, chosen, begun, ended
+        with pytest.raises(OSError, match="no clock"):
+            server.ask("good").result(60)
+        assert server.ask("good").result(60).subnet == "w1-d1"
+
+
+def test_a_clock_that_stands_still_ends_nothing(engine: InferenceEngine) -> None:
+    with ElasticServer(engine, LADDER, promise_ms=SOON, clock=lambda: 1.0) as server:
+        for _ in range(20):
+            assert server.ask("good").result(60).subnet == "w1-d1"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_has_no_server(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    code = (
+        "import os, sys\n"
+        "from dynabert import InferenceEngine\n"
+        "from dynabert.engine import ElasticServer\n"
+        f"server = ElasticServer(InferenceEngine.from_pretrained({str(folder)!r}), ['w1-d1'], promise_ms=1e6)\n"
+        "server._changed.acquire()\n"  # as another thread may hold it
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    try:\n"
+        "        server.ask('good film').result(20)\n"
+        "    except RuntimeError as error:\n"
+        "        print(error, flush=True)\n"
+        "    server.close()\n"
+        "    sys.exit(0)\n"
+        "server._changed.release()\n"
+        "print(os.waitpid(child, 0)[1], server.ask('good film').result(60).subnet, flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    said = "ask: the server was made before this process was forked; make one in each process\n0 w1-d1\n"
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
+
+
+def test_a_program_that_closes_in_an_answer_answers_the_others(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    code = (
+        "import time\n"
+        "from dynabert import InferenceEngine\n"
+        "from dynabert.engine import ElasticServer\n"
+        f"engine = InferenceEngine.from_pretrained({str(folder)!r})\n"
+        "server = ElasticServer(engine, ['w1-d1'], promise_ms=1e6, max_batch_tokens=1)\n"
+        "logits = engine.logits\n"
+        "engine.logits = lambda *given: (time.sleep(0.2), logits(*given))[1]\n"
+        "first, *others = [server.ask('good film') for _ in range(5)]\n"
+        "for future in others:\n"
+        "    future.add_done_callback(lambda f: print('answered', flush=True))\n"
+        "first.add_done_callback(lambda f: server.close())\n"
+        "first.result()\n"
+        "time.sleep(0.1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, 4 * "answered\n"), done.stderr
+
+
+def test_promises_of_few_bits_are_kept_exactly(engine: InferenceEngine) -> None:
+    with ElasticServer(
+        engine, LADDER, promise_ms=np.float16(10_000), clock=lambda: time.perf_counter() + 1e6
+    ) as server:  # type: ignore[arg-type]
+        for _ in range(5):
+            assert server.ask("good").result(60).subnet == "w1-d1"
+            assert server.ask("good", within_ms=np.float16(10_000)).result(60).subnet == "w1-d1"  # type: ignore[arg-type]
+        assert server.stats().late == 0
+
+
 @pytest.mark.parametrize(
     ("subnets", "options", "message"),
     [
@@ -339,6 +536,13 @@ def test_a_program_that_forgets_to_close_ends(tmp_path: Path) -> None:
 def test_wrong_settings(engine: InferenceEngine, subnets: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ElasticServer(engine, subnets, **{"promise_ms": 10.0, **options})
+
+
+@pytest.mark.parametrize("name", ["max_waiting", "max_batch_tokens"])
+@pytest.mark.parametrize("bound", [float("nan"), 8.0, True, "8"])
+def test_bounds_are_ints(engine: InferenceEngine, name: str, bound: Any) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be an int; got {type(bound).__name__}"):
+        ElasticServer(engine, LADDER, promise_ms=10.0, **{name: bound})
 
 
 def test_training_mode_is_refused() -> None:

@@ -49,7 +49,7 @@ class Waiting(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A sub-network by its place in the ladder, and how many tokens the next batch may have."""
+    """A sub-network by its place in the ladder, and how many tokens of it the next batch may be worth."""
 
     place: int
     batch_tokens: int
@@ -65,7 +65,7 @@ def choose(
         ladder: the one that is wanted most first.
         waiting: what is to be answered.
         promise_ms: in which a request is to be answered; a batch takes at most a quarter of it, but is not so small
-            that most of its time is what any batch takes.
+            that most of its time is what any batch takes, nor smaller than the first text.
         most_tokens: of a batch.
         slowdown: by which batches take longer now than when the ladder was measured.
     """
@@ -74,9 +74,9 @@ def choose(
         room = max(own.tokens_in(BATCH_SHARE * promise_ms / slowdown), own.fixed_ms / own.ms_per_token)
         room = min(float(most_tokens), room)
         batch_tokens = max(waiting.first_tokens, int(room))
-        all_tokens = waiting.tokens + waiting.fixed_tokens
+        all_tokens = waiting.tokens + waiting.fixed_tokens * ladder[0].ms_per_token / own.ms_per_token
         batches = max(1, math.ceil(all_tokens / batch_tokens))
-        needed = own.milliseconds(waiting.tokens, batches) + ladder[0].ms_per_token * waiting.fixed_tokens
+        needed = own.milliseconds(all_tokens, batches)
         if needed * slowdown <= waiting.left_ms:
             return Choice(index, batch_tokens)
         found.append((needed, Choice(index, batch_tokens)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import statistics
 import threading
 import time
@@ -16,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from numbers import Integral
 from types import TracebackType
 
 from dynabert.configuration import Subnet
@@ -31,6 +33,9 @@ RESERVE = 0.2  # of a promise: for what the estimate misses
 RATIOS = 15  # of the last batches' times to the ladder's; their median is the slowdown, so one that stalled is nothing
 
 
+_LOGGER = logging.getLogger(__name__)
+
+
 class ServerOverloaded(RuntimeError):
     """So many requests wait already that another is refused."""
 
@@ -43,7 +48,7 @@ class ServerStats:
         answered, failed, refused: requests. Failed: the engine raised. Refused: too many waited.
         waiting: requests that wait now.
         late: answers that came after their promise.
-        batches: calls of the engine.
+        batches: calls of the engine that gave answers.
         by_subnet: answers of each sub-network.
         p50_ms, p95_ms, p99_ms: from the request to its answer, of the last 10,000; None before the first.
         slowdown: by which batches take longer now than when the server was made.
@@ -77,7 +82,7 @@ class _Request:
 class ElasticServer:
     """Answers requests of many threads through one engine, in time where a sub-network is fast enough for that.
 
-    Making one times each sub-network on the device as it is (`ladder`), which takes some forty short batches of each.
+    Making one times each sub-network on the device as it is (`ladder`), which takes ten short batches of each.
     While it serves, it learns from its batches how much slower the device is now. Texts are tokenised on the caller's
     thread; a text that is refused raises there, and no other request notices. Requests are answered in the order in
     which they came. Close it, or use it in a ``with`` block: what waits is answered first.
@@ -93,7 +98,9 @@ class ElasticServer:
             the estimate, unless it is a single text.
 
     Raises:
-        ValueError: no sub-networks, one that does not fit the model or is there twice; a bound below 1.
+        TypeError: a bound that is no int.
+        ValueError: no sub-networks, one that does not fit the model or is there twice; a bound below 1; a promise that
+            is not above 0.
         RuntimeError: the model is in training mode.
 
     Example:
@@ -119,16 +126,20 @@ class ElasticServer:
             raise ValueError("ElasticServer: subnets are empty; allowed: a list of one or more sub-networks")
         if not promise_ms > 0:
             raise ValueError(f"ElasticServer: promise_ms is {promise_ms}; allowed: above 0")
+        if max_batch_tokens is None:
+            max_batch_tokens = engine.max_batch_tokens
         for name, bound in (("max_waiting", max_waiting), ("max_batch_tokens", max_batch_tokens)):
-            if bound is not None and bound < 1:
+            if isinstance(bound, bool) or not isinstance(bound, Integral):
+                raise TypeError(f"ElasticServer: {name} must be an int; got {type(bound).__name__}")
+            if bound < 1:
                 raise ValueError(f"ElasticServer: {name} is {bound}; allowed: 1 or more")
         if engine.model.training:
             raise RuntimeError("ElasticServer: the model was put in training mode; call model.eval()")
         names = [engine._resolve_one(subnet).text for subnet in subnets]
         if len(set(names)) < len(names):
             raise ValueError(f"ElasticServer: subnets are {names}; allowed: each once")
-        self.engine, self.promise_ms, self.max_waiting = engine, promise_ms, max_waiting
-        self.max_batch_tokens = engine.max_batch_tokens if max_batch_tokens is None else max_batch_tokens
+        self.engine, self.promise_ms = engine, float(promise_ms)
+        self.max_waiting, self.max_batch_tokens = max_waiting, max_batch_tokens
         self._clock = clock
         self.ladder: tuple[SubnetTime, ...] = measure_ladder(engine, subnets, clock=clock)
         self._first_cost = self._cost(self.ladder[0].subnet)
@@ -154,21 +165,25 @@ class ElasticServer:
             text: a str, or a pair ``(first, second)``.
             subnet: ``"auto"``: one of the server's, whichever keeps the promises; `Prediction.subnet` tells which. Any
                 other: this one, None the whole network.
-            within_ms: a promise of its own.
+            within_ms: a promise of its own. A short one makes what waits with it narrower too.
             truncate: see `InferenceEngine.predict`.
 
         Returns:
-            The future of its `Prediction`. Cancelling it takes the request back, unless its batch runs.
+            The future of its `Prediction`. Cancelling it takes the request back, unless its batch runs. Its callbacks
+            run on the server's thread, which answers nobody meanwhile: they must not wait for another answer.
 
         Raises:
             TypeError, ValueError: what `InferenceEngine.predict` raises for a text and a sub-network; ``within_ms`` not
                 above 0.
             ServerOverloaded: `max_waiting` requests wait.
-            RuntimeError: the server is closed.
+            RuntimeError: the server is closed, or was made before this process was forked.
         """
-        promise = self.promise_ms if within_ms is None else within_ms
-        if not promise > 0:
+        if within_ms is not None and not within_ms > 0:
             raise ValueError(f"ask: within_ms is {within_ms}; allowed: above 0")
+        if not self._closed and not self._thread.is_alive():  # before the lock, which another thread held at the fork
+            raise RuntimeError("ask: the server was made before this process was forked; make one in each process")
+        # A NumPy scalar of few bits would make the times that it is added to as coarse.
+        promise = float(self.promise_ms if within_ms is None else within_ms)
         auto = isinstance(subnet, str) and subnet == AUTO
         chosen = AUTO if auto else self.engine._resolve_one(subnet).text
         arrived = self._clock()
@@ -177,7 +192,8 @@ class ElasticServer:
         types = None if encoded.token_type_ids is None else encoded.token_type_ids[0]
         request = _Request(encoded.input_ids[0], types, chosen, arrived, 1e-3 * promise)
         if not auto:
-            request.fixed_tokens = len(request.ids) * self._cost(subnet) / self._first_cost
+            request.fixed_tokens = len(request.ids) * self._weight(chosen)
+        request.answer.add_done_callback(self._forget_cancelled)
         with self._changed:
             if self._closed:
                 raise RuntimeError("ask: the server is closed; make another")
@@ -196,37 +212,49 @@ class ElasticServer:
         self, text: Text, subnet: Subnet = AUTO, *, within_ms: float | None = None, truncate: bool = False
     ) -> Prediction:
         """The same for ``asyncio``: waits for the prediction without holding up the loop. Arguments and errors as in
-        :meth:`ask`."""
+        :meth:`ask`. Cancelling it takes the request back."""
         return await asyncio.wrap_future(self.ask(text, subnet, within_ms=within_ms, truncate=truncate))
 
     def stats(self) -> ServerStats:
         """What was done so far."""
         with self._changed:
-            ordered = sorted(self._latencies)
-            p50, p95, p99 = (ordered[int(q * (len(ordered) - 1))] if ordered else None for q in (0.5, 0.95, 0.99))
-            counts = self._counts
-            return ServerStats(
-                answered=counts["answered"],
-                failed=counts["failed"],
-                refused=counts["refused"],
-                waiting=len(self._waiting),
-                late=counts["late"],
-                batches=counts["batches"],
-                by_subnet=dict(self._by_subnet),
-                p50_ms=p50,
-                p95_ms=p95,
-                p99_ms=p99,
-                slowdown=statistics.median(self._ratios),
-            )
+            counts, by_subnet, waiting = Counter(self._counts), dict(self._by_subnet), len(self._waiting)
+            latencies, slowdown = list(self._latencies), statistics.median(self._ratios)
+        latencies.sort()  # not under the lock: it takes milliseconds
+        p50, p95, p99 = (latencies[int(q * (len(latencies) - 1))] if latencies else None for q in (0.5, 0.95, 0.99))
+        return ServerStats(
+            answered=counts["answered"],
+            failed=counts["failed"],
+            refused=counts["refused"],
+            waiting=waiting,
+            late=counts["late"],
+            batches=counts["batches"],
+            by_subnet=by_subnet,
+            p50_ms=p50,
+            p95_ms=p95,
+            p99_ms=p99,
+            slowdown=slowdown,
+        )
 
-    def close(self) -> None:
-        """Takes no more requests, answers what waits, and ends. A second call does nothing."""
+    def close(self, *, cancel: bool = False) -> None:
+        """Takes no more requests, answers what waits, and ends. A second call does nothing.
+
+        Called by a callback of an answer, it returns at once; what waits is answered afterwards.
+
+        Args:
+            cancel: True takes back what waits instead: those futures are cancelled. A batch that runs is answered.
+        """
+        if not self._thread.is_alive():  # ended, or left behind by a fork
+            self._closed = True
+            return
         with self._changed:
             self._closed = True
+            taken_back = list(self._waiting) if cancel else []
             self._changed.notify()
+        for request in taken_back:
+            request.answer.cancel()
         if threading.current_thread() is not self._thread:  # a callback of an answer runs there
             self._thread.join()
-        atexit.unregister(self.close)
 
     def __enter__(self) -> ElasticServer:
         return self
@@ -235,6 +263,14 @@ class ElasticServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _weight(self, subnet: str) -> float:
+        """Of a token at this sub-network, in tokens of the ladder's first: by their times, or by their sizes."""
+        first = self.ladder[0]
+        for own in self.ladder:
+            if own.subnet == subnet:
+                return own.ms_per_token / first.ms_per_token
+        return self._cost(subnet) / self._first_cost
 
     def _cost(self, subnet: Subnet) -> int:
         """Parameters of its matrices, a hidden size's worth each: four of a head's size for each head, two for each
@@ -249,9 +285,38 @@ class ElasticServer:
         else:
             self._fixed_tokens += sign * request.fixed_tokens
 
+    def _forget_cancelled(self, answer: Future[Prediction]) -> None:
+        """Of a future that is done: one that was cancelled waits no longer, and narrows nobody."""
+        if not answer.cancelled():
+            return
+        with self._changed:
+            for index, request in enumerate(self._waiting):
+                if request.answer is answer:
+                    del self._waiting[index]
+                    self._count_in(request, -1)
+                    return
+
+    def _worth(self, request: _Request, own: SubnetTime) -> float:
+        """A request in a batch at this sub-network of the ladder, in tokens of it."""
+        if request.subnet == AUTO:
+            return len(request.ids)
+        return request.fixed_tokens * self.ladder[0].ms_per_token / own.ms_per_token
+
     def _work(self) -> None:
-        while taken := self._next():
-            self._run(*taken)
+        try:
+            while taken := self._next():
+                self._run(*taken)
+        except BaseException as error:  # a fault of the server's own: nobody is to wait for ever
+            with self._changed:
+                self._closed = True
+                left = list(self._waiting)
+                self._waiting.clear()
+            for request in left:
+                if _starts(request.answer):
+                    self._fail(request, error)
+            raise
+        finally:
+            atexit.unregister(self.close)
 
     def _next(self) -> tuple[list[_Request], Choice] | None:
         """The next batch, and its sub-network; None at the end."""
@@ -263,19 +328,33 @@ class ElasticServer:
             left = 1e3 * (min(request.aim for request in self._waiting) - self._clock())
             state = Waiting(self._tokens, max(0.0, self._fixed_tokens), len(self._waiting[0].ids), left)
             choice = choose(self.ladder, state, self.promise_ms, self.max_batch_tokens, statistics.median(self._ratios))
+            own = self.ladder[choice.place]
             batch: list[_Request] = []
-            tokens = 0
-            while self._waiting and (not batch or tokens + len(self._waiting[0].ids) <= choice.batch_tokens):
-                request = self._waiting.popleft()
-                self._count_in(request, -1)
+            tokens, worth = 0, 0.0
+            while self._waiting:
+                request = self._waiting[0]
                 tokens += len(request.ids)
+                worth += self._worth(request, own)
+                if batch and (tokens > self.max_batch_tokens or worth > choice.batch_tokens):
+                    break
+                self._count_in(self._waiting.popleft(), -1)
                 batch.append(request)
         return batch, choice
 
     def _run(self, batch: list[_Request], choice: Choice) -> None:
-        batch = [request for request in batch if request.answer.set_running_or_notify_cancel()]
-        if batch:
-            self._answer(batch, choice, learn=True)
+        batch = [request for request in batch if _starts(request.answer)]
+        try:
+            if batch:
+                self._answer(batch, choice, learn=True)
+        except BaseException as error:  # a fault of the server's own
+            for request in batch:
+                if not request.answer.done():
+                    self._fail(request, error)
+
+    def _fail(self, request: _Request, error: BaseException) -> None:
+        with self._changed:
+            self._counts["failed"] += 1
+        _settle(request.answer, error)
 
     def _answer(self, batch: list[_Request], choice: Choice, *, learn: bool) -> None:
         own = self.ladder[choice.place]
@@ -287,14 +366,12 @@ class ElasticServer:
         try:
             logits = engine.logits(encoded, subnets)
             found = interpret(logits, engine.problem_type, engine.labels, subnets, engine.threshold)
-        except Exception as error:  # whatever it is, the callers are to hear of it, and the next batch is to run
+        except BaseException as error:  # whatever it is, the callers are to hear of it, and the next batch is to run
             if len(batch) > 1:  # it may be of one request; the others are not to fail with it
                 for request in batch:
                     self._answer([request], choice, learn=False)
                 return
-            with self._changed:
-                self._counts["failed"] += 1
-            batch[0].answer.set_exception(error)
+            self._fail(batch[0], error)
             return
         now = self._clock()
         with self._changed:
@@ -303,7 +380,29 @@ class ElasticServer:
             self._counts["late"] += sum(now > request.ends for request in batch)
             self._by_subnet.update(subnets)
             self._latencies.extend(1e3 * (now - request.arrived) for request in batch)
-            if learn and all(request.subnet == AUTO for request in batch):
-                self._ratios.append(1e3 * (now - begun) / own.milliseconds(sum(encoded.lengths)))
+            # Sub-networks that were never timed teach nothing, where most of the work is theirs.
+            free = sum(len(request.ids) for request in batch if request.subnet == AUTO)
+            worth = sum(self._worth(request, own) for request in batch)
+            if learn and now > begun and 2 * free >= worth:
+                self._ratios.append(1e3 * (now - begun) / own.milliseconds(worth))
         for request, prediction in zip(batch, found, strict=True):
-            request.answer.set_result(prediction)
+            _settle(request.answer, prediction)
+
+
+def _starts(answer: Future[Prediction]) -> bool:
+    """Whether it is to be answered: it was not cancelled, and nobody else has set it."""
+    try:
+        return not answer.done() and answer.set_running_or_notify_cancel()
+    except RuntimeError:  # it was set since
+        return False
+
+
+def _settle(answer: Future[Prediction], found: Prediction | BaseException) -> None:
+    """Gives the caller its answer. What its callbacks raise, even `SystemExit`, must not end the server's thread."""
+    try:
+        if isinstance(found, BaseException):
+            answer.set_exception(found)
+        else:
+            answer.set_result(found)
+    except BaseException:
+        _LOGGER.exception("ElasticServer: a callback of an answer raised, or somebody else has set the answer")
