@@ -36,7 +36,7 @@ VARIANTS: dict[str, Variant] = {
     "independent": Variant("a network of its own for each shape, with the epochs of all stages", independent=True),
     "teacher_full": Variant("the second stage's teacher runs at full width", ("--teacher_width", "full")),
     "teacher_same": Variant(
-        "the second stage's teacher runs at the student's width",
+        "the second stage's teacher runs at the student's width, as in `paper` itself",
         ("--teacher_width", "same", "--second_teacher", "width"),
     ),
     "teacher_fine_tuned": Variant(
