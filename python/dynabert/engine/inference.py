@@ -218,6 +218,11 @@ class InferenceEngine:
         return self.model.dtype
 
     @property
+    def _any_id(self) -> int:
+        """Of made-up texts: an id that counts as a position in every architecture."""
+        return max(self.model.config.padding_idx, 0) + 1
+
+    @property
     def max_length(self) -> int:
         """Most tokens of a text."""
         return self._encoder.max_length
@@ -376,14 +381,13 @@ class InferenceEngine:
             raise RuntimeError("warm_up: the model was put in training mode; call model.eval()")
         shapes = [self._resolve_one(subnet).shape for subnet in listed_subnets(subnets)]
         groups = [[shape] for shape in shapes] + ([shapes] if len(shapes) > 1 else [])
-        any_id = max(self.model.config.padding_idx, 0) + 1  # one that counts as a position in every architecture
         done = 0
         with torch.inference_mode():
             for length, count, group in itertools.product(sorted(lengths, reverse=True), counts, groups):
                 each = [shape for shape in group for _ in range(count)]
                 if length > self.max_length or (len(each) > 1 and length * len(each) > self.max_batch_tokens):
                     continue
-                ids = [[any_id] * length for _ in each]
+                ids = [[self._any_id] * length for _ in each]
                 types = [[0] * length for _ in each] if self._encoder.token_types else None
                 self._issue(ids, types, each, capture_now=True)
                 done += 1

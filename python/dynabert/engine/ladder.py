@@ -95,7 +95,7 @@ def measure_ladder(
     Args:
         engine: whose network is timed, on its device.
         subnets: any that fit it.
-        rounds: of each batch, after one that warms up.
+        rounds: of each batch, after two that warm up.
         clock: seconds.
     """
     named = [engine._resolve_one(subnet).text for subnet in subnets]
@@ -119,6 +119,5 @@ def measure_ladder(
 
 
 def _made_up(engine: InferenceEngine, texts: int, tokens: int) -> Encoded:
-    any_id = max(engine.model.config.padding_idx, 0) + 1  # one that counts as a position in every architecture
     types = tuple([0] * tokens for _ in range(texts)) if engine._encoder.token_types else None
-    return Encoded(tuple([any_id] * tokens for _ in range(texts)), types, source="made-up texts")
+    return Encoded(tuple([engine._any_id] * tokens for _ in range(texts)), types, source="made-up texts")
