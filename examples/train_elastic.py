@@ -1,4 +1,4 @@
-"""DynaBERT's training from Python, part by part: teacher, importance and rewiring, width stage, depth stage.
+"""DynaBERT's training from Python, part by part: teacher, importance and rewiring, width, depth and final stage.
 
     python examples/train_elastic.py --output_dir out/elastic    # all-MiniLM-L6-v2 on 600 drug reviews: many minutes
     python examples/train_elastic.py --tiny                      # a tiny random network, seconds
@@ -72,7 +72,7 @@ def main() -> None:
         widths=[1.0, 0.5, 0.25],
         depths=[1.0, 0.5],
     )
-    width, depth = arguments.make_recipe().stages
+    width, depth, final = arguments.make_recipe().stages
 
     def run(stage: Stage, student: ElasticBertForSequenceClassification, teacher: object | None) -> None:
         begun = time.perf_counter()
@@ -93,10 +93,10 @@ def main() -> None:
     order = importance.heads[0].argsort(descending=True).tolist()
     print(f"rewired: the first layer's heads, most important first: {order}")
 
-    # 5. Widths from the fine-tuned network; then widths and depths from what came of that. Teachers in rewired order
-    # too, so that a teacher at the student's width is its leading part.
+    # 5. Widths, then widths and depths, from the fine-tuned network in rewired order; last, all of them from labels.
     run(width, student, rewired)
-    run(depth, student, copy.deepcopy(student).eval())
+    run(depth, student, rewired)
+    run(final, student, None)
 
     student.save_pretrained(out / "elastic")
     tokenizer.save_pretrained(out / "elastic")

@@ -178,7 +178,11 @@ def test_recipes_and_their_switches() -> None:
     assert all(c[0] == SubnetConfig() and c[-1] == SubnetConfig(0.25, 0.5) and len(set(c)) == 4 for c in drawn)
     assert len(set(drawn)) > 20
     assert drawn == [sandwich.chosen(step, 42) for step in range(50)]
-    with pytest.raises(ValueError, match="recipe is 'mine'; allowed: paper, reference, sandwich"):
+    best = recipe("best").stages
+    assert [stage.name for stage in best] == ["width", "depth", "final"]
+    assert [(stage.teacher_width, stage.labels) for stage in best] == [("full", False), ("full", False), ("full", True)]
+    assert (best[0], best[1]) == (stages[0], replace(stages[1], teacher_width="full"))
+    with pytest.raises(ValueError, match="recipe is 'mine'; allowed: best, paper, reference, sandwich"):
         recipe("mine")
 
 
@@ -225,7 +229,10 @@ def test_the_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr()
     assert "stage depth: a step costs" in shown.out
     assert "12 examples; majority 50.0" in shown.out
-    network = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "out" / "depth")
+    assert "--learning_rate 0.0001: the default of networks narrower than 512" in shown.err
+    # By default the last stage is one on labels.
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["recipe"]["second_teacher"] == "fine_tuned"
+    network = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "out" / "final")
     assert set(network.config.id2label.values()) == {"yes", "no"}
     check_card(tmp_path)
     for picture in ("scores.png", "learning.png"):
@@ -234,12 +241,12 @@ def test_the_command_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def check_card(folder: Path) -> None:
     """The card beside the trained network has the run's own numbers, and nothing of this disk."""
-    path = folder / "out" / "depth" / "README.md"
+    path = folder / "out" / "final" / "README.md"
     text = path.read_text()
     run = json.loads((folder / "out" / "results.json").read_text())
     assert set(run["versions"]) >= {"dynabert-kernels", "torch", "transformers"}
     parts = {part["part"]: part["rows"] for part in run["parts"]}
-    found = {row["subnet"]: row["score"] for row in parts["depth"]}
+    found = {row["subnet"]: row["score"] for row in parts["final"]}
     values = {one.metric_name: one.metric_value for one in ModelCard(text).data.eval_results}
     assert values == {f"accuracy of {name}": round(score, 6) for name, score in found.items()}
     whole = found["w1-d1"]
@@ -255,7 +262,7 @@ def check_card(folder: Path) -> None:
         "on 12 examples of train.tsv",
         f"that taught it scores {100 * teacher:.1f}",
         "a local folder named `model`",
-        "learning rate: 2e-05",
+        "learning rate: 0.0001",
         "epochs of each stage: 1",
         "weight of the hidden states' loss, width and depth stage: 0.1, 1.0",
         "seed: 42",

@@ -34,7 +34,7 @@ def test_a_teacher_of_no_width_is_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match="says no width for the skipped ones"):
         train_elastic(network(tmp_path), args, texts(8))
     assert not (tmp_path / "run").exists()
-    given = options_of(tmp_path)[:-6]
+    given = options_of(tmp_path, recipe="paper")[:-6]
     assert main([*given, "--subnets", "w1,h4,1,0,2-n40,7,0,13"]) == 1
     assert "use teacher_width='full'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -201,6 +201,34 @@ def test_a_copy_of_the_arguments_knows_what_was_left_open(tmp_path: Path) -> Non
             made = with_defaults(own, model, {}, print)
             assert (made.warmup_steps, made.warmup_is_given) == (wanted, True)
             assert replace(made, seed=9).warmup_steps == made.to_dict()["warmup_steps"] == wanted
+
+
+def test_a_small_network_has_a_higher_rate_where_none_is_given(tmp_path: Path) -> None:
+    small = elastic(plain_model("bert"), tmp_path / "start", torch.float32)
+    wide = copy.deepcopy(small)
+    wide.config.hidden_size = 512
+    open_rate = {"learning_rate": None}
+    for model, given, wanted in (
+        (small, open_rate, 1e-4),
+        (wide, open_rate, 2e-5),
+        (small, {"learning_rate": 2e-5}, 2e-5),
+        (wide, {"learning_rate": 1e-4}, 1e-4),
+    ):
+        args = arguments(tmp_path, **given)
+        for own in (
+            args,
+            replace(args, seed=7),
+            copy.deepcopy(args),
+            type(args)(learning_rate=args.to_dict()["learning_rate"]),
+        ):
+            assert own.learning_rate == (given["learning_rate"] or 2e-5)
+            made = with_defaults(own, model, {}, print)
+            assert (made.learning_rate, made.rate_is_given) == (wanted, True)
+            assert replace(made, seed=9).learning_rate == made.to_dict()["learning_rate"] == wanted
+    said: list[str] = []
+    made = with_defaults(arguments(tmp_path, **open_rate), small, {"learning_rate": 2e-5}, said.append)
+    assert made.learning_rate == 2e-5
+    assert said == ["--learning_rate 2e-05, as this folder was begun; the default is 0.0001 here"]
 
 
 @pytest.mark.parametrize("scored", [True, False])

@@ -22,7 +22,7 @@ def test_each_command_takes_what_train_left(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
     times = ["--batch_sizes", "1", "--seq_lengths", "8", "--max_minutes", "0.2"]
     assert main(["profile", *here, "--output_file", str(tmp_path / "profile.json"), *times]) == 0
-    assert f"dynabert profile: {run} is a training run; its network is {run}/depth\n" in capsys.readouterr().err
+    assert f"dynabert profile: {run} is a training run; its network is {run}/final\n" in capsys.readouterr().err
     assert main(["pick", *here, "--file", file, "--max_params", "1M", "--output_dir", str(tmp_path / "picked")]) == 0
     small = ["--subnet", "w0.5-d0.5", "--output_dir", str(tmp_path / "small"), "--format", "elastic"]
     assert main(["export", *here, *small]) == 0
@@ -34,12 +34,12 @@ def test_each_command_takes_what_train_left(tmp_path: Path, capsys: pytest.Captu
     # What would destroy the run is refused: it holds the source.
     assert main(["export", *here, "--subnet", "w0.5-d0.5", "--output_dir", run, "--overwrite"]) == 1
     assert "holds the source" in capsys.readouterr().err
-    wanted = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "out" / "depth")
+    wanted = ElasticBertForSequenceClassification.from_pretrained(tmp_path / "out" / "final")
     found = ElasticBertForSequenceClassification.from_pretrained(run)
     inside = ElasticBertForSequenceClassification.from_pretrained(run, subfolder="width")
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in wanted.state_dict().items())
     assert not all(torch.equal(value, inside.state_dict()[name]) for name, value in wanted.state_dict().items())
-    assert load_tokenizer(run)("good")["input_ids"] == load_tokenizer(tmp_path / "out" / "depth")("good")["input_ids"]
+    assert load_tokenizer(run)("good")["input_ids"] == load_tokenizer(tmp_path / "out" / "final")("good")["input_ids"]
     assert InferenceEngine.from_pretrained(run).predict("good").label in ("no", "yes")
 
 

@@ -41,6 +41,7 @@ def arguments(folder: Path, **changes: Any) -> DistillationArguments:
     """Arguments of a quiet run, on the CPU where there is nothing else: `use_cpu` is not given, as in the README."""
     values: dict[str, Any] = {
         "output_dir": str(folder),
+        "recipe": "paper",
         "per_device_train_batch_size": 4,
         "num_train_epochs": 1,
         "learning_rate": 1e-2,

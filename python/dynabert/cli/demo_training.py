@@ -161,6 +161,7 @@ class _Run:
         """The trainer's arguments: the paper's recipe, on the CPU, without checkpoints."""
         values: dict[str, Any] = {
             "output_dir": str(self._out),
+            "recipe": "paper",
             "learning_rate": self._args.distillation_learning_rate,
             "per_device_train_batch_size": self._batch,
             "warmup_steps": 0.1,

@@ -10,7 +10,7 @@ _BEGUN, _ENDED = "settings.json", "results.json"  # as `dynabert.distill.pipelin
 
 
 def network_folder(source: str | os.PathLike[str]) -> str:
-    """Where the network is: the last part's folder for a run of ``dynabert train`` (``elastic`` for ``elastic/depth``),
+    """Where the network is: the last part's folder for a run of ``dynabert train`` (``elastic`` for ``elastic/final``),
     else ``source`` as it is, a folder or a hub id.
 
     Raises ``OSError``: a run that has not ended, or whose last part is not there.

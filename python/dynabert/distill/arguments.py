@@ -41,6 +41,8 @@ _UNSUPPORTED = {
 }
 
 
+USUAL_RATE = 2e-5  # the paper's
+
 # A switch that a recipe may set otherwise: HfArgumentParser lets only those with a default stand alone on the line.
 _SWITCH: dict[str, Any] = {"nargs": "?", "const": True}
 
@@ -83,6 +85,10 @@ class _NotGiven(int):
     """The 0 of a number that was left open: a copy of the arguments tells it from a 0 that was asked for."""
 
 
+class _UsualRate(float):
+    """The learning rate that was left open: a copy of the arguments tells it from the same one that was asked for."""
+
+
 @dataclass
 class DistillationArguments(TrainingArguments):
     """``TrainingArguments``, names and meanings unchanged, with the paper's defaults, and the switches of DynaBERT.
@@ -92,7 +98,9 @@ class DistillationArguments(TrainingArguments):
     """
 
     output_dir: str | None = field(default="distilled", metadata={"help": "folder of checkpoints and results"})
-    learning_rate: float = field(default=2e-5, metadata={"help": "peak learning rate"})
+    learning_rate: float | None = field(  # type: ignore[assignment]  # a number once it is made
+        default=None, metadata={"help": "peak learning rate; default: 2e-5, for networks narrower than 512 1e-4"}
+    )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "sequences of a process in a step"})
     num_train_epochs: float = field(default=3.0, metadata={"help": "passes over the training data in each stage"})
     warmup_steps: float | None = field(  # type: ignore[assignment]  # a number once it is made
@@ -113,7 +121,7 @@ class DistillationArguments(TrainingArguments):
 
     logging_steps: float = field(default=50, metadata={"help": "steps between two logs of the sub-networks' losses"})
 
-    recipe: str = field(default="paper", metadata={"help": f"one of {', '.join(RECIPES)}; other switches change it"})
+    recipe: str = field(default="best", metadata={"help": f"one of {', '.join(RECIPES)}; other switches change it"})
     widths: list[float] | None = field(default=None, metadata={"help": "width multipliers"})
     depths: list[float] | None = field(default=None, metadata={"help": "depth multipliers"})
     subnets: str | None = field(
@@ -186,7 +194,9 @@ class DistillationArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        # A network of RoBERTa's kind has another default: see `pipeline.with_defaults`.
+        # Small networks, and those of RoBERTa's kind, have other defaults: see `pipeline.with_defaults`.
+        if self.learning_rate is None:
+            self.learning_rate = _UsualRate(USUAL_RATE)
         if self.warmup_steps is None:
             self.warmup_steps = _NotGiven(0)
         _check_numbers(self)
@@ -234,10 +244,19 @@ class DistillationArguments(TrainingArguments):
         """Whether somebody asked for ``warmup_steps``; also of copies, by `dataclasses.replace` or `to_dict`."""
         return not isinstance(self.warmup_steps, _NotGiven)
 
+    @property
+    def rate_is_given(self) -> bool:
+        """Whether somebody asked for ``learning_rate``; also of copies."""
+        return not isinstance(self.learning_rate, _UsualRate)
+
     def to_dict(self) -> dict[str, Any]:
-        """As transformers' own; ``warmup_steps`` is None where it was left open."""
+        """As transformers' own; ``warmup_steps`` and ``learning_rate`` are None where they were left open."""
         found: dict[str, Any] = super().to_dict()
-        return found if self.warmup_is_given else found | {"warmup_steps": None}
+        if not self.warmup_is_given:
+            found["warmup_steps"] = None
+        if not self.rate_is_given:
+            found["learning_rate"] = None
+        return found
 
     def resolved_step(self) -> str:
         """``step``, or where it is None what its default is on this device.

@@ -20,7 +20,7 @@ from dynabert.configuration import ElasticBertConfig, SubnetConfig
 from dynabert.configuration.grid import subnet_text
 from dynabert.cost import subnet_cost
 from dynabert.data.tokenisation import Encoded
-from dynabert.distill.arguments import DistillationArguments
+from dynabert.distill.arguments import USUAL_RATE, DistillationArguments
 from dynabert.distill.card import versions, write_card
 from dynabert.distill.checkpoints import bring_best_here, last_checkpoint, room_warning, write_error
 from dynabert.distill.losses import STEPS, teacher_shapes
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ROBERTA_WARMUP = 0.06  # of a stage's steps
+SMALL_HIDDEN, SMALL_RATE = 512, 1e-4  # a network narrower than this learns at this rate
 RESULTS = "results.json"
 SECONDS = "seconds.json"
 
@@ -139,6 +140,13 @@ def with_defaults(
         args.step = begun["step"] if begun.get("step") in STEPS else step
         if args.step != step:
             say(f"--step {args.step}, as this folder was begun; the default is {step} here")
+    if not args.rate_is_given:
+        usual_rate = SMALL_RATE if model.config.hidden_size < SMALL_HIDDEN else USUAL_RATE
+        args.learning_rate = begun.get("learning_rate", usual_rate)
+        if args.learning_rate != usual_rate:
+            say(f"--learning_rate {args.learning_rate:g}, as this folder was begun; the default is {usual_rate:g} here")
+        elif usual_rate == SMALL_RATE:
+            say(f"--learning_rate {usual_rate:g}: the default of networks narrower than {SMALL_HIDDEN}")
     if not args.warmup_is_given:
         usual = ROBERTA_WARMUP if model.config.architecture == "roberta" else 0
         args.warmup_steps = begun.get("warmup_steps", usual)
