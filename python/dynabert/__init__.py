@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynabert.configuration import ElasticBertConfig, SubnetConfig
+    from dynabert.configuration import Cascade, ElasticBertConfig, SubnetConfig
     from dynabert.distill import DistillationArguments, DistillationTrainer, distillation_losses
     from dynabert.engine import InferenceEngine
     from dynabert.export import ExportReport, export_subnet
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dynabert.rewiring import rewire, undo_rewiring
 
 _HOME = {
+    "Cascade": "dynabert.configuration",
     "DistillationArguments": "dynabert.distill",
     "DistillationTrainer": "dynabert.distill",
     "ElasticBertConfig": "dynabert.modeling",  # with the models, so that the Auto classes know both
@@ -37,6 +38,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Cascade",
     "DistillationArguments",
     "DistillationTrainer",
     "ElasticBertConfig",

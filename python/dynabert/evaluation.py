@@ -4,7 +4,7 @@ depth, all in one launch (GPU) or one after the other (CPU).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +211,28 @@ def score_logits(
         scores = {other: compute_metric(other, predictions, targets) for other in names}
         rows.append(EvaluationRow(name, scores[chosen], chosen, scores, len(encoded), majority))
     return rows
+
+
+def score_function(
+    model: ElasticBertForSequenceClassification,
+    encoded: Encoded,
+    *,
+    metric: str | None = None,
+    threshold: float = 0.5,
+) -> tuple[str, Callable[[npt.NDArray[np.floating], npt.NDArray[np.intp]], float]]:
+    """The score's name, and a function that scores logits, (n, labels), as answers to the n texts with these indices.
+
+    Arguments and errors as in `evaluate`.
+    """
+    problem = model_problem(model.config)
+    targets = np.asarray(_targets(model, encoded))
+    _, chosen = _metric(problem, metric)
+    _check_threshold(threshold)
+
+    def score(logits: npt.NDArray[np.floating], rows: npt.NDArray[np.intp]) -> float:
+        return compute_metric(chosen, _decisions(problem, logits, threshold), targets[rows])
+
+    return chosen, score
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,22 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def test_help(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("train", "predict", "eval", "rewire", "profile", "pick", "export", "card", "demo", "env"):
+    for command in (
+        "train",
+        "predict",
+        "eval",
+        "rewire",
+        "profile",
+        "pick",
+        "cascade",
+        "export",
+        "card",
+        "demo",
+        "env",
+    ):
         assert command in out
         assert run(command, "--help")[0] == 0
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 11
 
 
 def test_version(run: Run) -> None:

@@ -165,7 +165,7 @@ def _run(args: argparse.Namespace) -> None:
     model, tokenizer = open_model(args)
     if model.device.type == "cpu" and args.dtype != "int8":  # as the engine serves it, and as a profile times it
         model.pack_weights()
-    tokens = _tokens(args, model)
+    tokens = cost_tokens(args, model)
     check_pass_size(args.batch_size, tokens)
     encoded = None
     if examples is not None:  # before anything is measured: labels of another task are refused here
@@ -279,7 +279,8 @@ def _count(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of weights; allowed: 15M, 1.5e7") from None
 
 
-def _tokens(args: argparse.Namespace, model: ElasticBertForSequenceClassification) -> int:
+def cost_tokens(args: argparse.Namespace, model: ElasticBertForSequenceClassification) -> int:
+    """Tokens of a sequence whose cost is meant."""
     most = model.config.max_sequence_length
     if args.seq_length is None:
         return min(128, most)

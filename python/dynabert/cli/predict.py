@@ -39,7 +39,8 @@ def add_parser(commands: Any) -> None:
         "--subnet",
         action="append",
         metavar="SUBNET",
-        help="such as w0.5-d0.75; may be given several times; default: the whole network",
+        help="such as w0.5-d0.75, or a cascade such as w0.25-d0.5@0.9/w1 (see dynabert cascade); may be given several "
+        "times; default: the whole network",
     )
     parser.add_argument(
         "--out", metavar="FILE", help="with --file: write rows and answers to this .tsv, .csv or .jsonl file"
@@ -68,10 +69,10 @@ def run(args: argparse.Namespace) -> None:
     texts = None if args.file is not None else _texts(args)
 
     from dynabert.configuration import SubnetConfig
-    from dynabert.configuration.grid import subnet_text
+    from dynabert.configuration.cascade import as_cascade
     from dynabert.engine import InferenceEngine
 
-    subnets = [SubnetConfig.parse(text) for text in args.subnet or ["w1-d1"]]
+    subnets = [as_cascade(text) or SubnetConfig.parse(text) for text in args.subnet or ["w1-d1"]]
     engine = InferenceEngine.from_pretrained(
         args.model_name_or_path,
         device=args.device,
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if texts is None:
         texts = _file_texts(args)
-    names = [subnet_text(subnet) for subnet in subnets]
+    names = [str(subnet) for subnet in subnets]
     answers = engine.predict_each(texts, subnets, truncate=args.truncate)
     if args.json:
         print_json(

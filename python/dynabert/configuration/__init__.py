@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from dynabert.configuration.subnet import DEPTH_RULES, Subnet, SubnetConfig, kept_layers, subnet_shape
 
 if TYPE_CHECKING:
+    from dynabert.configuration.cascade import Cascade
     from dynabert.configuration.elastic import ElasticBertConfig
 
-__all__ = ["DEPTH_RULES", "ElasticBertConfig", "Subnet", "SubnetConfig", "kept_layers", "subnet_shape"]
+__all__ = ["DEPTH_RULES", "Cascade", "ElasticBertConfig", "Subnet", "SubnetConfig", "kept_layers", "subnet_shape"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from dynabert.configuration.elastic import ElasticBertConfig
 
         return ElasticBertConfig
+    if name == "Cascade":  # which needs the names of sub-networks, and they this module
+        from dynabert.configuration.cascade import Cascade
+
+        return Cascade
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dynabert.engine.device import torch_dtype
 from dynabert.engine.files import FileSummary, predict_file
-from dynabert.engine.inference import InferenceEngine, torch_dtype
+from dynabert.engine.inference import InferenceEngine
 from dynabert.engine.loading import load_masked_lm, load_model, load_tokenizer
 from dynabert.engine.prediction import Prediction
 from dynabert.engine.server import ElasticServer, ServerOverloaded, ServerStats

@@ -1,8 +1,11 @@
-"""Where a network can run."""
+"""Where a network can run, and in what."""
 
 from __future__ import annotations
 
 import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INT8 = "int8"  # no dtype of a model: its layers' matrices are int8, the rest is not
 
 
 def checked_device(device: str | torch.device) -> torch.device:
@@ -21,3 +24,14 @@ def checked_device(device: str | torch.device) -> torch.device:
         if (found.index or 0) >= count:
             raise ValueError(f"device is {device!r}, and PyTorch finds {count} GPUs here; use cpu, or check the driver")
     return found
+
+
+def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of this name; ValueError for one that the engine does not run in."""
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ValueError(
+            f"dtype: not one the engine runs in; got {dtype!r}; allowed: {', '.join(DTYPES)}, and on a CPU {INT8}"
+        )
+    assert isinstance(chosen, torch.dtype)
+    return chosen

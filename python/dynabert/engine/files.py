@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from dynabert.configuration.grid import subnet_text
+from dynabert.configuration.cascade import Cascade, answering_text
 from dynabert.data.examples import MULTI_LABEL
 from dynabert.data.rows import Row, RowReader, shown, table_format
 from dynabert.data.tables import find_columns, row_text
@@ -47,7 +47,7 @@ def predict_file(
     path_in: str | Path,
     path_out: str | Path,
     *,
-    subnets: Subnet | Sequence[Subnet] = None,
+    subnets: Subnet | Cascade | Sequence[Subnet | Cascade] = None,
     text_column: str | None = None,
     second_text_column: str | None = None,
     truncate: bool = False,
@@ -67,7 +67,7 @@ def predict_file(
         engine: the engine that answers.
         path_in: .txt (a text in each line), .tsv, .csv, .jsonl (each also .gz) or .parquet.
         path_out: .tsv, .csv or .jsonl, each also .gz.
-        subnets: one sub-network, or a list of them; None is the whole network.
+        subnets: one sub-network or cascade, or a list of them; None is the whole network.
         text_column, second_text_column: see `dynabert.data.find_columns`.
         truncate: cut texts that are too long, else refuse them.
         overwrite: False refuses an output file that exists.
@@ -95,7 +95,7 @@ def predict_file(
         raise ValueError(
             "predict_file: the list of sub-networks is empty; give at least one, or None for the whole network"
         )
-    names = [subnet_text(subnet) for subnet in many]
+    names = [answering_text(subnet) for subnet in many]
     if len(set(names)) < len(names):
         raise ValueError(f"predict_file: a sub-network is named twice in {', '.join(names)}; name each once")
     endings = [f"@{name}" for name in names] if len(names) > 1 else [""]
@@ -141,7 +141,7 @@ def _windows(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def _answer(
-    engine: InferenceEngine, texts: list[Any], subnets: list[Subnet], truncate: bool, reader: RowReader, rows: list[Row]
+    engine: InferenceEngine, texts: list[Any], subnets: list[Any], truncate: bool, reader: RowReader, rows: list[Row]
 ) -> list[list[Prediction]]:
     """Answers of each sub-network."""
     try:

@@ -20,11 +20,14 @@ import torch
 from tqdm.auto import tqdm
 
 from dynabert.configuration import Subnet, SubnetConfig
+from dynabert.configuration.cascade import Cascade, as_cascade
 from dynabert.configuration.grid import subnet_text
 from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dynabert.data.labels import model_problem
 from dynabert.data.tokenisation import Encoded, TextEncoder
+from dynabert.engine.cascades import answer_in_turn
+from dynabert.engine.device import INT8, torch_dtype
 from dynabert.engine.graphs import MAX_GRAPHS, graphs_for
 from dynabert.engine.overlap import made_ahead
 from dynabert.engine.prediction import Prediction, interpret, output_names
@@ -48,8 +51,6 @@ if TYPE_CHECKING:
 
 FloatArray: TypeAlias = npt.NDArray[np.floating]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-INT8 = "int8"  # no dtype of a model: its layers' matrices are int8, the rest is not
 CPU_BATCH_TOKENS = 4096
 DEVICE_BATCH_TOKENS = 32768
 LOOKAHEAD = 1024
@@ -231,7 +232,7 @@ class InferenceEngine:
     def predict(  # type: ignore[overload-overlap]  # a str is also an iterable of str; the first overload decides
         self,
         texts: Text,
-        subnet: Subnet | Sequence[Subnet] = None,
+        subnet: Subnet | Cascade | Sequence[Subnet] = None,
         *,
         truncate: bool = False,
         progress: bool | None = None,
@@ -241,7 +242,7 @@ class InferenceEngine:
     def predict(
         self,
         texts: Iterable[Text],
-        subnet: Subnet | Sequence[Subnet] = None,
+        subnet: Subnet | Cascade | Sequence[Subnet] = None,
         *,
         truncate: bool = False,
         progress: bool | None = None,
@@ -250,7 +251,7 @@ class InferenceEngine:
     def predict(
         self,
         texts: Text | Iterable[Text],
-        subnet: Subnet | Sequence[Subnet] = None,
+        subnet: Subnet | Cascade | Sequence[Subnet] = None,
         *,
         truncate: bool = False,
         progress: bool | None = None,
@@ -263,7 +264,8 @@ class InferenceEngine:
                 always one pair.
             subnet: the sub-network for all texts (`SubnetConfig`, text form ``"w0.5-d0.75"``, `SubnetShape`; None is
                 the whole network), or a list with one per text. Texts with different sub-networks share batches; each
-                answer equals that of its sub-network alone.
+                answer equals that of its sub-network alone. Or a `Cascade`, for all texts: a narrow one answers, and a
+                wider one where it is not sure; `Prediction.subnet` says which one it was.
             truncate: True cuts texts that are too long; False refuses them.
             progress: True shows a bar, False none; None shows one for more than 256 texts when stderr is a terminal.
 
@@ -281,23 +283,26 @@ class InferenceEngine:
     def predict_each(
         self,
         texts: Iterable[Text],
-        subnets: Subnet | Sequence[Subnet],
+        subnets: Subnet | Cascade | Sequence[Subnet | Cascade],
         *,
         truncate: bool = False,
         progress: bool | None = None,
     ) -> list[list[Prediction]]:
         """Answer for every text at each of several sub-networks: a list for each sub-network, in their order.
 
-        The texts are tokenised once, and sub-networks share batches. Arguments and errors as in `predict`.
+        The texts are tokenised once, and sub-networks share batches, unless there is a cascade among them. Arguments
+        and errors as in `predict`.
         """
-        listed = as_list(texts, "predict_each")
-        wanted = [[self._resolve_one(subnet)] * len(listed) for subnet in listed_subnets(subnets)]
+        listed, each = as_list(texts, "predict_each"), listed_subnets(subnets)
+        if any(as_cascade(subnet) for subnet in each):
+            return [self._predict_list(listed, subnet, truncate, progress, first_index=0) for subnet in each]
+        wanted = [[self._resolve_one(subnet)] * len(listed) for subnet in each]
         return self._answers(listed, wanted, truncate, progress, first_index=0)
 
     def predict_iter(
         self,
         texts: Iterable[Text],
-        subnet: Subnet | Iterable[Subnet] = None,
+        subnet: Subnet | Cascade | Iterable[Subnet] = None,
         *,
         truncate: bool = False,
         lookahead: int = LOOKAHEAD,
@@ -310,7 +315,7 @@ class InferenceEngine:
 
         Args:
             texts: any iterable, also an endless generator, of texts or pairs.
-            subnet: one for all, or an iterable that gives one per text, read in step.
+            subnet: one for all, a cascade, or an iterable that gives one per text, read in step.
             truncate: see `predict`.
             lookahead: texts held at a time; more of them pack better.
 
@@ -355,7 +360,7 @@ class InferenceEngine:
 
     def warm_up(
         self,
-        subnets: Subnet | Sequence[Subnet] = None,
+        subnets: Subnet | Cascade | Sequence[Subnet | Cascade] = None,
         *,
         lengths: Sequence[int] = (16, 32, 64, 128),
         counts: Sequence[int] = (1,),
@@ -363,7 +368,7 @@ class InferenceEngine:
         """Runs made-up texts, so that the first real ones find kernels compiled and, on a GPU, graphs captured.
 
         Args:
-            subnets: each runs alone; with more than one, a batch of ``counts`` texts of each runs too.
+            subnets: each (also of a cascade) runs alone; with more than one, a batch of ``counts`` texts of each too.
             lengths: tokens of a text; those above `max_length` are left out.
             counts: texts of a batch; batches of several texts above `max_batch_tokens` are left out.
 
@@ -379,24 +384,26 @@ class InferenceEngine:
                 raise ValueError(f"warm_up: {name} are {list(numbers)}; allowed: 1 or more each")
         if self.model.training:
             raise RuntimeError("warm_up: the model was put in training mode; call model.eval()")
-        shapes = [self._resolve_one(subnet).shape for subnet in listed_subnets(subnets)]
+        each = [as_cascade(one) or one for one in listed_subnets(subnets)]
+        listed = [own for one in each for own in (one.subnets if isinstance(one, Cascade) else (one,))]
+        shapes = [self._resolve_one(subnet).shape for subnet in listed]
         groups = [[shape] for shape in shapes] + ([shapes] if len(shapes) > 1 else [])
         done = 0
         with torch.inference_mode():
             for length, count, group in itertools.product(sorted(lengths, reverse=True), counts, groups):
-                each = [shape for shape in group for _ in range(count)]
-                if length > self.max_length or (len(each) > 1 and length * len(each) > self.max_batch_tokens):
+                many = [shape for shape in group for _ in range(count)]
+                if length > self.max_length or (len(many) > 1 and length * len(many) > self.max_batch_tokens):
                     continue
-                ids = [[self._any_id] * length for _ in each]
-                types = [[0] * length for _ in each] if self._encoder.token_types else None
-                self._issue(ids, types, each, capture_now=True)
+                ids = [[self._any_id] * length for _ in many]
+                types = [[0] * length for _ in many] if self._encoder.token_types else None
+                self._issue(ids, types, many, capture_now=True)
                 done += 1
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()  # of the whole device would end another's capture
         return done
 
     def _stream(
-        self, texts: Iterator[Text], subnet: Subnet | Iterable[Subnet], truncate: bool, lookahead: int
+        self, texts: Iterator[Text], subnet: Subnet | Cascade | Iterable[Subnet], truncate: bool, lookahead: int
     ) -> Iterator[Prediction]:
         subnets = iter(cast("Iterable[Subnet]", subnet)) if is_many(subnet) else None
         start = 0
@@ -415,6 +422,12 @@ class InferenceEngine:
     def _predict_list(
         self, texts: list[Text], subnet: Any, truncate: bool, progress: bool | None, first_index: int
     ) -> list[Prediction]:
+        if (cascade := as_cascade(subnet)) is not None:
+
+            def answer(some: list[Text], one: SubnetConfig) -> list[Prediction]:
+                return self._predict_list(some, one, truncate, progress, first_index)
+
+            return answer_in_turn(answer, texts, cascade, self.problem_type)
         wanted = [self._resolve(subnet, len(texts), first_index)]
         return self._answers(texts, wanted, truncate, progress, first_index)[0]
 
@@ -473,6 +486,10 @@ class InferenceEngine:
         key = (subnet, self.model.config.depth_rule)  # all that the answer depends on in a model of fixed shape
         if isinstance(subnet, (str, SubnetConfig, SubnetShape)) and key in self._known:
             return self._known[key]
+        if as_cascade(subnet) is not None:
+            raise ValueError(
+                f"{subnet} is a cascade; allowed here: one sub-network; predict takes a cascade for all texts of a call"
+            )
         found = _Resolved(self.model.shape(subnet), subnet_text(subnet))
         if subnet is not None and len(self._known) < KNOWN_SUBNETS:
             self._known[key] = found
@@ -571,17 +588,6 @@ def _bar(total: int, progress: bool | None) -> AbstractContextManager[tqdm[Any] 
     if progress is False:
         return nullcontext()
     return tqdm(total=total, unit=" texts", disable=None if progress is None else not progress)
-
-
-def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """The torch dtype of this name; ValueError for one that the engine does not run in."""
-    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
-        raise ValueError(
-            f"dtype: not one the engine runs in; got {dtype!r}; allowed: {', '.join(DTYPES)}, and on a CPU {INT8}"
-        )
-    assert isinstance(chosen, torch.dtype)
-    return chosen
 
 
 def _token_types(model: ElasticBertForSequenceClassification, tokenizer: PreTrainedTokenizerBase) -> bool:

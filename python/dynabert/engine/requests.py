@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from dynabert.configuration import Subnet, SubnetConfig
+from dynabert.configuration.cascade import Cascade
 from dynabert.data.examples import check_text
 from dynabert_kernels import SubnetShape
 
@@ -31,9 +32,9 @@ def is_many(subnet: object) -> bool:
     return isinstance(subnet, Iterable) and not isinstance(subnet, one)
 
 
-def listed_subnets(subnets: Subnet | Sequence[Subnet]) -> list[Subnet]:
-    """One sub-network, or several, as a list."""
-    return cast("list[Subnet]", list(cast("Any", subnets)) if is_many(subnets) else [subnets])
+def listed_subnets(subnets: Subnet | Cascade | Sequence[Subnet | Cascade]) -> list[Any]:
+    """One sub-network or cascade, or several, as a list."""
+    return cast("list[Any]", list(cast("Any", subnets)) if is_many(subnets) else [subnets])
 
 
 def split_pairs(texts: list[Text], first_index: int) -> tuple[list[str], list[str] | None]:
