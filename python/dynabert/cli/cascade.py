@@ -26,7 +26,7 @@ from dynabert.cli.pick import Latency, cost_tokens, latencies, read_profile
 from dynabert.cli.pick_files import WHOLE, candidate_subnets
 
 if TYPE_CHECKING:
-    from dynabert.data import Examples
+    from dynabert.data import Encoded, Examples
     from dynabert.modeling import ElasticBertForSequenceClassification
     from dynabert.profile.cascades import CascadeChoice, HeldOut, Way
 
@@ -118,7 +118,7 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from dynabert.data import REGRESSION, model_problem, task_metric
+    from dynabert.data import REGRESSION, model_problem
     from dynabert.evaluation import compute_logits, score_function
     from dynabert.profile.cascades import FOLDS, choose_cascade
 
@@ -146,7 +146,7 @@ def _run(args: argparse.Namespace) -> None:
     metric, score = score_function(
         model,
         encoded,
-        metric=args.metric or (task_metric(args.task_name) if args.task_name else None),
+        metric=_metric(args),
         threshold=args.threshold,
     )
     tokens = cost_tokens(args, model)
@@ -183,14 +183,41 @@ def _run(args: argparse.Namespace) -> None:
         "chosen": choice.chosen.to_dict(),
         "single": None if choice.single is None else choice.single.to_dict(),
         "whole": choice.whole.to_dict(),
-        "held_out": vars(choice.held_out),
-        "single_held_out": None if choice.single_held_out is None else vars(choice.single_held_out),
+        "held_out": choice.held_out.to_dict(),
+        "single_held_out": None if choice.single_held_out is None else choice.single_held_out.to_dict(),
+        "difference": _difference(args, model, encoded, choice),
         "checked": _checked(args, model, tokenizer, examples, choice) if args.check else None,
     }
     _report(args, results, choice)
     if args.out is not None:
         Path(args.out).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         say(f"written: {args.out}")
+
+
+def _metric(args: argparse.Namespace) -> str | None:
+    from dynabert.data import task_metric
+
+    return args.metric or (task_metric(args.task_name) if args.task_name else None)
+
+
+def _difference(
+    args: argparse.Namespace, model: ElasticBertForSequenceClassification, encoded: Encoded, choice: CascadeChoice
+) -> dict[str, float] | None:
+    """How much better than the best alone, both on texts that had no part in the choice."""
+    from dynabert.evaluation import paired_difference
+
+    if choice.single_held_out is None:
+        return None
+    found = paired_difference(
+        model,
+        encoded,
+        choice.held_out.logits,
+        choice.single_held_out.logits,
+        metric=_metric(args),
+        threshold=args.threshold,
+        seed=args.seed,
+    )
+    return {"difference": found.difference, "low": found.low, "high": found.high}
 
 
 def _checked(
@@ -264,6 +291,9 @@ def _report(args: argparse.Namespace, results: dict[str, Any], choice: CascadeCh
         f"{results['latency']['seq_length']} tokens, {results['latency']['source']}"
         + ("" if checked is None else f"; timed: {checked['texts']} of the texts one by one, tokenising included"),
     )
+    if (found := results["difference"]) is not None and choice.chosen.least is not None:
+        points = [f"{100 * found[name]:+.1f}" for name in ("difference", "low", "high")]
+        say(f"on other texts, against the best alone: {points[0]} points (95 %: {points[1]} to {points[2]})")
     wanted = args.min_retention
     if wanted is not None and choice.held_out.score < wanted * whole.score:
         say(

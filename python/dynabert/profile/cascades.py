@@ -8,7 +8,7 @@ hundred texts is partly the luckiest; the folds' score has nothing of that luck.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,15 @@ class Way:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Score and mean milliseconds on texts that did not choose."""
+    """Score, mean milliseconds and logits (N, labels) of texts answered by what other texts chose, in their order."""
 
     score: float
     ms: float
+    logits: FloatArray = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON, without the logits."""
+        return {"score": self.score, "ms": self.ms}
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,11 @@ class _Table:
                         self._score(merged, rows),
                     )
 
+    @property
+    def answers_of_whole(self) -> FloatArray:
+        """The whole network's logits."""
+        return self._logits[self.whole]
+
     def answers(self, way: Way, rows: Rows) -> tuple[FloatArray, FloatArray]:
         """Logits and milliseconds of these texts by a way that was chosen on others."""
         first = self._logits[way.subnets[0]][rows]
@@ -231,8 +241,8 @@ def _best(ways: Sequence[Way], whole: Way, max_ms: float | None, min_retention: 
 def _held_out(
     table: _Table, cuts: Sequence[Rows], max_ms: float | None, min_retention: float | None, *, cascades: bool
 ) -> HeldOut:
-    logits: list[FloatArray] = []
-    spent: list[FloatArray] = []
+    answers = np.empty_like(table.answers_of_whole)
+    spent = np.empty(table.count)
     for index, fold in enumerate(cuts):
         rest = np.concatenate([cut for other, cut in enumerate(cuts) if other != index])
         ways = list(table.ways(rest, cascades=cascades))
@@ -240,8 +250,5 @@ def _held_out(
         # A limit on both may fail by a hair on a part of the texts: then the best within the time.
         way = _best(ways, whole, max_ms, min_retention) or _best(ways, whole, max_ms, None)
         assert way is not None
-        own, ms = table.answers(way, fold)
-        logits.append(own)
-        spent.append(ms)
-    rows = np.concatenate(cuts)
-    return HeldOut(table.score(np.concatenate(logits), rows), float(np.concatenate(spent).mean()))
+        answers[fold], spent[fold] = table.answers(way, fold)
+    return HeldOut(table.score(answers, np.arange(table.count)), float(spent.mean()), answers)
