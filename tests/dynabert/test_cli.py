@@ -17,7 +17,7 @@ import torch
 
 from dynabert import ElasticBertForSequenceClassification, InferenceEngine
 from dynabert.cli import COMMANDS, main
-from tests.dynabert.tiny_texts import some_texts, tiny_folder
+from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_tokenizer
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -235,6 +235,23 @@ def test_eval_table_and_options(run: Run, folder: str, reviews: str) -> None:
     assert "f1 %" in out
 
 
+def test_eval_says_what_was_never_trained(run: Run, folder: str, reviews: str, tmp_path: Path) -> None:
+    argv = ["eval", "--model_name_or_path", folder, "--file", reviews, "--subnets"]
+    assert "not rewired: its narrow sub-networks keep whatever stands first" in run(*argv, "w1,w0.5")[2]
+    assert "rewired" not in run(*argv, "w1")[2]
+    trained = tmp_path / "trained"
+    model = ElasticBertForSequenceClassification.from_pretrained(folder)
+    model.config.rewired = True
+    model.save_pretrained(trained)
+    tiny_tokenizer().save_pretrained(trained)
+    (trained / "complete.json").write_text(json.dumps({"rows": [{"subnet": "w1-d1"}, {"subnet": "w0.5-d1"}]}))
+    argv[2] = str(trained)
+    code, _, said = run(*argv, "w1,w0.25,w0.5,w1-d0.5")
+    assert code == 0
+    assert "not among the sub-networks that this checkpoint was trained for: w0.25-d1, w1-d0.5\n" in said
+    assert "not among" not in run(*argv, "w1,w0.5")[2]
+
+
 def test_eval_named_task(run: Run, folder: str, tmp_path: Path) -> None:
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\ngood film\t1\nbad film\t0\n", encoding="utf-8")
     argv = ["eval", "--model_name_or_path", folder, "--data_dir", str(tmp_path), "--json"]
@@ -256,7 +273,7 @@ def test_eval_named_task(run: Run, folder: str, tmp_path: Path) -> None:
         (["--max_seq_length", "4"], "is too long"),
         (["--max_seq_length", "99"], "--max_seq_length is 99; allowed: up to the model's 50 positions"),
         (["--metric", "bleu"], "metric 'bleu' does not fit"),
-        (["--max_samples", "0"], "count must be at least 1"),
+        (["--max_samples", "0"], "--max_samples is 0; allowed: 1 or more"),
         (["--device", "nowhere"], "nowhere"),
     ],
 )

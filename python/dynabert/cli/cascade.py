@@ -23,7 +23,7 @@ from dynabert.cli.options import (
 )
 from dynabert.cli.output import percent, print_json, print_table, say
 from dynabert.cli.pick import Latency, cost_tokens, latencies, read_profile
-from dynabert.cli.pick_files import WHOLE, candidate_subnets
+from dynabert.cli.pick_files import WHOLE, candidate_subnets, say_if_untrained
 
 if TYPE_CHECKING:
     from dynabert.data import Encoded, Examples
@@ -141,6 +141,7 @@ def _run(args: argparse.Namespace) -> None:
     names = list(
         dict.fromkeys([WHOLE, *map(str, candidate_subnets(args.subnets, args.model_name_or_path, model.config))])
     )
+    say_if_untrained(args.model_name_or_path, model.config, names)
     if len(names) < 2:
         raise ValueError(f"a cascade needs another sub-network beside {WHOLE}; give --subnets")
     metric, score = score_function(

@@ -7,6 +7,7 @@ from typing import Any
 
 from dynabert.cli.options import add_command, add_data_options, add_model_options, encode, open_model, read_data
 from dynabert.cli.output import percent, print_json, print_table
+from dynabert.cli.pick_files import say_if_untrained
 
 COST_TOKENS = 128
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
     model, tokenizer = open_model(args)
     subnets = parse_subnets(args.subnets, model.config)
+    say_if_untrained(args.model_name_or_path, model.config, [*map(str, subnets)])
     encoded = encode(examples, model, tokenizer, max_seq_length=args.max_seq_length, truncate=args.truncate)
     rows = evaluate(
         model,

@@ -108,6 +108,8 @@ def read_data(args: argparse.Namespace) -> Examples:
 
     if (args.task_name is None) == (args.file is None):
         raise UsageError("give either --task_name or --file")
+    if args.max_samples is not None and args.max_samples < 1:
+        raise ValueError(f"--max_samples is {args.max_samples}; allowed: 1 or more")
     if args.file is not None:
         if args.data_dir is not None:
             raise UsageError("--data_dir belongs to --task_name; with --file leave it out")

@@ -25,6 +25,7 @@ from dynabert.cli.pick_files import (
     export_format,
     open_output_dir,
     read_scores,
+    say_if_untrained,
     trained_subnets,
     write_results,
 )
@@ -174,10 +175,7 @@ def _run(args: argparse.Namespace) -> None:
     if given is not None:
         check_scored(args.scores, given, subnets, model.config)
     if not model.config.rewired:
-        say(
-            "the checkpoint is not rewired: its narrow sub-networks keep whatever stands first; sort its heads and "
-            f"neurons with dynabert rewire, or make it elastic with dynabert train, from {args.model_name_or_path}"
-        )
+        say_if_untrained(args.model_name_or_path, model.config, [*map(str, subnets)])
     latency = latency_source(args, model, profile, len(subnets), tokens)
     candidates = list_candidates(model.config, subnets, tokens, latencies(args, model, latency, subnets, tokens))
     say(f"objective: {limits.objective(latency is not None)}")

@@ -153,6 +153,20 @@ def trained_subnets(folder: str) -> list[str]:
         return []
 
 
+def say_if_untrained(folder: str, config: ElasticBertConfig, names: Sequence[str]) -> None:
+    """Says so where some of these sub-networks were never trained, so that their scores are not taken for more."""
+    if not config.rewired and any(name != WHOLE for name in names):
+        say(
+            "the checkpoint is not rewired: its narrow sub-networks keep whatever stands first; sort its heads and "
+            f"neurons with dynabert rewire, or make it elastic with dynabert train, from {folder}"
+        )
+        return
+    trained = trained_subnets(folder)
+    others = [name for name in names if name not in trained]
+    if trained and others:
+        say(f"not among the sub-networks that this checkpoint was trained for: {', '.join(others)}")
+
+
 def candidate_subnets(asked: str | None, folder: str, config: ElasticBertConfig) -> list[SubnetConfig]:
     """The sub-networks to choose among: those named; else those of the checkpoint's record, else the paper's grid.
 
