@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +139,13 @@ def test_where_a_cascade_cannot_stand(engine: InferenceEngine) -> None:
         engine.predict(["the film", "a story"], ["w1", Cascade(("w0.25", "w1"), 0.9)])
     with pytest.raises(ValueError, match=r"width_mult 0.3 is 1.2 of 4 heads"):
         engine.predict(["the film"], Cascade(("w0.3", "w1"), 0.9))
-    with (
-        ElasticServer(engine, ["w1", "w0.5"], promise_ms=1000) as server,
-        pytest.raises(ValueError, match="is a cascade"),
-    ):
-        server.ask("the film", Cascade(("w0.25", "w1"), 0.9))
+    with pytest.raises(ValueError, match="is a cascade; allowed here: one sub-network"):
+        ElasticServer(engine, ["w1", Cascade(("w0.25", "w1"), 0.9)], promise_ms=50)  # type: ignore[list-item]
     numbers = InferenceEngine(tiny_model(problem_type=REGRESSION, num_labels=1), tiny_tokenizer())
     with pytest.raises(ValueError, match=r"this model's answers are numbers \(regression\); give one sub-network"):
         numbers.predict("the film", Cascade(("w0.25", "w1"), 0.9))
+    with ElasticServer(numbers, ["w1"], promise_ms=1000) as server, pytest.raises(ValueError, match="are numbers"):
+        server.ask("the film", "w0.25@0.9/w1")
     with pytest.raises(ValueError, match="predict: text 1 "):
         engine.predict(["the film", ""], Cascade(("w0.25", "w1"), 0.9))
 
@@ -160,6 +161,75 @@ def test_a_fault_of_a_later_step_says_of_which_texts(engine: InferenceEngine, mo
     monkeypatch.setattr(engine, "_answers", broken)
     with pytest.raises(ValueError, match=r"text 0 is broken \(counted among the \d+ texts that went on to w1-d1\)"):
         engine.predict(texts(), Cascade(("w0.25", "w1"), 0.5))
+
+
+# The server
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_asks_again_where_an_answer_is_unsure(engine: InferenceEngine) -> None:
+    many = texts()
+    alone = engine.predict(many, "w0.25-d0.5")
+    cascade = Cascade(("w0.25-d0.5", "w0.5-d0.75", "w1"), (float(np.median([one.score for one in alone])), 0.6))
+    wanted = engine.predict(many, cascade)
+    assert len({one.subnet for one in wanted}) == 3
+    with ElasticServer(engine, ["w1", "w0.5"], promise_ms=60_000) as server:
+        futures = [server.ask(text, cascade) for text in many]
+        plain = [server.ask(text, "w0.75") for text in many[:5]]
+        found = [future.result(timeout=60) for future in futures]
+        assert [one.subnet for one in found] == [one.subnet for one in wanted]
+        for one, other in zip(found, wanted, strict=True):
+            assert one.logits == pytest.approx(other.logits, abs=1e-5)
+        assert {future.result(timeout=60).subnet for future in plain} == {"w0.75-d1"}
+        stats = server.stats()
+    assert (stats.answered, stats.failed, stats.waiting) == (len(many) + 5, 0, 0)
+    assert stats.by_subnet == {**dict(Counter(one.subnet for one in wanted)), "w0.75-d1": 5}
+    assert server._tokens == 0
+    assert server._fixed_tokens == pytest.approx(0.0, abs=1e-6)
+
+
+def test_unsure_requests_go_before_what_came_later_and_closing_answers_them(engine: InferenceEngine) -> None:
+    never = Cascade(("w0.25", "w0.5", "w1"), (1 - 1e-9, 1 - 1e-9))
+    entered, go_on = threading.Event(), threading.Event()
+    batches: list[list[str]] = []
+    plain = engine.logits
+
+    def slow(encoded: Any, subnets: Any, **options: Any) -> Any:
+        batches.append([str(one) for one in subnets])
+        entered.set()
+        go_on.wait(60)
+        return plain(encoded, subnets, **options)
+
+    server = ElasticServer(engine, ["w1"], promise_ms=60_000, max_batch_tokens=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "logits", slow)
+        first = server.ask("film", never)
+        entered.wait(60)
+        later = [server.ask("story", "w0.75") for _ in range(2)]
+        assert not first.cancel()  # its batch runs
+        go_on.set()
+        server.close()  # answers what waits, and what has to be asked again
+    assert first.result(timeout=0).subnet == "w1-d1"
+    assert [one.result(timeout=0).subnet for one in later] == ["w0.75-d1"] * 2
+    assert batches == [["w0.25-d1"], ["w0.5-d1"], ["w1-d1"], ["w0.75-d1"], ["w0.75-d1"]]
+
+
+def test_a_later_step_that_fails_is_told(engine: InferenceEngine) -> None:
+    plain = engine.logits
+
+    def broken(encoded: Any, subnets: Any, **options: Any) -> Any:
+        if "w1-d1" in subnets:
+            raise RuntimeError("lost")
+        return plain(encoded, subnets, **options)
+
+    with ElasticServer(engine, ["w0.5"], promise_ms=60_000) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "logits", broken)
+        lost = server.ask("film", Cascade(("w0.25", "w1"), 1 - 1e-9))
+        kept = server.ask("film", Cascade(("w0.25", "w0.75"), 1 - 1e-9))
+        with pytest.raises(RuntimeError, match="lost"):
+            lost.result(timeout=60)
+        assert kept.result(timeout=60).subnet == "w0.75-d1"
+        assert server.stats().failed == 1
 
 
 # The choice

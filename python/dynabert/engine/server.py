@@ -20,8 +20,12 @@ from dataclasses import dataclass
 from numbers import Integral
 from types import TracebackType
 
+import numpy as np
+
 from dynabert.configuration import Subnet
+from dynabert.configuration.cascade import Cascade, as_cascade
 from dynabert.data.tokenisation import Encoded
+from dynabert.engine.cascades import sureness
 from dynabert.engine.inference import InferenceEngine
 from dynabert.engine.ladder import Choice, SubnetTime, Waiting, choose, measure_ladder
 from dynabert.engine.prediction import Prediction, interpret
@@ -49,7 +53,7 @@ class ServerStats:
         waiting: requests that wait now.
         late: answers that came after their promise.
         batches: calls of the engine that gave answers.
-        by_subnet: answers of each sub-network.
+        by_subnet: answers of each sub-network; of a cascade, the one whose answer stood.
         p50_ms, p95_ms, p99_ms: from the request to its answer, of the last 10,000; None before the first.
         slowdown: by which batches take longer now than when the server was made.
     """
@@ -70,10 +74,25 @@ class ServerStats:
 class _Request:
     """A text that waits."""
 
-    __slots__ = ("aim", "answer", "arrived", "ends", "fixed_tokens", "ids", "subnet", "types")
+    __slots__ = (
+        "aim",
+        "answer",
+        "arrived",
+        "begun",
+        "ends",
+        "fixed_tokens",
+        "ids",
+        "least",
+        "steps",
+        "subnet",
+        "types",
+    )
 
     def __init__(self, ids: list[int], types: list[int] | None, subnet: str, arrived: float, promise: float) -> None:
         self.ids, self.types, self.subnet, self.arrived = ids, types, subnet, arrived
+        self.begun = False  # whether a batch has had it
+        self.least = 0.0  # of a cascade: the probability from which an answer stands,
+        self.steps: list[tuple[str, float]] = []  # and who is asked else
         self.ends, self.aim = arrived + promise, arrived + (1.0 - RESERVE) * promise
         self.fixed_tokens = 0.0  # see `Waiting`
         self.answer: Future[Prediction] = Future()
@@ -157,14 +176,15 @@ class ElasticServer:
         atexit.register(self.close)
 
     def ask(
-        self, text: Text, subnet: Subnet = AUTO, *, within_ms: float | None = None, truncate: bool = False
+        self, text: Text, subnet: Subnet | Cascade = AUTO, *, within_ms: float | None = None, truncate: bool = False
     ) -> Future[Prediction]:
         """Puts a request into the queue, and returns at once.
 
         Args:
             text: a str, or a pair ``(first, second)``.
             subnet: ``"auto"``: one of the server's, whichever keeps the promises; `Prediction.subnet` tells which. Any
-                other: this one, None the whole network.
+                other: this one, None the whole network. A `Cascade`: an answer that is not sure enough goes into a
+                later batch, before what came after it.
             within_ms: a promise of its own. A short one makes what waits with it narrower too.
             truncate: see `InferenceEngine.predict`.
 
@@ -185,14 +205,19 @@ class ElasticServer:
         # A NumPy scalar of few bits would make the times that it is added to as coarse.
         promise = float(self.promise_ms if within_ms is None else within_ms)
         auto = isinstance(subnet, str) and subnet == AUTO
-        chosen = AUTO if auto else self.engine._resolve_one(subnet).text
+        cascade = as_cascade(subnet)
+        if cascade is None:
+            steps = [(AUTO if auto else self.engine._resolve_one(subnet).text, 0.0)]
+        else:
+            sureness(np.zeros((0, 1)), self.engine.problem_type)  # refuses a regression
+            named = [self.engine._resolve_one(one).text for one in cascade.subnets]
+            steps = list(zip(named, (*cascade.least, 0.0), strict=True))
         arrived = self._clock()
         firsts, seconds = split_pairs([text], 0)
         encoded = self.engine._encoder.encode(firsts, seconds, truncate=truncate)
         types = None if encoded.token_type_ids is None else encoded.token_type_ids[0]
-        request = _Request(encoded.input_ids[0], types, chosen, arrived, 1e-3 * promise)
-        if not auto:
-            request.fixed_tokens = len(request.ids) * self._weight(chosen)
+        request = _Request(encoded.input_ids[0], types, AUTO, arrived, 1e-3 * promise)
+        self._take_step(request, steps)
         request.answer.add_done_callback(self._forget_cancelled)
         with self._changed:
             if self._closed:
@@ -209,7 +234,7 @@ class ElasticServer:
         return request.answer
 
     async def answer(
-        self, text: Text, subnet: Subnet = AUTO, *, within_ms: float | None = None, truncate: bool = False
+        self, text: Text, subnet: Subnet | Cascade = AUTO, *, within_ms: float | None = None, truncate: bool = False
     ) -> Prediction:
         """The same for ``asyncio``: waits for the prediction without holding up the loop. Arguments and errors as in
         :meth:`ask`. Cancelling it takes the request back."""
@@ -264,6 +289,12 @@ class ElasticServer:
     ) -> None:
         self.close()
 
+    def _take_step(self, request: _Request, steps: list[tuple[str, float]]) -> None:
+        """The next sub-network that a request is to ask, and those after it."""
+        (request.subnet, request.least), *request.steps = steps
+        if request.subnet != AUTO:
+            request.fixed_tokens = len(request.ids) * self._weight(request.subnet)
+
     def _weight(self, subnet: str) -> float:
         """Of a token at this sub-network, in tokens of the ladder's first: by their times, or by their sizes."""
         first = self.ladder[0]
@@ -312,7 +343,7 @@ class ElasticServer:
                 left = list(self._waiting)
                 self._waiting.clear()
             for request in left:
-                if _starts(request.answer):
+                if request.begun or _starts(request.answer):
                     self._fail(request, error)
             raise
         finally:
@@ -342,13 +373,17 @@ class ElasticServer:
         return batch, choice
 
     def _run(self, batch: list[_Request], choice: Choice) -> None:
-        batch = [request for request in batch if _starts(request.answer)]
+        batch = [request for request in batch if request.begun or _starts(request.answer)]
+        for request in batch:
+            request.begun = True
         try:
             if batch:
                 self._answer(batch, choice, learn=True)
         except BaseException as error:  # a fault of the server's own
+            with self._changed:
+                waits = set(map(id, self._waiting))
             for request in batch:
-                if not request.answer.done():
+                if not request.answer.done() and id(request) not in waits:
                     self._fail(request, error)
 
     def _fail(self, request: _Request, error: BaseException) -> None:
@@ -374,19 +409,32 @@ class ElasticServer:
             self._fail(batch[0], error)
             return
         now = self._clock()
+        unsure = [
+            request for request, one in zip(batch, found, strict=True) if request.steps and not self._sure(request, one)
+        ]
+        goes_on = set(map(id, unsure))
+        ended = [one for one in zip(batch, found, strict=True) if id(one[0]) not in goes_on]
         with self._changed:
             self._counts["batches"] += 1
-            self._counts["answered"] += len(batch)
-            self._counts["late"] += sum(now > request.ends for request in batch)
-            self._by_subnet.update(subnets)
-            self._latencies.extend(1e3 * (now - request.arrived) for request in batch)
+            self._counts["answered"] += len(ended)
+            self._counts["late"] += sum(now > request.ends for request, _ in ended)
+            self._by_subnet.update(prediction.subnet for _, prediction in ended)
+            self._latencies.extend(1e3 * (now - request.arrived) for request, _ in ended)
             # Sub-networks that were never timed teach nothing, where most of the work is theirs.
             free = sum(len(request.ids) for request in batch if request.subnet == AUTO)
             worth = sum(self._worth(request, own) for request in batch)
             if learn and now > begun and 2 * free >= worth:
                 self._ratios.append(1e3 * (now - begun) / own.milliseconds(worth))
-        for request, prediction in zip(batch, found, strict=True):
+            for request in reversed(unsure):  # before what came after them
+                self._take_step(request, request.steps)
+                self._waiting.appendleft(request)
+                self._count_in(request, 1)
+        for request, prediction in ended:
             _settle(request.answer, prediction)
+
+    def _sure(self, request: _Request, prediction: Prediction) -> bool:
+        scores = np.array([list(prediction.scores.values())])
+        return bool(sureness(scores, self.engine.problem_type)[0] >= request.least)
 
 
 def _starts(answer: Future[Prediction]) -> bool:
