@@ -7,6 +7,7 @@ the signature.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ def define(name: str, signature: str, *, reference: Callable[..., Any], fake: Ca
     """
     for library in (_chooser, *_native.values()):
         library.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
-    providers.register(name, "reference", reference)
+    providers.register(name, "reference", without_autocast(reference))
 
     public = name.removesuffix("_fwd")
 
@@ -45,6 +46,21 @@ def define(name: str, signature: str, *, reference: Callable[..., Any], fake: Ca
     torch.library.register_fake(f"dynabert::{name}", fake, lib=_chooser)
     OP_NAMES.append(name)
     return getattr(torch.ops.dynabert, name).default
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which is plain PyTorch, in the dtypes that it was given. Autocast would round the operands of its
+    products, and the result would be of another dtype than the fake says and every other provider gives."""
+
+    @functools.wraps(function)
+    def exact(*args: Any) -> Any:
+        device = next(argument.device.type for argument in args if isinstance(argument, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*args)
+        with torch.autocast(device, enabled=False):
+            return function(*args)
+
+    return exact
 
 
 class _Once(torch.autograd.Function):
