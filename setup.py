@@ -67,13 +67,18 @@ def shout(message: str) -> None:
 
 
 def find_cxx() -> list[str] | None:
-    """The C++ compiler that the build will call, or None."""
+    """The C++ compiler that the build will call, or None. Ends the build where ``CXX`` names one that is not there."""
     named = os.environ.get("CXX")
     candidates = [named] if named else ["c++", "g++", "clang++"]
     for candidate in candidates:
         command = shlex.split(candidate)
         if command and shutil.which(command[-1] if "ccache" in command[0] else command[0]):
             return command
+    if named:
+        raise SystemExit(
+            f"dynabert-kernels: CXX is {named!r}, and no such program is found; give a C++20 compiler's name on the "
+            "PATH or its whole path, or unset CXX"
+        )
     return None
 
 
@@ -227,6 +232,11 @@ def extension() -> dict[str, Any]:
     torch = import_torch()
     compiler = find_cxx()
     if compiler is None:
+        if os.environ.get("DYNABERT_CUDA") == "1":
+            raise SystemExit(
+                "dynabert-kernels: DYNABERT_CUDA=1 but no C++ compiler is found, and the CUDA half needs one too. "
+                "Install g++ 12 or clang++ 16 (or set CXX), or set DYNABERT_CUDA=0."
+            )
         shout(
             "NO C++ COMPILER FOUND, the native library is NOT built. The package works on plain PyTorch, slower. "
             "Install g++ 12 or clang++ 16 (or set CXX) and install again."

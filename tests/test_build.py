@@ -126,6 +126,18 @@ def test_without_a_compiler_the_package_still_installs_and_says_so(
     assert "NO C++ COMPILER FOUND, the native library is NOT built" in capsys.readouterr().err
 
 
+def test_what_was_asked_for_by_name_is_not_left_out(
+    setup: ModuleType, no_toolkit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler or a CUDA half that the caller named: the slower package would be a surprise."""
+    monkeypatch.setenv("DYNABERT_CUDA", "1")
+    with pytest.raises(SystemExit, match=r"DYNABERT_CUDA=1 but no C\+\+ compiler is found"):
+        setup.extension()
+    monkeypatch.setenv("CXX", "ccache g++-99")
+    with pytest.raises(SystemExit, match=r"CXX is 'ccache g\+\+-99', and no such program is found; give a C\+\+20"):
+        setup.extension()
+
+
 def test_without_torch_the_build_says_what_to_do(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit, match=r"install torch first .*\n +pip install --no-build-isolation -e \."):

@@ -59,7 +59,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
     return dx, None if residual is None else dx, dw, db, None
 
 
-differentiate("add_layer_norm_fwd", setup=_setup, backward=_backward)
+_call = differentiate("add_layer_norm_fwd", setup=_setup, backward=_backward)
 
 
 def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-12) -> Tensor:
@@ -85,7 +85,7 @@ def add_layer_norm(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Ten
     checks.shape(op, "weight", weight, (width,), "(C,)")
     checks.shape(op, "bias", bias, (width,), "(C,)")
     checks.same(op, ("x", x), {"residual": residual, "weight": weight, "bias": bias})
-    y, _, _ = _fwd(x, residual, weight, bias, float(eps))
+    y, _, _ = _call(x, residual, weight, bias, float(eps))
     return y
 
 

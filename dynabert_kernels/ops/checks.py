@@ -113,7 +113,7 @@ LAST_STREAM = 2**20 - 1
 def stream(op: str, first: int, count: int = 1) -> None:
     """A dropout stream, or the first of ``count``: a number of 20 bits, which stands above a head's in a counter."""
     last = LAST_STREAM + 1 - count
-    if isinstance(first, int) and not 0 <= first <= last:
+    if not isinstance(first, torch.SymInt) and not 0 <= first <= last:
         raise ValueError(f"{op}: dropout_stream is {first}; allowed: 0 to {last}")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynabert_kernels import reference
 from dynabert_kernels.ops import checks, providers
-from dynabert_kernels.ops.registration import define, needs_save
+from dynabert_kernels.ops.registration import define, needs_save, without_autocast
 
 NAME = "classification_head"
 
@@ -63,5 +63,6 @@ def classification_head(
     checks.indices(NAME, "cu_seqlens", cu_seqlens, x.device, torch.int32)
     forced = providers.forced_provider()
     if forced is not None and not providers.has(NAME, forced):
-        return reference.classification_head(x, cu_seqlens, dense_weight, dense_bias, out_weight, out_bias)
+        plain = without_autocast(reference.classification_head)
+        return plain(x, cu_seqlens, dense_weight, dense_bias, out_weight, out_bias)
     return _head(x, cu_seqlens, dense_weight, dense_bias, out_weight, out_bias)

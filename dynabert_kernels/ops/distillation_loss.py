@@ -59,7 +59,7 @@ def _backward(ctx: Any, dloss: Tensor | None) -> tuple[Tensor | None, ...]:
     return _bwd(dense_gradient(dloss), *ctx.saved_tensors, ctx.kind), *([None] * 5)
 
 
-differentiate("distillation_loss_fwd", setup=_setup, backward=_backward)
+_call = differentiate("distillation_loss_fwd", setup=_setup, backward=_backward)
 
 
 def distillation_loss(
@@ -98,7 +98,7 @@ def distillation_loss(
     is bit for bit what it is alone (on a GPU: where its rows lie at addresses that are aligned alike). Keeps nothing
     for backward but its arguments: the sums of the softmax are formed again, from rows that are read anyway. The
     borders are data: a new plan is not a new compiled graph. Does not synchronise, except with the reference provider
-    on a GPU, and except that ``rows=None`` makes a small tensor on the host.
+    on a GPU.
 
     Raises ``ValueError`` on a shape, a device or a teacher that requires a gradient, ``TypeError`` on a dtype, and on
     the CPU ``IndexError`` where ``teacher_rows`` reaches past the teacher (on a GPU that is the caller's duty: nothing
@@ -138,7 +138,7 @@ def distillation_loss(
             f"{op}: teacher has {teacher.shape[0]} rows and student {student.shape[0]}; allowed without teacher_rows: "
             "at least as many; say in teacher_rows which belong together"
         )
-    return _fwd(student, teacher, borders, teacher_rows, active, KINDS[kind])
+    return _call(student, teacher, borders, teacher_rows, active, KINDS[kind])
 
 
 __all__ = ["distillation_loss"]

@@ -135,7 +135,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
     return *gradients, None, None, None, dposition_bias if ctx.has_bias else None, *([None] * 9)
 
 
-differentiate("elastic_attention_fwd", setup=_setup, backward=_backward)
+_call = differentiate("elastic_attention_fwd", setup=_setup, backward=_backward)
 
 
 def elastic_attention(
@@ -209,7 +209,7 @@ def elastic_attention(
     checks.dropout(op, "hidden_dropout", hidden_dropout, dropout_state, x.device)
     dropping = attention_dropout > 0.0 or hidden_dropout > 0.0
     save = needs_save(x, qkv_weight, qkv_bias, out_weight, out_bias, ln_weight, ln_bias, position_bias)
-    return _fwd(
+    return _call(
         x,
         qkv_weight,
         qkv_bias,

@@ -93,7 +93,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
     return *_bwd(dense_gradient(dy), *ctx.saved_tensors, *ctx.numbers), *([None] * 9)
 
 
-differentiate("elastic_ffn_fwd", setup=_setup, backward=_backward)
+_call = differentiate("elastic_ffn_fwd", setup=_setup, backward=_backward)
 
 
 def elastic_ffn(
@@ -163,7 +163,7 @@ def elastic_ffn(
     checks.dropout(op, "hidden_dropout", hidden_dropout, dropout_state, x.device)
     checks.stream(op, dropout_stream)
     save = needs_save(x, in_weight, in_bias, out_weight, out_bias, ln_weight, ln_bias)
-    return _fwd(
+    return _call(
         x,
         in_weight,
         in_bias,

@@ -103,7 +103,7 @@ def _residual_gradient(ctx: Any, dy: Tensor, rows: Tensor, out_counts: Tensor | 
     return torch.nn.functional.pad(masked, (0, ctx.residual_shape[1] - max_out))
 
 
-differentiate("elastic_linear_fwd", setup=_setup, backward=_backward)
+_call = differentiate("elastic_linear_fwd", setup=_setup, backward=_backward)
 
 
 def elastic_linear(
@@ -135,7 +135,7 @@ def elastic_linear(
     Returns (T, max_out) in x's dtype. Rows past the last border are zero. The weight is never copied; its gradient has
     its full shape and is zero in the inactive part. Accumulates in float32 (float64 for float64). Deterministic. The
     counts are data: a new plan is not a new compiled graph. Does not synchronise, except with the reference provider on
-    a GPU, and except that ``rows=None`` makes a small tensor on the host.
+    a GPU.
 
     Raises ``ValueError`` on a shape, device or bound that does not fit, ``TypeError`` on a dtype.
     """
@@ -170,7 +170,7 @@ def elastic_linear(
                     f"{op}: {name} has {counts.shape[0]} entries; allowed: one a group, {borders.shape[0] - 1}"
                 )
     save = needs_save(x, weight, bias, residual)
-    y, _ = _fwd(
+    y, _ = _call(
         x, weight, bias, residual, borders, out_counts, in_counts, out_unit, in_unit, bound_out, bound_in, code, save
     )
     return y

@@ -81,7 +81,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
     return None, None, None, dword, dposition, dtoken_type if ctx.has_types else None, dw, db, *([None] * 6)
 
 
-differentiate("embed_layer_norm_fwd", setup=_setup, backward=_backward)
+_call = differentiate("embed_layer_norm_fwd", setup=_setup, backward=_backward)
 
 
 def embed_layer_norm(
@@ -144,7 +144,7 @@ def embed_layer_norm(
         checks.indices(op, "rows", rows, word.device, torch.int32)
     checks.dropout(op, "dropout_p", dropout_p, dropout_state, word.device)
     checks.stream(op, dropout_stream)
-    return _fwd(
+    return _call(
         input_ids,
         position_ids,
         token_type_ids,

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 RULE: dict[str, tuple[str, ...]] = {
@@ -77,7 +78,12 @@ def has(op: str, name: str) -> bool:
 
 
 def forced_provider() -> str | None:
-    """The provider forced by :func:`use_provider` in this context, or None."""
+    """The provider forced by :func:`use_provider` in this context, or None.
+
+    None too while ``torch.compile`` traces: who computes an op is no part of a graph, and is asked when it runs.
+    """
+    if torch.compiler.is_compiling():  # it cannot trace the read of a context variable
+        return None
     return _forced.get()
 
 

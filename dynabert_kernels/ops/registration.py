@@ -7,6 +7,7 @@ the signature.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ def define(name: str, signature: str, *, reference: Callable[..., Any], fake: Ca
     """
     for library in (_chooser, *_native.values()):
         library.define(name + signature, tags=(torch.Tag.pt2_compliant_tag,))
-    providers.register(name, "reference", reference)
+    providers.register(name, "reference", without_autocast(reference))
 
     public = name.removesuffix("_fwd")
 
@@ -47,14 +48,39 @@ def define(name: str, signature: str, *, reference: Callable[..., Any], fake: Ca
     return getattr(torch.ops.dynabert, name).default
 
 
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which is plain PyTorch, in the dtypes that it was given. Autocast would round the operands of its
+    products, and the result would be of another dtype than the fake says and every other provider gives."""
+
+    @functools.wraps(function)
+    def exact(*args: Any) -> Any:
+        device = next(argument.device.type for argument in args if isinstance(argument, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*args)
+        with torch.autocast(device, enabled=False):
+            return function(*args)
+
+    return exact
+
+
+def transforming() -> bool:
+    """Inside ``torch.func.grad``, ``vmap`` or their like. They differentiate a Function, but no custom op."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 class _Once(torch.autograd.Function):
     """A gradient that depends on what it was made from, but cannot be differentiated: a second derivative is refused,
     where autograd would take the gradient for a constant."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, name: str, gradient: Tensor, *_: Tensor) -> Tensor:
-        ctx.op_name = name
+    def forward(name: str, gradient: Tensor, *_: Tensor) -> Tensor:
         return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.op_name = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
@@ -69,8 +95,8 @@ def differentiate(
     *,
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., Any],
-) -> None:
-    """Registers the gradient of ``dynabert::name``."""
+) -> Callable[..., Any]:
+    """Registers the gradient of ``dynabert::name``. Returns what calls the op, in torch.func's transforms too."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         # A saved tensor's gradient is never asked for: without this, zeros as large as the activations are made.
@@ -90,7 +116,7 @@ def differentiate(
             return forced_backward(ctx, *gradients)
         with torch.no_grad():
             found = forced_backward(ctx, *gradients)
-        origins = [tensor for tensor in (*gradients, *ctx.saved_tensors) if tensor is not None and tensor.requires_grad]
+        origins = [tensor for tensor in (*gradients, *ctx.saved_tensors) if requires_gradient(tensor)]
         if not origins:
             return found
         public = name.removesuffix("_fwd")
@@ -98,7 +124,19 @@ def differentiate(
             return _Once.apply(public, found, *origins)
         return tuple(_Once.apply(public, one, *origins) if isinstance(one, Tensor) else one for one in found)
 
+    op = getattr(torch.ops.dynabert, name).default
     torch.library.register_autograd(f"dynabert::{name}", once_differentiable, setup_context=setup_context, lib=_chooser)
+    methods = {"forward": op, "setup_context": setup_context, "backward": once_differentiable}
+    transformed: Any = type(
+        f"_{name}",
+        (torch.autograd.Function,),
+        {"generate_vmap_rule": True, **{key: staticmethod(method) for key, method in methods.items()}},
+    )
+
+    def call(*args: Any) -> Any:
+        return transformed.apply(*args) if transforming() else op(*args)
+
+    return call
 
 
 def dense_gradient(gradient: Tensor) -> Tensor:
@@ -110,6 +148,19 @@ def dense_gradient(gradient: Tensor) -> Tensor:
     return gradient.contiguous()
 
 
+def requires_gradient(tensor: Tensor | None) -> bool:
+    """Whether ``tensor`` is differentiated, also where ``vmap`` hides it: its tensors say no, whatever they are of."""
+    if tensor is None or tensor.requires_grad or not transforming():
+        return tensor is not None and tensor.requires_grad
+    while not tensor.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
+
+
 def needs_save(*tensors: Tensor | None) -> bool:
     """Whether the forward must keep what the backward reads."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return True
+    return transforming() and any(requires_gradient(tensor) for tensor in tensors)

@@ -94,7 +94,7 @@ def _backward(ctx: Any, dout: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     return dqkv, None, None, None, None if position_bias is None else dposition_bias, *([None] * 7)
 
 
-differentiate("varlen_attention_fwd", setup=_setup, backward=_backward)
+_call = differentiate("varlen_attention_fwd", setup=_setup, backward=_backward)
 
 
 def varlen_attention(
@@ -142,7 +142,7 @@ def varlen_attention(
     checks.stream(op, dropout_stream)
     factor = qkv.shape[3] ** -0.5 if scale is None else float(scale)
     save = needs_save(qkv, position_bias)
-    out, _ = _fwd(
+    out, _ = _call(
         qkv,
         cu_seqlens,
         borders,

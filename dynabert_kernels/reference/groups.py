@@ -32,10 +32,13 @@ def row_spans(rows: Tensor, counts: Tensor | None, default: int, most: int | Non
     ]
 
 
-def sequence_spans(cu_seqlens: Tensor, rows: Tensor, head_counts: Tensor | None, max_heads: int) -> list[RowSpan]:
+def sequence_spans(
+    cu_seqlens: Tensor, rows: Tensor, head_counts: Tensor | None, max_heads: int, max_seqlen: int
+) -> list[RowSpan]:
     """The non-empty sequences that some group owns, each with its group's head count.
 
-    Raises ``ValueError`` as `row_spans` does, and on a sequence that is not all in one group.
+    Raises ``ValueError`` as `row_spans` does, on a sequence that is not all in one group, and on one longer
+    than ``max_seqlen``.
     """
     borders = _borders("rows", rows)
     active = _active(head_counts, len(borders) - 1, max_heads, max_heads)
@@ -47,6 +50,10 @@ def sequence_spans(cu_seqlens: Tensor, rows: Tensor, head_counts: Tensor | None,
                 raise ValueError(
                     f"reference: sequence {index} is rows {begin} to {end} and crosses the border {borders[group + 1]} "
                     "of a group; allowed: groups of whole sequences"
+                )
+            if end - begin > max_seqlen:
+                raise ValueError(
+                    f"reference: sequence {index} has {end - begin} tokens; allowed: up to max_seqlen = {max_seqlen}"
                 )
             spans.append(RowSpan(begin, end, active[group], group))
     return spans

@@ -61,7 +61,7 @@ def varlen_attention_fwd(
     out = qkv.new_zeros(tokens, max_heads, size)
     lse = torch.zeros(max_heads, tokens, dtype=statistics_dtype(qkv.dtype), device=qkv.device)
     borders = rows.tolist()
-    for span in sequence_spans(cu_seqlens, rows, head_counts, max_heads):
+    for span in sequence_spans(cu_seqlens, rows, head_counts, max_heads, max_seqlen):
         if span.active == 0:
             continue
         weights, sums, _, _, v = _probabilities(qkv, position_bias, span, scale)
@@ -96,7 +96,7 @@ def varlen_attention_bwd(
     if position_bias is not None:
         dbias = torch.zeros(position_bias.shape, dtype=wide, device=qkv.device)
     borders = rows.tolist()
-    for span in sequence_spans(cu_seqlens, rows, head_counts, max_heads):
+    for span in sequence_spans(cu_seqlens, rows, head_counts, max_heads, max_seqlen):
         if span.active == 0:
             continue
         weights, _, q, k, v = _probabilities(qkv, position_bias, span, scale)

@@ -54,6 +54,17 @@ def test_against_float64(provider: str, dtype: torch.dtype, dense: bool, width: 
     assert (found.double() - exact).abs().max() <= 2 * torch.maximum((own - exact).abs().max(), floor)
 
 
+@pytest.mark.parametrize("provider", [*PROVIDERS, "triton"])
+def test_autocast_changes_nothing(provider: str) -> None:
+    """Also where a provider without this op is forced, and plain PyTorch computes it."""
+    given = operands(torch.float32, 33, 5)
+    with dk.use_provider(provider):
+        plain = dk.classification_head(*given)  # type: ignore[arg-type]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = dk.classification_head(*given)  # type: ignore[arg-type]
+    torch.testing.assert_close(cast, plain, rtol=0, atol=0)
+
+
 @native
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", FLOATS)

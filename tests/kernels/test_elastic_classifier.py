@@ -228,3 +228,22 @@ def test_a_dtype_that_does_not_fit(kind: str, provider: str) -> None:
         ):
             with pytest.raises(TypeError, match=f"elastic_classifier: {told}"):
                 dk.elastic_classifier(given, plan, some_tables, layers, some_head)
+
+
+@pytest.mark.parametrize("kind", ["plain", "packed", "int8"])
+def test_inference_compiles_whole(kind: str) -> None:
+    """The encoder, the head and both of them with the embeddings: a user's own module around them is one graph."""
+    layers, tables, last = layers_of(kind, torch.float32), embedding(torch.float32), head(torch.float32)
+    given, plan = batch("mixed")
+    x = dk.embed_layer_norm(given.input_ids, given.position_ids, given.token_type_ids, *tables)
+    encoder: Any = dk.elastic_encoder_int8 if kind == "int8" else dk.elastic_encoder
+
+    def module(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = dk.classification_head(encoder(x, layers, given.cu_seqlens, plan), given.cu_seqlens, *last)
+        return logits, dk.elastic_classifier(given, plan, tables, layers, last)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for ours, eager in zip(compiled(x), module(x), strict=True):
+        assert torch.equal(ours, eager)
+    torch._dynamo.reset()

@@ -100,6 +100,27 @@ def test_second_and_forward_mode_derivatives_are_refused(op: str) -> None:
             torch.func.jvp(primal, (inputs[0].detach(),), (torch.ones_like(inputs[0]),))
 
 
+@pytest.mark.parametrize("provider", [name for name in ("reference", "cpu") if name in HAVE])
+@pytest.mark.parametrize("op", sorted(sample_calls("one token", save=False)))
+def test_autocast_changes_nothing(op: str, provider: str) -> None:
+    """No provider computes in another dtype than its arguments have, forward or backward."""
+    args = sample_calls("mixed, not sorted", save=True)[op]
+    function = getattr(torch.ops.dynabert, op).default
+    inputs = [argument for argument in args if isinstance(argument, Tensor) and argument.requires_grad]
+
+    def results() -> list[Tensor]:
+        found = function(*args)
+        y = found[0] if isinstance(found, (tuple, list)) else found
+        return [y.detach(), *torch.autograd.grad(y, inputs, torch.ones_like(y))]
+
+    with dk.use_provider(provider):
+        plain = results()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = results()
+    for ours, expected in zip(cast, plain, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "provider",
     [name for name in ("reference", "cpu", "triton") if name in providers.registered()["elastic_linear_bwd"]],

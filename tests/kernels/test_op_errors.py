@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,7 @@ CASES: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         "head size D",
     ),
     ("stream", attention(dropout_stream=1048575), ValueError, "dropout_stream is 1048575; allowed: 0 to 1048574"),
+    ("numpy's", attention(dropout_stream=np.int64(2**21)), ValueError, "dropout_stream is 2097152; allowed: 0 to"),
     ("negative stream", attention(dropout_stream=-1), ValueError, "dropout_stream is -1; allowed: 0 to 1048574"),
     (
         "max_heads",

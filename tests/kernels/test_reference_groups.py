@@ -33,3 +33,10 @@ def test_counts_and_borders(rows: tuple[int, ...], counts: tuple[int, ...], told
 def test_a_sequence_is_in_one_group() -> None:
     with dk.use_provider("reference"), pytest.raises(ValueError, match="rows 0 to 5 and crosses the border 2"):
         dk.varlen_attention(QKV, numbers(0, 5), max_seqlen=5, rows=numbers(0, 2, 5), head_counts=numbers(2, 1))
+
+
+@pytest.mark.parametrize("bias", [None, torch.randn(2, 2 * 3 - 1)])
+def test_a_sequence_is_not_longer_than_said(bias: Tensor | None) -> None:
+    """As the kernels say it, with and without a table of biases that need not reach farther."""
+    with dk.use_provider("reference"), pytest.raises(ValueError, match="sequence 1 has 4 tokens; allowed: up to max_s"):
+        dk.varlen_attention(QKV, numbers(0, 1, 5), max_seqlen=3, position_bias=bias)
