@@ -176,7 +176,7 @@ def evaluate(
             a threshold that is no probability; what `compute_logits` raises.
     """
     _check_types(model, encoded, subnets)
-    _targets(model, encoded)
+    label_targets(model, encoded)
     _metric(model_problem(model.config), metric)
     _check_threshold(threshold)
     logits = compute_logits(
@@ -201,7 +201,7 @@ def score_logits(
 ) -> list[EvaluationRow]:
     """The rows of `evaluate`, from logits that `compute_logits` has found. Arguments and errors as there."""
     problem = model_problem(model.config)
-    targets = _targets(model, encoded)
+    targets = label_targets(model, encoded)
     names, chosen = _metric(problem, metric)
     _check_threshold(threshold)
     majority = majority_score(targets, chosen)
@@ -276,7 +276,7 @@ def paired_difference(
         ValueError: logits that are not of these texts; fewer than 1 resample; what `score_logits` raises.
     """
     problem = model_problem(model.config)
-    targets = np.asarray(_targets(model, encoded))
+    targets = np.asarray(label_targets(model, encoded))
     _, chosen = _metric(problem, metric)
     _check_threshold(threshold)
     if resamples < 1:
@@ -342,31 +342,34 @@ def _log_softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def _targets(
-    model: ElasticBertForSequenceClassification, encoded: Encoded
+def label_targets(
+    model: ElasticBertForSequenceClassification, encoded: Encoded, name: str = "evaluate"
 ) -> Sequence[int] | Sequence[float] | npt.NDArray[np.bool_]:
-    """The labels as the metrics take them: (N, labels) zeros and ones for a multi-label model."""
+    """The labels as the metrics take them: (N, labels) zeros and ones for a multi-label model.
+
+    ``ValueError``, beginning with ``name``, where there are none, or not the model's.
+    """
     problem, labels = model_problem(model.config), encoded.labels
     outputs = len(model_labels(model.config))
     if labels is None:
-        raise ValueError(f"evaluate: {encoded.source} has no labels; name the label column")
+        raise ValueError(f"{name}: {encoded.source} has no labels; name the label column")
     many = is_multi_label(labels)
     if len(labels) and many != (problem == MULTI_LABEL):
         raise ValueError(
-            f"evaluate: {encoded.source} has {'a set of labels' if many else 'one label'} for each text, the model is "
+            f"{name}: {encoded.source} has {'a set of labels' if many else 'one label'} for each text, the model is "
             f"for {problem}; use data of the model's kind"
         )
     numbers = len(labels) > 0 and isinstance(labels[0], (float, np.floating))
     if len(labels) and not many and numbers != (problem == REGRESSION):
         raise ValueError(
-            f"evaluate: {encoded.source} has {'numbers of a regression' if numbers else 'classes'} as labels, the "
+            f"{name}: {encoded.source} has {'numbers of a regression' if numbers else 'classes'} as labels, the "
             f"model is for {problem}; use data of the model's kind"
         )
     flat: Any = [label for row in labels for label in row] if many else labels  # type: ignore[union-attr]
     for label in (min(flat, default=0), max(flat, default=0)):
         if problem != REGRESSION and not 0 <= label < outputs:
             raise ValueError(
-                f"evaluate: {encoded.source} has label {label}, the model has {outputs} outputs; use data of the "
+                f"{name}: {encoded.source} has label {label}, the model has {outputs} outputs; use data of the "
                 "model's task"
             )
     return label_array(labels, MULTI_LABEL, outputs).astype(bool) if many else labels  # type: ignore[return-value]

@@ -41,6 +41,50 @@ def test_whole_ones_are_found(whole: Path) -> None:
     assert last_checkpoint(whole / "none") == (None, [])
 
 
+def test_a_network_alone_is_not_called_cut(whole: Path, tmp_path: Path) -> None:
+    """What --save_only_model leaves."""
+    shutil.copytree(whole / "run" / "width", tmp_path / "width")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (tmp_path / "width" / "checkpoint-4" / name).unlink()
+    _, passed = last_checkpoint(tmp_path / "width")
+    assert "checkpoint-4 holds the network alone (optimizer.pt is not there); it is passed over" in passed[0]
+
+
+SCORED = {"scored every 3, written at 4": {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "epoch"}}
+SCORED["scored at 4, written every 3"] = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 3}
+SCORED["scored later"] = {"eval_strategy": "epoch", "save_strategy": "epoch", "eval_delay": 2}
+
+
+@pytest.mark.parametrize("options", SCORED.values(), ids=SCORED.keys())
+def test_the_best_is_one_of_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Scores are asked for at other steps than checkpoints are written at: the best of those that are kept is taken."""
+    asked: list[int] = []
+    best = 8 if options["save_strategy"] == "epoch" else 6
+
+    def scripted(self: Any, *_: Any, **__: Any) -> dict[str, float]:
+        step = self.state.global_step
+        if self.stage.name == "depth":
+            asked.append(step)
+        metrics = {"eval_score": 0.9 if step == best - 1 else 0.7 if step == best else 0.1}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    monkeypatch.setattr(DistillationTrainer, "evaluate", scripted)
+    args = arguments(tmp_path / "run", **SMALL | options | {"num_train_epochs": 3, "save_total_limit": None})
+    train_elastic(network(tmp_path), args, texts(32), texts(8, seed=5), say=lambda _: None)
+    folder = tmp_path / "run" / "depth"
+    assert len(asked) == len(set(asked))
+    written = {int(path.name.removeprefix("checkpoint-")) for path in checkpoints(folder)}
+    assert {step for step in written if step >= 4 * options.get("eval_delay", 0)} <= set(asked)
+    kept, wanted = (
+        ElasticBertForSequenceClassification.from_pretrained(path).state_dict()
+        for path in (folder, folder / f"checkpoint-{best}")
+    )
+    assert all(torch.equal(kept[name], wanted[name]) for name in kept)
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("left", [None, 0, 0.5, 0.99])
 def test_a_cut_file_is_seen(whole: Path, tmp_path: Path, name: str, left: float | None) -> None:

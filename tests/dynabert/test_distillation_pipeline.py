@@ -144,6 +144,16 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert torch.equal(found[name], tensor), name
 
 
+def test_frozen_weights_are_refused(tmp_path: Path) -> None:
+    """Each stage opens its network anew, and would train them. A teacher that is fine-tuned may be frozen."""
+    model = network(tmp_path)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"train_elastic: \d+ parameters are frozen, such as .*; allowed: none"):
+        train_elastic(model, arguments(tmp_path / "run", **SMALL), texts(8))
+    assert not (tmp_path / "run").exists()
+    train_elastic(model, arguments(tmp_path / "run", **SMALL), texts(8), fine_tuned=True, say=lambda _: None)
+
+
 def test_a_teacher_that_is_fine_tuned_is_taken_as_it_is(tmp_path: Path) -> None:
     model = network(tmp_path)
     options: dict[str, Any] = {"recipe": "sandwich", "final_stage": True, "depth_rule": "reference"}
@@ -351,6 +361,11 @@ def test_a_class_may_be_missing_from_the_validation_file(tmp_path: Path, capsys:
         ("text\tlabel\ngood film\tyes\n", {"label_column": "mark"}, "mark"),
         ("words\tlabel\ngood film\tyes\n", {"text_column": "text"}, "words"),
         ("text\nbad film\n", {}, "label"),
+        (
+            "sentence1\tsentence2\tlabel\ngood film\tbad film\tyes\n",
+            {},
+            "has pairs of texts ('sentence1', 'sentence2', 'label') and ",
+        ),
     ],
 )
 def test_a_validation_file_that_does_not_fit_is_named(
@@ -361,6 +376,13 @@ def test_a_validation_file_that_does_not_fit_is_named(
     error = capsys.readouterr().err
     assert told in error
     assert not (tmp_path / "out").exists()
+
+
+def test_unlabelled_text_that_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "more.tsv").write_text("sentence1\tsentence2\ngood film\tbad film\n")
+    assert main(options_of(tmp_path, unlabelled_file=str(tmp_path / "more.tsv"))) == 1
+    assert "more.tsv has pairs of texts" in (error := capsys.readouterr().err)
+    assert "allowed: the same in both; name the columns (--text_column, --second_text_column)" in error
 
 
 def test_a_teacher_with_other_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import re
 import time
@@ -48,6 +49,10 @@ def test_a_teacher_of_no_width_is_refused_before_anything_is_trained(
         ({"num_train_epochs": float("nan")}, "--num_train_epochs is nan"),
         ({"learning_rate": float("nan")}, "--learning_rate is nan; allowed: a number above 0"),
         ({"learning_rate": -1e-3}, "--learning_rate is -0.001"),
+        ({"weight_decay": -0.1}, "--weight_decay is -0.1; allowed: 0 or more"),
+        ({"greater_is_better": False}, "--greater_is_better is False; allowed: its default; of every score"),
+        ({"gradient_checkpointing": True}, "--gradient_checkpointing is True; .*a lower --max_launch_tokens"),
+        ({"activation_checkpointing": True}, "--activation_checkpointing is True; .*a lower --max_launch_tokens"),
         ({"per_device_eval_batch_size": 16}, "--per_device_eval_batch_size is 16; allowed here: its default"),
     ],
 )
@@ -55,6 +60,15 @@ def test_numbers_that_train_nothing_are_refused(tmp_path: Path, changes: dict[st
     with pytest.raises(ValueError, match=told):
         arguments(tmp_path, **changes)
     assert arguments(tmp_path, num_train_epochs=0, max_steps=3).max_steps == 3
+
+
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+def test_a_rate_that_follows_the_score_knows_that_more_is_better(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {"lr_scheduler_type": name, "eval_strategy": "epoch"}
+    args = arguments(tmp_path, **options, lr_scheduler_kwargs={"patience": 3})
+    assert args.lr_scheduler_kwargs == {"mode": "max", "patience": 3}
+    assert replace(args).lr_scheduler_kwargs == args.lr_scheduler_kwargs
+    assert arguments(tmp_path, **options, lr_scheduler_kwargs={"mode": "min"}).lr_scheduler_kwargs == {"mode": "min"}
 
 
 # Labels.
@@ -289,6 +303,25 @@ def test_seconds_of_a_stage_are_those_of_all_its_runs(tmp_path: Path, monkeypatc
 
 
 # Disk and hub.
+
+
+def test_settings_that_did_not_fit_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is told with the file, and the folder may be used again; also where the write was killed."""
+    path = tmp_path / "run" / "settings.json"
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dynabert.distill.run_settings.os.fsync", full)
+        with pytest.raises(OSError, match="No space left on device") as error:
+            train_elastic(network(tmp_path), arguments(tmp_path / "run", **SMALL), texts(8), say=lambda _: None)
+    assert error.value.filename == str(path)
+    assert not list(path.parent.iterdir())
+    path.with_suffix(".tmp").write_text("{")
+    train_elastic(network(tmp_path), arguments(tmp_path / "run", **SMALL), texts(8), say=lambda _: None)
+    assert path.is_file()
+    assert not path.with_suffix(".tmp").exists()
 
 
 def test_a_small_disk_is_told_in_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 
 from dynabert import DistillationTrainer, SubnetConfig
 from dynabert.distill import Stage
+from dynabert.distill.pipeline import train_elastic
 from dynabert.distill.progress import StageProgress, told
 from dynabert.distill.stages import grid
 from dynabert.distill.trainer import NotFiniteError
@@ -276,11 +279,54 @@ def test_refusals(tmp_path: Path) -> None:
         DistillationTrainer(student.to(torch.bfloat16), args, WIDTH, texts(4), None, teacher)
 
 
+def test_labels_that_are_not_the_networks_are_refused(tmp_path: Path) -> None:
+    """A float that is taken for a class, and a class beyond the outputs, before anything is trained."""
+    student, teacher = pair(tmp_path, **NO_DROPOUT)
+    args, labels, data = arguments(tmp_path / "run"), Stage("final", FOUR, 0.0, 0.0, labels=True), texts(4)
+    numbers = replace(data, labels=(0.5, 1.5, 2.5, 0.5), label_names=())
+    beyond = replace(data, labels=(0, 1, 2, 3), label_names=("a", "b", "c", "d"))
+    for wrong, why in (
+        (numbers, "examples has numbers of a regression as labels, the model is for single_label_classification"),
+        (beyond, "examples has label 3, the model has 3 outputs"),
+    ):
+        with pytest.raises(ValueError, match=f"DistillationTrainer: {why}"):
+            DistillationTrainer(student, args, labels, wrong)
+        with pytest.raises(ValueError, match=f"DistillationTrainer: {why}"):
+            DistillationTrainer(student, args, WIDTH, data, wrong, teacher)
+        with pytest.raises(ValueError, match=f"train_elastic: {why}"):
+            train_elastic(student, args, wrong)
+    assert not (tmp_path / "run").exists()
+    DistillationTrainer(student, args, WIDTH, beyond, data, teacher)  # its labels are not read
+    with pytest.raises(ValueError, match="DistillationTrainer: examples has no examples; at least one"):
+        DistillationTrainer(student, args, WIDTH, texts(0), None, teacher)
+
+
+def test_a_network_may_learn_from_what_it_was(tmp_path: Path) -> None:
+    """A student that is given as its own teacher too learns from a copy: the teacher does not move with it."""
+    moved = []
+    for same in (True, False):
+        student, _ = pair(tmp_path / str(same), **NO_DROPOUT)
+        teacher = student if same else copy.deepcopy(student)
+        args = arguments(tmp_path / "run", num_train_epochs=3)
+        DistillationTrainer(student, args, WIDTH, texts(8), None, teacher).train()
+        moved.append(weights(student))
+    assert all(torch.equal(moved[0][name], moved[1][name]) for name in moved[0])
+
+
+def test_predict_says_where_to_go(tmp_path: Path) -> None:
+    student, teacher = pair(tmp_path, **NO_DROPOUT)
+    trainer = DistillationTrainer(student, arguments(tmp_path / "run"), WIDTH, texts(4), None, teacher)
+    with pytest.raises(NotImplementedError, match=r"use dynabert\.evaluation\.compute_logits"):
+        trainer.predict(texts(4))
+
+
 # Several processes.
 
 SCRIPT = """
+import copy
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 import torch
 import torch.distributed

@@ -282,11 +282,15 @@ def test_losses_of_several_copies() -> None:
 
 def test_labels_of_another_kind_are_refused(tmp_path: Path) -> None:
     network = elastic(plain_model("bert"), tmp_path / "a", torch.float32)
-    with pytest.raises(ValueError, match="are not of the model's kind, single_label_classification"):
+    with pytest.raises(ValueError, match="has a set of labels for each text, the model is for single_label_class"):
         train_elastic(network, arguments(tmp_path / "run"), many(8), say=lambda _: None)
+    assert not (tmp_path / "run").exists()
     network = elastic(plain_model("bert", problem_type=MANY), tmp_path / "b", torch.float32)
-    with pytest.raises(ValueError, match="are not of the model's kind, multi_label_classification"):
+    with pytest.raises(ValueError, match="has one label for each text, the model is for multi_label_classification"):
         train_elastic(network, arguments(tmp_path / "run2"), texts(8), say=lambda _: None)
+    stage = pipeline.Stage("x", (pipeline.SubnetConfig(),), 0.0, 0.0, labels=True)
+    with pytest.raises(ValueError, match="are not of the model's kind, multi_label_classification"):
+        DistillationTrainer(network, arguments(tmp_path / "run2"), stage, texts(8))
 
 
 # Options.

@@ -164,6 +164,7 @@ def run(args: argparse.Namespace) -> None:
 def read_inputs(inputs: InputArguments) -> tuple[Examples, Examples | None, Examples | None]:
     """Training, validation and unlabelled text."""
     from dynabert.data import load_task, read_examples
+    from dynabert.data.rows import listed
 
     if (inputs.task_name is None) == (inputs.train_file is None):
         raise UsageError("give either --task_name or --train_file")
@@ -206,6 +207,14 @@ def read_inputs(inputs: InputArguments) -> tuple[Examples, Examples | None, Exam
     if inputs.unlabelled_file is not None:
         text: dict[str, Any] = {"text_column": inputs.text_column, "second_text_column": inputs.second_text_column}
         unlabelled = read_examples(inputs.unlabelled_file, **text, bad_rows=bad_rows, need_labels=False)
+    for other in (validation, unlabelled):
+        if other is not None and (other.seconds is None) != (train.seconds is None):
+            kinds = ["single texts" if own.seconds is None else "pairs of texts" for own in (other, train)]
+            raise ValueError(
+                f"{other.source} has {kinds[0]} ({listed(other.columns)}) and {train.source} {kinds[1]} "
+                f"({listed(train.columns)}); allowed: the same in both; name the columns (--text_column, "
+                "--second_text_column)"
+            )
     if inputs.max_train_samples is not None:
         train = train.head(inputs.max_train_samples)
     if validation is not None and inputs.max_eval_samples is not None:

@@ -16,8 +16,10 @@ from dynabert.distill.losses import STEPS, TEACHER_WIDTHS
 from dynabert.distill.stages import RECIPES, SAMPLING, SECOND_TEACHERS, Recipe, recipe
 from dynabert.importance import MODES
 
+_MEMORY = "a lower --max_launch_tokens bounds the memory of a launch, with the same gradients"
 # Options of Trainer that the step here does not follow. Taken in silence they would be believed.
 _UNSUPPORTED = {
+    "activation_checkpointing": _MEMORY,
     "auto_find_batch_size": "give --per_device_train_batch_size",
     "bf16_full_eval": "the sub-networks are scored in float32",
     "data_seed": "--seed decides the order of the data too",
@@ -25,6 +27,7 @@ _UNSUPPORTED = {
     "deepspeed": "start it with torchrun",
     "fp16_full_eval": "the sub-networks are scored in float32",
     "fsdp": "start it with torchrun",
+    "gradient_checkpointing": _MEMORY,
     "group_by_length": "nothing is padded here",
     "ignore_data_skip": "a run that was cut goes on with the batch that comes next",
     "label_smoothing_factor": "the losses are those of the method",
@@ -66,6 +69,10 @@ def _check_numbers(args: TrainingArguments) -> None:
             f"--num_train_epochs is {args.num_train_epochs}; allowed: a number above 0, or --max_steps in its place; "
             "without a step nothing is trained"
         )
+    if not (math.isfinite(args.weight_decay) and args.weight_decay >= 0.0):
+        raise ValueError(f"--weight_decay is {args.weight_decay}; allowed: 0 or more")
+    if args.greater_is_better is False:
+        raise ValueError("--greater_is_better is False; allowed: its default; of every score here more is better")
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed is {args.seed}; allowed: 0 to {2**32 - 1}")
 
@@ -208,6 +215,10 @@ class DistillationArguments(TrainingArguments):
         # transformers derives from it which way is better, so None must not wait until a stage puts the score there.
         self.metric_for_best_model = self.metric_for_best_model or "score"
         super().__post_init__()
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            # They follow the score. Left open they would take it for a loss, and a better one for a worse.
+            given: Any = self.lr_scheduler_kwargs or {}
+            self.lr_scheduler_kwargs = {"mode": "max", **given}
         _check_processes(self)
         _refuse_unsupported(self)  # and what it made of the environment
         # The means of a step are taken over all of it here, so nothing is left to scale; a NaN is never to be hidden.

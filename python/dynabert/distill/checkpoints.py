@@ -57,6 +57,11 @@ def _whole(path: Path) -> bool:
     return zipfile.is_zipfile(path)  # its list of contents is written last
 
 
+def _without_state(checkpoint: Path) -> bool:
+    """Whether it was written whole with ``save_only_model``: what is written last is there."""
+    return not (checkpoint / _OPTIMISER).exists() and (checkpoint / _STATE).is_file() and _whole(checkpoint / _STATE)
+
+
 def last_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, or None; and a line for each newer one that is not whole."""
     passed: list[str] = []
@@ -64,7 +69,8 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         lack = missing(path)
         if lack is None:
             return path, passed
-        passed.append(f"{path} was cut while it was written ({lack}); it is passed over")
+        why = "holds the network alone" if _without_state(path) else "was cut while it was written"
+        passed.append(f"{path} {why} ({lack}); it is passed over")
     return None, passed
 
 

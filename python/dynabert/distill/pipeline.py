@@ -30,7 +30,7 @@ from dynabert.distill.run_settings import SETTINGS, begun_with, check_settings, 
 from dynabert.distill.stages import Recipe, Stage
 from dynabert.distill.taken_parts import COMPLETE, check_sources, take_parts
 from dynabert.distill.trainer import DistillationTrainer
-from dynabert.evaluation import EvaluationRow, evaluate
+from dynabert.evaluation import EvaluationRow, evaluate, label_targets
 from dynabert.finetuning import labelled_batches
 from dynabert.importance import compute_importance
 from dynabert.modeling import ElasticBertForSequenceClassification
@@ -197,7 +197,8 @@ def train_elastic(
     Raises:
         TypeError: another kind of model; data that is not `Encoded`.
         ValueError: settings other than those that the folder was begun with, naming the differences; a folder of
-            ``parts_of`` without a run; a loss that is not finite; data without labels; what the trainer refuses.
+            ``parts_of`` without a run; a loss that is not finite; data without labels or with others than the
+            network's; a frozen parameter; what the trainer refuses.
     """
     check_classifier("train_elastic", model)
     for name, data in (("train", train), ("validation", validation), ("unlabelled", unlabelled)):
@@ -205,6 +206,15 @@ def train_elastic(
             raise TypeError(
                 f"train_elastic: {name} must be Encoded (dynabert.data.tokenise); got {type(data).__name__}"
             )
+    for data in (train, validation):
+        if data is not None:
+            label_targets(model, data, "train_elastic")
+    still = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if still and not fine_tuned:
+        raise ValueError(
+            f"train_elastic: {len(still)} parameters are frozen, such as {still[0]}; allowed: none, for each stage "
+            "trains all of the network that it opens; let them go, or train single stages with DistillationTrainer"
+        )
     out = Path(str(args.output_dir))
     recipe = args.make_recipe()
     check_recipe(model, recipe)

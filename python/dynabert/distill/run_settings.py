@@ -69,11 +69,15 @@ def write_json(path: Path, content: Any) -> None:
     """All of it or nothing: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(content, indent=1) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(content, indent=1) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
 
 
 def settings_of(
@@ -179,7 +183,8 @@ def check_settings(
                 f"train: {out} was begun with other settings: {'; '.join(others)}; use those, or another --output_dir"
             )
         return settings
-    if out.is_dir() and any(out.iterdir()):
+    draft = path.with_suffix(".tmp").name  # of a run that was killed while it wrote them
+    if out.is_dir() and any(found.name != draft for found in out.iterdir()):
         raise ValueError(
             f"train: --output_dir {out} is not empty and holds no training run; give an empty folder, or that of a run "
             "to go on with"

@@ -42,7 +42,7 @@ from dynabert.distill.relations import resolved_relation_heads
 from dynabert.distill.stages import Stage
 from dynabert.distill.step_weights import StepWeights, compact
 from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
-from dynabert.evaluation import compute_logits, score_logits
+from dynabert.evaluation import compute_logits, label_targets, score_logits
 from dynabert.modeling.files import ELASTIC_FILE
 from dynabert.modeling.model import check_classifier
 from dynabert.modeling.stacking import Stack, stack
@@ -131,12 +131,18 @@ class DistillationTrainer(Trainer):
             raise ValueError(
                 f"DistillationTrainer: stage {stage.name} learns from labels and {train_dataset.source} has none"
             )
+        if not len(train_dataset):
+            raise ValueError(f"DistillationTrainer: {train_dataset.source} has no examples; at least one is needed")
         for data in (train_dataset, eval_dataset):
             if data is not None and data.labels and is_multi_label(data.labels) != (problem_of(model) == MULTI_LABEL):
                 raise ValueError(
                     f"DistillationTrainer: the labels of {data.source} are not of the model's kind, "
                     f"{problem_of(model)}; give a model with their problem_type"
                 )
+        if stage.reads_labels:
+            label_targets(model, train_dataset, "DistillationTrainer")
+        if eval_dataset is not None:
+            label_targets(model, eval_dataset, "DistillationTrainer")
         if not stage.labels and teacher is None:
             raise ValueError(f"DistillationTrainer: stage {stage.name} distils and has no teacher; give teacher=")
         told = stage.regression_logits or problem_of(model) != REGRESSION
@@ -174,11 +180,14 @@ class DistillationTrainer(Trainer):
         self._weights = StepWeights(self._step, self._half)
         self.teacher: Any = None
         if teacher is not None:
-            frozen: nn.Module = teacher if self._half is None else copy.deepcopy(teacher)
+            # The student is its own teacher as it is now: in half precision it would be a copy in any case.
+            apart = self._half is None and teacher is not model
+            frozen: nn.Module = teacher if apart else copy.deepcopy(teacher)
             self.teacher = nn.Module.to(frozen, device=args.device, dtype=self._half).eval()
         self._in_one_launch = args.resolved_step() == "stacked"
         self._counts = (0, 0)
         self._batch_of_step = 0
+        self._scores: dict[str, float] | None = None  # of the network as it is now
         self._losses: dict[str, tuple[Tensor, int]] = {}
         self.model_accepts_loss_kwargs = True  # the step is normalised here, over all of it
 
@@ -226,6 +235,7 @@ class DistillationTrainer(Trainer):
         """Forward and backward of all sub-networks on one batch; gradients are added, and reduced with the last."""
         student = self._step.student
         student.train()
+        self._scores = None
         subnets = self.stage.chosen(self.state.global_step, self.args.seed)
         shapes = [self._shapes[subnet] for subnet in subnets]
         losses = torch.zeros(len(shapes), dtype=_wide(student.dtype), device=student.device)
@@ -389,6 +399,27 @@ class DistillationTrainer(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             raise write_error(Path(str(self.args.output_dir)), error) from error
 
+    # The best checkpoint ---------------------------------------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint that is written is scored, where there are scores, however often they are asked for besides."""
+        asked, state = self.args.eval_strategy, self.state
+        if self.control.should_save and asked != "no":
+            begun = (state.epoch or 0.0) if asked == "epoch" else state.global_step
+            self.control.should_evaluate |= begun >= self.args.eval_delay
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Once for a network, though the end of a step and that of an epoch may both ask for it."""
+        if self._scores is None:
+            self._scores = super()._evaluate(*args, **kwargs)
+        return self._scores
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The best is one of the checkpoints: a score of a network that is not kept cannot be gone back to."""
+        kept = self.control.should_save or self.args.save_strategy in ("best", "no")
+        return kept and super()._determine_best_metric(metrics, trial)
+
     # What is told ----------------------------------------------------------------------------------------------------
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -425,6 +456,13 @@ class DistillationTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        """Not here: Trainer's own knows no sub-networks."""
+        raise NotImplementedError(
+            "DistillationTrainer.predict: a stage has several sub-networks; use dynabert.evaluation.compute_logits for "
+            "their logits on token ids, or InferenceEngine for texts"
+        )
 
     def _shared_logits(
         self, student: ElasticBertForSequenceClassification, encoded: Encoded
