@@ -225,7 +225,7 @@ def score_function(
     Arguments and errors as in `evaluate`.
     """
     problem = model_problem(model.config)
-    targets = np.asarray(_targets(model, encoded))
+    targets = np.asarray(label_targets(model, encoded))
     _, chosen = _metric(problem, metric)
     _check_threshold(threshold)
 
