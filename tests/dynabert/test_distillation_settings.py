@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from dynabert.cli import main
 from dynabert.distill import pipeline
 from dynabert.distill.checkpoints import room_warning
 from dynabert.distill.pipeline import train_elastic, with_defaults
+from dynabert.distill.run_lock import run_lock
 from dynabert.engine import loading
 from tests.dynabert.test_distillation_pipeline import SMALL, network, options_of, write_files
 from tests.dynabert.tiny_networks import plain_model
@@ -375,3 +379,37 @@ def test_a_hub_without_an_address_is_not_asked(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # it knows addresses that this machine does not
     loading.check_there("nobody/nothing")
     assert asked == ["config.json"]
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused by name, whatever the first has done so far; what a killed run left is in nobody's way."""
+    out = tmp_path / "run"
+    args = arguments(out, **SMALL)
+    with run_lock(out):
+        with pytest.raises(
+            ValueError, match=rf"another run works in .*run \(process {os.getpid()} on .*\); wait for it"
+        ):
+            train_elastic(network(tmp_path), args, texts(8))
+        with run_lock(out, wanted=False):
+            pass
+    assert not out.exists()
+    out.mkdir()
+    (out / "running.lock").write_text("process 1 on a machine that is off")
+    train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)
+    assert (out / "results.json").is_file()
+    assert not (out / "running.lock").exists()
+    train_elastic(network(tmp_path), args, texts(8), say=lambda _: None)  # and goes on
+
+
+def test_a_killed_run_lets_go_of_its_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code = "import sys, time; from pathlib import Path; from dynabert.distill.run_lock import run_lock\n"
+    code += "with run_lock(Path(sys.argv[1])):\n    print('holds', flush=True)\n    time.sleep(60)\n"
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "holds\n"
+        with pytest.raises(ValueError, match=f"process {other.pid} on "), run_lock(out):
+            pass
+        other.kill()
+    with run_lock(out):
+        assert (out / "running.lock").read_text().startswith(f"process {os.getpid()} on ")

@@ -26,6 +26,7 @@ from dynabert.distill.checkpoints import bring_best_here, last_checkpoint, room_
 from dynabert.distill.losses import STEPS, teacher_shapes
 from dynabert.distill.progress import StageClock, StageProgress, told
 from dynabert.distill.relations import resolved_relation_heads
+from dynabert.distill.run_lock import run_lock
 from dynabert.distill.run_settings import SETTINGS, begun_with, check_settings, read_json, write_json
 from dynabert.distill.stages import Recipe, Stage
 from dynabert.distill.taken_parts import COMPLETE, check_sources, take_parts
@@ -196,9 +197,9 @@ def train_elastic(
 
     Raises:
         TypeError: another kind of model; data that is not `Encoded`.
-        ValueError: settings other than those that the folder was begun with, naming the differences; a folder of
-            ``parts_of`` without a run; a loss that is not finite; data without labels or with others than the
-            network's; a frozen parameter; what the trainer refuses.
+        ValueError: another run works in the folder; settings other than those that it was begun with, naming the
+            differences; a folder of ``parts_of`` without a run; a loss that is not finite; data without labels or with
+            others than the network's; a frozen parameter; what the trainer refuses.
     """
     check_classifier("train_elastic", model)
     for name, data in (("train", train), ("validation", validation), ("unlabelled", unlabelled)):
@@ -225,6 +226,41 @@ def train_elastic(
             "--augment"
         )
     args = with_defaults(args, model, begun_with(out).get("arguments", {}), say)
+    with run_lock(out, args.should_save):
+        return _train_parts(
+            model,
+            args,
+            recipe,
+            train,
+            validation,
+            unlabelled,
+            tokenizer,
+            fine_tuned,
+            rewiring,
+            metric,
+            parts_of,
+            say,
+            callbacks,
+        )
+
+
+def _train_parts(
+    model: ElasticBertForSequenceClassification,
+    args: DistillationArguments,
+    recipe: Recipe,
+    train: Encoded,
+    validation: Encoded | None,
+    unlabelled: Encoded | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    fine_tuned: bool,
+    rewiring: bool,
+    metric: str | None,
+    parts_of: Sequence[str | Path],
+    say: Callable[[str], None],
+    callbacks: Sequence[TrainerCallback],
+) -> list[StageResult]:
+    """Every part that is not there yet, in a folder that this run alone works in."""
+    out = Path(str(args.output_dir))
     # What is not a training stage is done by the first process; the others wait, and find it done.
     sources = [Path(folder) for folder in parts_of]
     check_sources(sources)

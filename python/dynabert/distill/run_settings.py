@@ -15,6 +15,7 @@ import torch
 
 from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
+from dynabert.distill.run_lock import LOCK
 from dynabert.distill.stages import Recipe
 from dynabert.modeling import ElasticBertForSequenceClassification
 
@@ -183,8 +184,8 @@ def check_settings(
                 f"train: {out} was begun with other settings: {'; '.join(others)}; use those, or another --output_dir"
             )
         return settings
-    draft = path.with_suffix(".tmp").name  # of a run that was killed while it wrote them
-    if out.is_dir() and any(found.name != draft for found in out.iterdir()):
+    ours = (path.with_suffix(".tmp").name, LOCK)  # of a run that was killed while it wrote them; of this one
+    if out.is_dir() and any(found.name not in ours for found in out.iterdir()):
         raise ValueError(
             f"train: --output_dir {out} is not empty and holds no training run; give an empty folder, or that of a run "
             "to go on with"
