@@ -139,6 +139,9 @@ def test_where_a_cascade_cannot_stand(engine: InferenceEngine) -> None:
         engine.predict(["the film", "a story"], ["w1", Cascade(("w0.25", "w1"), 0.9)])
     with pytest.raises(ValueError, match=r"width_mult 0.3 is 1.2 of 4 heads"):
         engine.predict(["the film"], Cascade(("w0.3", "w1"), 0.9))
+    for some in (["the film"], []):  # also where no text goes on to it
+        with pytest.raises(ValueError, match=r"width_mult 0.3 is 1.2 of 4 heads"):
+            engine.predict(some, Cascade(("w0.25", "w0.3"), 1e-9))
     with pytest.raises(ValueError, match="is a cascade; allowed here: one sub-network"):
         ElasticServer(engine, ["w1", Cascade(("w0.25", "w1"), 0.9)], promise_ms=50)  # type: ignore[list-item]
     numbers = InferenceEngine(tiny_model(problem_type=REGRESSION, num_labels=1), tiny_tokenizer())
@@ -364,6 +367,22 @@ def test_a_short_probability_stays_one() -> None:
         assert abs(short - value) <= max(5e-4 * value, 1e-9)
         assert 1.0 - short == pytest.approx(max(1.0 - value, 1e-9), rel=0.2)
         Cascade.parse(str(Way(("w0.5", "w1"), short, 0.1, 1.0, 2.0, 0.5)))
+
+
+def test_sureness_goes_by_the_threshold_of_several_labels() -> None:
+    """A label that is assigned at 0.4 is a decision of probability 0.4, not of 0.6."""
+    scores = np.array([[0.4, 0.1], [0.2, 0.9]])
+    assert sureness(scores, MULTI_LABEL, 0.3).tolist() == [0.4, 0.8]
+    assert logit_sureness(np.log(scores / (1 - scores)), MULTI_LABEL, 0.3) == pytest.approx([0.4, 0.8])
+    engine = InferenceEngine(tiny_model(problem_type=MULTI_LABEL), tiny_tokenizer(), threshold=0.2)
+    many = texts()
+    doubts = [min(p if p >= 0.2 else 1 - p for p in one.scores.values()) for one in engine.predict(many, "w0.25-d0.5")]
+    cascade = Cascade(("w0.25-d0.5", "w1"), float(np.median(doubts)))
+    wanted = ["w0.25-d0.5" if doubt >= cascade.least[0] else "w1-d1" for doubt in doubts]
+    assert [one.subnet for one in engine.predict(many, cascade)] == wanted
+    with ElasticServer(engine, ["w1"], promise_ms=60_000) as server:
+        futures = [server.ask(text, cascade) for text in many]
+        assert [future.result(timeout=60).subnet for future in futures] == wanted
 
 
 def test_sureness_of_several_labels() -> None:

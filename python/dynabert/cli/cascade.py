@@ -169,6 +169,7 @@ def _run(args: argparse.Namespace) -> None:
         whole=WHOLE,
         max_ms=args.max_latency_ms,
         min_retention=args.min_retention,
+        threshold=args.threshold,
         seed=args.seed,
     )
     results: dict[str, Any] = {

@@ -434,7 +434,7 @@ class ElasticServer:
 
     def _sure(self, request: _Request, prediction: Prediction) -> bool:
         scores = np.array([list(prediction.scores.values())])
-        return bool(sureness(scores, self.engine.problem_type)[0] >= request.least)
+        return bool(sureness(scores, self.engine.problem_type, self.engine.threshold)[0] >= request.least)
 
 
 def _starts(answer: Future[Prediction]) -> bool:
