@@ -235,6 +235,34 @@ def test_a_later_step_that_fails_is_told(engine: InferenceEngine) -> None:
         assert server.stats().failed == 1
 
 
+def test_unsure_requests_keep_their_order_where_a_batch_failed(engine: InferenceEngine) -> None:
+    """After a batch that failed each of its requests runs alone; those that go on do so in the order they came in."""
+    cascade = Cascade(("w0.25", "w1"), 1 - 1e-9)
+    held, go_on = threading.Event(), threading.Event()
+    seen: list[tuple[str, int]] = []
+    plain = engine.logits
+
+    def broken(encoded: Any, subnets: Any, **options: Any) -> Any:
+        if not held.is_set():
+            held.set()
+            go_on.wait(60)
+        elif len(subnets) > 1:
+            raise RuntimeError("lost")
+        else:
+            seen.append((str(subnets[0]), encoded.lengths[0]))
+        return plain(encoded, subnets, **options)
+
+    with ElasticServer(engine, ["w1"], promise_ms=60_000) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "logits", broken)
+        first = server.ask("film")
+        held.wait(60)
+        later = [server.ask(" ".join(["film"] * count), cascade) for count in (1, 2, 3)]
+        go_on.set()
+        assert [one.result(timeout=60).subnet for one in (first, *later)] == ["w1-d1"] * 4
+    assert [length for name, length in seen if name == "w0.25-d1"] == [3, 4, 5]
+    assert [length for name, length in seen if name == "w1-d1"] == [3, 4, 5]
+
+
 # The choice
 # ----------------------------------------------------------------------------------------------------------------
 
