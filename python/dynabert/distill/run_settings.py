@@ -175,8 +175,11 @@ def check_settings(
             if args.should_save:
                 write_json(path, wanted)  # nothing was trained by those settings yet
         elif others:
+            recipe = begun["arguments"].get("recipe")
+            hint = "" if recipe in (None, args.recipe) else f" (--recipe {recipe})"  # the default was another once
             raise ValueError(
-                f"train: {out} was begun with other settings: {'; '.join(others)}; use those, or another --output_dir"
+                f"train: {out} was begun with other settings: {'; '.join(others)}; use those{hint}, or another "
+                "--output_dir"
             )
         return settings
     if out.is_dir() and any(out.iterdir()):
