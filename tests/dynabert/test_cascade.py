@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import threading
 from collections import Counter
 from pathlib import Path
@@ -452,6 +453,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["checked"] is None
 
 
+def test_the_printed_command_has_what_the_choice_rests_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, file = tiny_folder(tmp_path / "model"), write_tsv(tmp_path / "dev.tsv", 30)
+    argv = ["cascade", "--model_name_or_path", str(model), "--file", str(file), "--min_retention", "0.5"]
+    argv += ["--rounds", "1", "--check", "0", "--dtype", "bfloat16", "--max_seq_length", "9", "--truncate"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    chosen = said.split("--subnet ")[1].split()[0]
+    wanted = f"--subnet {chosen} --dtype bfloat16 --max_seq_length 9 --truncate 'A text.'"
+    assert said == f"run it: dynabert predict --model_name_or_path {model} {wanted}"
+    assert main(shlex.split(said.partition("dynabert ")[2])) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -461,6 +474,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--min_retention", "0.9", "--any_device"], 2, "--any_device belongs to --profile"),
         (["--min_retention", "0.9", "--check", "-1"], 2, "--check is -1; allowed: 0 or more"),
         (["--min_retention", "0.9", "--out", "no/where.json"], 2, "is no place for a file"),
+        (
+            ["--max_latency_ms", "1e-5", "--rounds", "1"],
+            1,
+            "--max_latency_ms is 1e-05; the cheapest of the sub-networks",
+        ),
         (["--min_retention", "0.9", "--subnets", "w1"], 1, "a cascade needs another sub-network beside w1-d1"),
         (["--min_retention", "0.9", "--max_samples", "5"], 1, "has 5 examples; needed: 10 or more"),
     ],
