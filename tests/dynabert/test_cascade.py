@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import threading
 from collections import Counter
 from pathlib import Path
@@ -139,6 +140,9 @@ def test_where_a_cascade_cannot_stand(engine: InferenceEngine) -> None:
         engine.predict(["the film", "a story"], ["w1", Cascade(("w0.25", "w1"), 0.9)])
     with pytest.raises(ValueError, match=r"width_mult 0.3 is 1.2 of 4 heads"):
         engine.predict(["the film"], Cascade(("w0.3", "w1"), 0.9))
+    for some in (["the film"], []):  # also where no text goes on to it
+        with pytest.raises(ValueError, match=r"width_mult 0.3 is 1.2 of 4 heads"):
+            engine.predict(some, Cascade(("w0.25", "w0.3"), 1e-9))
     with pytest.raises(ValueError, match="is a cascade; allowed here: one sub-network"):
         ElasticServer(engine, ["w1", Cascade(("w0.25", "w1"), 0.9)], promise_ms=50)  # type: ignore[list-item]
     numbers = InferenceEngine(tiny_model(problem_type=REGRESSION, num_labels=1), tiny_tokenizer())
@@ -230,6 +234,34 @@ def test_a_later_step_that_fails_is_told(engine: InferenceEngine) -> None:
             lost.result(timeout=60)
         assert kept.result(timeout=60).subnet == "w0.75-d1"
         assert server.stats().failed == 1
+
+
+def test_unsure_requests_keep_their_order_where_a_batch_failed(engine: InferenceEngine) -> None:
+    """After a batch that failed each of its requests runs alone; those that go on do so in the order they came in."""
+    cascade = Cascade(("w0.25", "w1"), 1 - 1e-9)
+    held, go_on = threading.Event(), threading.Event()
+    seen: list[tuple[str, int]] = []
+    plain = engine.logits
+
+    def broken(encoded: Any, subnets: Any, **options: Any) -> Any:
+        if not held.is_set():
+            held.set()
+            go_on.wait(60)
+        elif len(subnets) > 1:
+            raise RuntimeError("lost")
+        else:
+            seen.append((str(subnets[0]), encoded.lengths[0]))
+        return plain(encoded, subnets, **options)
+
+    with ElasticServer(engine, ["w1"], promise_ms=60_000) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "logits", broken)
+        first = server.ask("film")
+        held.wait(60)
+        later = [server.ask(" ".join(["film"] * count), cascade) for count in (1, 2, 3)]
+        go_on.set()
+        assert [one.result(timeout=60).subnet for one in (first, *later)] == ["w1-d1"] * 4
+    assert [length for name, length in seen if name == "w0.25-d1"] == [3, 4, 5]
+    assert [length for name, length in seen if name == "w1-d1"] == [3, 4, 5]
 
 
 # The choice
@@ -366,6 +398,22 @@ def test_a_short_probability_stays_one() -> None:
         Cascade.parse(str(Way(("w0.5", "w1"), short, 0.1, 1.0, 2.0, 0.5)))
 
 
+def test_sureness_goes_by_the_threshold_of_several_labels() -> None:
+    """A label that is assigned at 0.4 is a decision of probability 0.4, not of 0.6."""
+    scores = np.array([[0.4, 0.1], [0.2, 0.9]])
+    assert sureness(scores, MULTI_LABEL, 0.3).tolist() == [0.4, 0.8]
+    assert logit_sureness(np.log(scores / (1 - scores)), MULTI_LABEL, 0.3) == pytest.approx([0.4, 0.8])
+    engine = InferenceEngine(tiny_model(problem_type=MULTI_LABEL), tiny_tokenizer(), threshold=0.2)
+    many = texts()
+    doubts = [min(p if p >= 0.2 else 1 - p for p in one.scores.values()) for one in engine.predict(many, "w0.25-d0.5")]
+    cascade = Cascade(("w0.25-d0.5", "w1"), float(np.median(doubts)))
+    wanted = ["w0.25-d0.5" if doubt >= cascade.least[0] else "w1-d1" for doubt in doubts]
+    assert [one.subnet for one in engine.predict(many, cascade)] == wanted
+    with ElasticServer(engine, ["w1"], promise_ms=60_000) as server:
+        futures = [server.ask(text, cascade) for text in many]
+        assert [future.result(timeout=60).subnet for future in futures] == wanted
+
+
 def test_sureness_of_several_labels() -> None:
     assert sureness(np.array([[0.9, 0.2], [0.5, 0.99]]), MULTI_LABEL).tolist() == [0.8, 0.5]
     logits = np.array([[800.0, -800.0], [0.0, 3.0]])
@@ -405,6 +453,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(capsys.readouterr().out)["checked"] is None
 
 
+def test_the_printed_command_has_what_the_choice_rests_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, file = tiny_folder(tmp_path / "model"), write_tsv(tmp_path / "dev.tsv", 30)
+    argv = ["cascade", "--model_name_or_path", str(model), "--file", str(file), "--min_retention", "0.5"]
+    argv += ["--rounds", "1", "--check", "0", "--dtype", "bfloat16", "--max_seq_length", "9", "--truncate"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    chosen = said.split("--subnet ")[1].split()[0]
+    wanted = f"--subnet {chosen} --dtype bfloat16 --max_seq_length 9 --truncate 'A text.'"
+    assert said == f"run it: dynabert predict --model_name_or_path {model} {wanted}"
+    assert main(shlex.split(said.partition("dynabert ")[2])) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -414,6 +474,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--min_retention", "0.9", "--any_device"], 2, "--any_device belongs to --profile"),
         (["--min_retention", "0.9", "--check", "-1"], 2, "--check is -1; allowed: 0 or more"),
         (["--min_retention", "0.9", "--out", "no/where.json"], 2, "is no place for a file"),
+        (
+            ["--max_latency_ms", "1e-5", "--rounds", "1"],
+            1,
+            "--max_latency_ms is 1e-05; the cheapest of the sub-networks",
+        ),
         (["--min_retention", "0.9", "--subnets", "w1"], 1, "a cascade needs another sub-network beside w1-d1"),
         (["--min_retention", "0.9", "--max_samples", "5"], 1, "has 5 examples; needed: 10 or more"),
     ],

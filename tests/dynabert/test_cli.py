@@ -250,6 +250,13 @@ def test_eval_says_what_was_never_trained(run: Run, folder: str, reviews: str, t
     assert code == 0
     assert "not among the sub-networks that this checkpoint was trained for: w0.25-d1, w1-d0.5\n" in said
     assert "not among" not in run(*argv, "w1,w0.5")[2]
+    # A run's rewired part has a record of scores, without steps.
+    rows = [{"subnet": "w1-d1"}, {"subnet": "w0.5-d1"}]
+    (trained / "complete.json").write_text(json.dumps({"rows": rows, "history": []}))
+    assert "was rewired, and none of these sub-networks trained yet: w0.5-d1; those" in run(*argv, "w1,w0.5")[2]
+    assert "trained" not in run(*argv, "w1")[2].replace(str(trained), "")
+    (trained / "complete.json").write_text(json.dumps({"rows": rows, "history": [{"loss": 1.0}]}))
+    assert "trained" not in run(*argv, "w1,w0.5")[2].replace(str(trained), "")
 
 
 def test_eval_named_task(run: Run, folder: str, tmp_path: Path) -> None:

@@ -109,7 +109,10 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"begun with other settings: arguments\.learning_rate was 0\.01, now 0\.001; use"
     ):
         train_elastic(network(tmp_path), other, texts(8))
-    with pytest.raises(ValueError, match=r"data\.train\.examples was 8, now 9"):
+    best = arguments(tmp_path / "run", **SMALL | {"recipe": "best"})
+    with pytest.raises(ValueError, match=r"use those \(--recipe paper\), or another --output_dir"):
+        train_elastic(network(tmp_path), best, texts(8))
+    with pytest.raises(ValueError, match=r"data\.train\.examples was 8, now 9; .* use those, or another"):
         train_elastic(network(tmp_path), args, texts(9))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")

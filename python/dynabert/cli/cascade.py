@@ -159,6 +159,12 @@ def _run(args: argparse.Namespace) -> None:
         source = Latency(profile, not args.any_device, f"profile {args.profile}")
     times = latencies(args, model, source, names, tokens)
     assert times is not None
+    if args.max_latency_ms is not None and args.max_latency_ms < min(times):  # before all examples are answered
+        raise ValueError(
+            f"--max_latency_ms is {args.max_latency_ms:g}; the cheapest of the sub-networks, "
+            f"{names[times.index(min(times))]}, takes {min(times):.4g} ms for {tokens} tokens; give that or more, "
+            "cheaper --subnets, or a smaller --seq_length where texts are shorter"
+        )
     logits = compute_logits(model, encoded, names, max_batch_tokens=args.max_batch_tokens, progress=None)
     say(f"cascades of two of {len(names)} sub-networks are compared on {len(encoded)} examples, {FOLDS} folds")
     choice = choose_cascade(
@@ -169,6 +175,7 @@ def _run(args: argparse.Namespace) -> None:
         whole=WHOLE,
         max_ms=args.max_latency_ms,
         min_retention=args.min_retention,
+        threshold=args.threshold,
         seed=args.seed,
     )
     results: dict[str, Any] = {
@@ -304,5 +311,9 @@ def _report(args: argparse.Namespace, results: dict[str, Any], choice: CascadeCh
     if choice.chosen.least is None:
         say(f"no cascade is better than {choice.chosen} alone")
     print(f"chosen: {choice.chosen}")
-    given = f"--model_name_or_path {shlex.quote(args.model_name_or_path)} --subnet {choice.chosen}"
-    print(f"run it: dynabert predict {given} 'A text.'")
+    given = ["--model_name_or_path", args.model_name_or_path, "--subnet", str(choice.chosen)]
+    # The probabilities are those of this dtype, this length and these decisions.
+    for name, usual in (("device", "cpu"), ("dtype", "float32"), ("max_seq_length", None), ("threshold", 0.5)):
+        if getattr(args, name) != usual:
+            given += [f"--{name}", str(getattr(args, name))]
+    print(f"run it: dynabert predict {shlex.join(given)}{' --truncate' if args.truncate else ''} 'A text.'")

@@ -143,14 +143,20 @@ def export_format(config: ElasticBertConfig, subnet: str) -> str:
 
 def trained_subnets(folder: str) -> list[str]:
     """The sub-networks that the checkpoint's own record names; empty where it has none."""
+    return _record(folder)[0]
+
+
+def _record(folder: str) -> tuple[list[str], bool]:
+    """The sub-networks that the checkpoint's own record names, and whether it says that nothing was trained: of a run's
+    ``rewired`` part, whose sub-networks were scored only."""
     path = Path(folder) / COMPLETE
     if not path.is_file():
-        return []
+        return [], False
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        return [str(row["subnet"]) for row in rows]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [str(row["subnet"]) for row in content["rows"]], content.get("history") == []
     except (ValueError, KeyError, TypeError):
-        return []
+        return [], False
 
 
 def say_if_untrained(folder: str, config: ElasticBertConfig, names: Sequence[str]) -> None:
@@ -161,9 +167,16 @@ def say_if_untrained(folder: str, config: ElasticBertConfig, names: Sequence[str
             f"neurons with dynabert rewire, or make it elastic with dynabert train, from {folder}"
         )
         return
-    trained = trained_subnets(folder)
+    trained, untrained = _record(folder)
     others = [name for name in names if name not in trained]
-    if trained and others:
+    if untrained:
+        narrow = [name for name in names if name != WHOLE]
+        if narrow:
+            say(
+                f"{folder} was rewired, and none of these sub-networks trained yet: {', '.join(narrow)}; those that "
+                "were are in the folders of the run's later parts"
+            )
+    elif trained and others:
         say(f"not among the sub-networks that this checkpoint was trained for: {', '.join(others)}")
 
 

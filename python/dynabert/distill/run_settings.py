@@ -180,8 +180,11 @@ def check_settings(
             if args.should_save:
                 write_json(path, wanted)  # nothing was trained by those settings yet
         elif others:
+            recipe = begun["arguments"].get("recipe")
+            hint = "" if recipe in (None, args.recipe) else f" (--recipe {recipe})"  # the default was another once
             raise ValueError(
-                f"train: {out} was begun with other settings: {'; '.join(others)}; use those, or another --output_dir"
+                f"train: {out} was begun with other settings: {'; '.join(others)}; use those{hint}, or another "
+                "--output_dir"
             )
         return settings
     ours = (path.with_suffix(".tmp").name, LOCK)  # of a run that was killed while it wrote them; of this one

@@ -17,9 +17,10 @@ from dynabert.engine.prediction import Prediction
 FloatArray = npt.NDArray[np.floating]
 
 
-def sureness(scores: FloatArray, problem: str) -> FloatArray:
+def sureness(scores: FloatArray, problem: str, threshold: float = 0.5) -> FloatArray:
     """How sure each answer is, (N,): the probability of its label, or, where a text has several, that of the most
-    doubtful decision. ``scores``: the labels' probabilities, (N, labels).
+    doubtful decision. ``scores``: the labels' probabilities, (N, labels); ``threshold``: from which one of several
+    labels is assigned.
 
     Raises:
         ValueError: a regression, whose answers have no probability.
@@ -30,25 +31,29 @@ def sureness(scores: FloatArray, problem: str) -> FloatArray:
             "one sub-network"
         )
     if problem == MULTI_LABEL:
-        return np.maximum(scores, 1.0 - scores).min(axis=1)
+        return np.where(scores >= threshold, scores, 1.0 - scores).min(axis=1)
     return scores.max(axis=1)
 
 
-def logit_sureness(logits: FloatArray, problem: str) -> FloatArray:
+def logit_sureness(logits: FloatArray, problem: str, threshold: float = 0.5) -> FloatArray:
     """`sureness` of answers that are logits, (N, labels)."""
     values = logits.astype(np.float64)
     if problem == MULTI_LABEL:
-        return sureness(label_probabilities(values), problem)
+        return sureness(label_probabilities(values), problem, threshold)
     exponentials = np.exp(values - values.max(axis=1, keepdims=True))
     return sureness(exponentials / exponentials.sum(axis=1, keepdims=True), problem)
 
 
 def answer_in_turn(
-    answer: Callable[[list[Any], SubnetConfig], list[Prediction]], texts: list[Any], cascade: Cascade, problem: str
+    answer: Callable[[list[Any], SubnetConfig], list[Prediction]],
+    texts: list[Any],
+    cascade: Cascade,
+    problem: str,
+    threshold: float = 0.5,
 ) -> list[Prediction]:
     """One answer for each text, of the first sub-network that is sure enough, or else of the last.
 
-    ``answer``: the answers of a sub-network.
+    ``answer``: the answers of a sub-network; ``threshold`` as in `sureness`.
     """
     sureness(np.zeros((0, 1)), problem)  # refuses a regression before anything runs
     found: dict[int, Prediction] = {}
@@ -62,7 +67,7 @@ def answer_in_turn(
             if len(going) == len(texts):
                 raise
             raise ValueError(f"{error} (counted among the {len(going)} texts that went on to {subnet})") from error
-        sure = sureness(np.array([list(one.scores.values()) for one in answers]), problem)
+        sure = sureness(np.array([list(one.scores.values()) for one in answers]), problem, threshold)
         found.update(zip(going, answers, strict=True))
         going = [index for index, own in zip(going, sure.tolist(), strict=True) if own < least]
     return [found[index] for index in range(len(texts))]

@@ -423,11 +423,13 @@ class InferenceEngine:
         self, texts: list[Text], subnet: Any, truncate: bool, progress: bool | None, first_index: int
     ) -> list[Prediction]:
         if (cascade := as_cascade(subnet)) is not None:
+            for step in cascade.subnets:  # also those to which no text may go on
+                self._resolve_one(step)
 
             def answer(some: list[Text], one: SubnetConfig) -> list[Prediction]:
                 return self._predict_list(some, one, truncate, progress, first_index)
 
-            return answer_in_turn(answer, texts, cascade, self.problem_type)
+            return answer_in_turn(answer, texts, cascade, self.problem_type, self.threshold)
         wanted = [self._resolve(subnet, len(texts), first_index)]
         return self._answers(texts, wanted, truncate, progress, first_index)[0]
 

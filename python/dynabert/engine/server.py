@@ -189,7 +189,8 @@ class ElasticServer:
             truncate: see `InferenceEngine.predict`.
 
         Returns:
-            The future of its `Prediction`. Cancelling it takes the request back, unless its batch runs. Its callbacks
+            The future of its `Prediction`. Cancelling it takes the request back, unless its batch runs or has run (of a
+            cascade: the first of them). Its callbacks
             run on the server's thread, which answers nobody meanwhile: they must not wait for another answer.
 
         Raises:
@@ -267,7 +268,8 @@ class ElasticServer:
         Called by a callback of an answer, it returns at once; what waits is answered afterwards.
 
         Args:
-            cancel: True takes back what waits instead: those futures are cancelled. A batch that runs is answered.
+            cancel: True takes back what waits instead: those futures are cancelled. A batch that runs is answered, and
+                so is a cascade that a batch has begun.
         """
         if not self._thread.is_alive():  # ended, or left behind by a fork
             self._closed = True
@@ -377,8 +379,12 @@ class ElasticServer:
         for request in batch:
             request.begun = True
         try:
-            if batch:
-                self._answer(batch, choice, learn=True)
+            unsure = self._answer(batch, choice, learn=True) if batch else []
+            with self._changed:
+                for request in reversed(unsure):  # before what came after them
+                    self._take_step(request, request.steps)
+                    self._waiting.appendleft(request)
+                    self._count_in(request, 1)
         except BaseException as error:  # a fault of the server's own
             with self._changed:
                 waits = set(map(id, self._waiting))
@@ -391,7 +397,8 @@ class ElasticServer:
             self._counts["failed"] += 1
         _settle(request.answer, error)
 
-    def _answer(self, batch: list[_Request], choice: Choice, *, learn: bool) -> None:
+    def _answer(self, batch: list[_Request], choice: Choice, *, learn: bool) -> list[_Request]:
+        """Answers a batch; what a wider sub-network is to be asked, in the order of the batch."""
         own = self.ladder[choice.place]
         subnets = [own.subnet if request.subnet == AUTO else request.subnet for request in batch]
         types = None if batch[0].types is None else tuple(request.types or [] for request in batch)
@@ -403,11 +410,9 @@ class ElasticServer:
             found = interpret(logits, engine.problem_type, engine.labels, subnets, engine.threshold)
         except BaseException as error:  # whatever it is, the callers are to hear of it, and the next batch is to run
             if len(batch) > 1:  # it may be of one request; the others are not to fail with it
-                for request in batch:
-                    self._answer([request], choice, learn=False)
-                return
+                return [one for request in batch for one in self._answer([request], choice, learn=False)]
             self._fail(batch[0], error)
-            return
+            return []
         now = self._clock()
         unsure = [
             request for request, one in zip(batch, found, strict=True) if request.steps and not self._sure(request, one)
@@ -425,16 +430,13 @@ class ElasticServer:
             worth = sum(self._worth(request, own) for request in batch)
             if learn and now > begun and 2 * free >= worth:
                 self._ratios.append(1e3 * (now - begun) / own.milliseconds(worth))
-            for request in reversed(unsure):  # before what came after them
-                self._take_step(request, request.steps)
-                self._waiting.appendleft(request)
-                self._count_in(request, 1)
         for request, prediction in ended:
             _settle(request.answer, prediction)
+        return unsure
 
     def _sure(self, request: _Request, prediction: Prediction) -> bool:
         scores = np.array([list(prediction.scores.values())])
-        return bool(sureness(scores, self.engine.problem_type)[0] >= request.least)
+        return bool(sureness(scores, self.engine.problem_type, self.engine.threshold)[0] >= request.least)
 
 
 def _starts(answer: Future[Prediction]) -> bool:

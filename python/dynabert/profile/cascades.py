@@ -98,6 +98,7 @@ def choose_cascade(
     whole: str = "w1-d1",
     max_ms: float | None = None,
     min_retention: float | None = None,
+    threshold: float = 0.5,
     folds: int = FOLDS,
     seed: int = 0,
 ) -> CascadeChoice:
@@ -114,6 +115,7 @@ def choose_cascade(
         whole: the whole network among them.
         max_ms: most mean milliseconds of a text.
         min_retention: least share of the whole network's score.
+        threshold: from which a label is assigned, where a text has several.
         folds: into how many parts the texts are cut for the score on other texts.
         seed: of that cut.
 
@@ -121,7 +123,7 @@ def choose_cascade(
         ValueError: no limit, or one that nothing keeps; logits of different texts; a sub-network without a time; fewer
             texts than folds; a regression; a whole network that scores 0 or less where a share of it is to be kept.
     """
-    table = _Table(logits, ms, score, problem, whole)
+    table = _Table(logits, ms, score, problem, whole, threshold)
     count = table.count
     if max_ms is None and min_retention is None:
         raise ValueError("choose_cascade: no limit; give max_ms, min_retention or both")
@@ -158,7 +160,13 @@ class _Table:
     """Everything that is known of the texts, checked."""
 
     def __init__(
-        self, logits: Mapping[str, FloatArray], ms: Mapping[str, float], score: Score, problem: str, whole: str
+        self,
+        logits: Mapping[str, FloatArray],
+        ms: Mapping[str, float],
+        score: Score,
+        problem: str,
+        whole: str,
+        threshold: float,
     ) -> None:
         if whole not in logits:
             raise ValueError(f"choose_cascade: no logits of {whole}, the whole network; there are {', '.join(logits)}")
@@ -170,7 +178,7 @@ class _Table:
         self.count = len(logits[whole])
         self.whole = whole
         self._logits, self._ms, self._score = logits, ms, score
-        self._sure = {name: logit_sureness(values, problem) for name, values in logits.items()}
+        self._sure = {name: logit_sureness(values, problem, threshold) for name, values in logits.items()}
 
     def ways(self, rows: Rows, *, cascades: bool = True) -> Iterator[Way]:
         """Each sub-network alone, and each cascade of a cheaper one and a dearer one, on these texts."""
