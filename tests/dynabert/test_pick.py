@@ -196,6 +196,8 @@ def test_table_says_the_choice_and_what_comes_next(run: Run, folder: str, review
     assert "dynabert rewire" in stderr
     assert "no record of being distilled into them; dynabert train does it" in stderr
     assert "objective: the best score within the limits, on cost and on quality" in stderr
+    _, stdout, _ = run(*options(folder, reviews), "--max_params", "1M", "--subnets", "w0.5", "--dtype", "bfloat16")
+    assert "--subnet w0.5-d1 --dtype bfloat16 'A text.'" in stdout
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,11 @@ def _report(args: argparse.Namespace, results: dict[str, Any], choice: CascadeCh
     )
     if (found := results["difference"]) is not None and choice.chosen.least is not None:
         points = [f"{100 * found[name]:+.1f}" for name in ("difference", "low", "high")]
-        say(f"on other texts, against the best alone: {points[0]} points (95 %: {points[1]} to {points[2]})")
+        better = found["difference"] > 0.0
+        say(
+            f"on other texts, against the best alone: {points[0]} points (95 %: {points[1]} to {points[2]})"
+            + ("" if better else f"; there {choice.single} alone did as well, and needs no second answer")
+        )
     wanted = args.min_retention
     if wanted is not None and choice.held_out.score < wanted * whole.score:
         say(

@@ -588,7 +588,8 @@ def report(args: argparse.Namespace, results: dict[str, Any], config: ElasticBer
     model = shlex.quote(args.model_name_or_path)
     given = f"--model_name_or_path {model} --subnet {results['chosen']}"
     print(f"chosen: {results['chosen']}")
-    print(f"run it:      dynabert predict {given} 'A text.'")
+    dtype = "" if args.dtype == "float32" else f" --dtype {args.dtype}"
+    print(f"run it:      dynabert predict {given}{dtype} 'A text.'")
     print(
         f"take it out: dynabert export {given} --format {export_format(config, results['chosen'])} --output_dir FOLDER"
     )
