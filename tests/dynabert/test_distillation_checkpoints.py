@@ -85,6 +85,28 @@ def test_the_best_is_one_of_the_checkpoints(
     assert all(torch.equal(kept[name], wanted[name]) for name in kept)
 
 
+class Hourly(TrainerCallback):
+    """Asks for a checkpoint at the sixth step, as a clock would."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_save |= state.global_step == 6
+
+
+def test_a_checkpoint_of_the_clock_is_not_scored(tmp_path: Path) -> None:
+    """A run that is saved by the clock ends with the network of one that is not."""
+    found = []
+    for name, callbacks in (("run", []), ("clock", [Hourly()])):
+        options = {"num_train_epochs": 3, "save_strategy": "epoch", "save_total_limit": None}
+        args = arguments(tmp_path / name, **SMALL | options)
+        given = args, texts(32), texts(8, seed=5)
+        results = train_elastic(network(tmp_path), *given, say=lambda _: None, callbacks=callbacks)
+        found.append([[row["step"] for row in one.history if "eval_score" in row] for one in results])
+    written = [{path.name for path in checkpoints(tmp_path / name / "depth")} for name in ("clock", "run")]
+    assert written[0] - written[1] == {"checkpoint-6"}
+    assert found[0] == found[1]
+    assert found[0][-1] == [4, 8, 12]
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("left", [None, 0, 0.5, 0.99])
 def test_a_cut_file_is_seen(whole: Path, tmp_path: Path, name: str, left: float | None) -> None:

@@ -21,7 +21,14 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from dynabert.configuration.grid import subnet_text
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, is_multi_label, label_array
@@ -76,6 +83,17 @@ class _StudentStep(nn.Module):
         logits = self.student.classify(first, state, stacked.num_groups)
         assert targets is not None  # a stage without a teacher has labels
         return LossSums(None, None, task_sums(self.student, logits, targets, stacked.num_groups))
+
+
+class _StrategySaves(TrainerCallback):
+    """Whether a checkpoint is asked for by ``save_strategy``: it stands before the callbacks that may ask too."""
+
+    asked = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.asked = control.should_save
+
+    on_epoch_end = on_step_end
 
 
 class DistillationTrainer(Trainer):
@@ -189,6 +207,8 @@ class DistillationTrainer(Trainer):
         self._batch_of_step = 0
         self._scores: dict[str, float] | None = None  # of the network as it is now
         self._losses: dict[str, tuple[Tensor, int]] = {}
+        self._saves = _StrategySaves()
+        self.callback_handler.callbacks.insert(1, self._saves)  # after transformers' own, which follows the strategy
         self.model_accepts_loss_kwargs = True  # the step is normalised here, over all of it
 
     # Batches ---------------------------------------------------------------------------------------------------------
@@ -402,9 +422,11 @@ class DistillationTrainer(Trainer):
     # The best checkpoint ---------------------------------------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint that is written is scored, where there are scores, however often they are asked for besides."""
+        """A checkpoint that ``save_strategy`` asks for is scored, where there are scores, however often they are asked
+        for besides. One that a callback asks for is not: a run that is stopped by the clock and goes on is to end with
+        the network of one that was not."""
         asked, state = self.args.eval_strategy, self.state
-        if self.control.should_save and asked != "no":
+        if self._saves.asked and asked != "no":
             begun = (state.epoch or 0.0) if asked == "epoch" else state.global_step
             self.control.should_evaluate |= begun >= self.args.eval_delay
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -417,7 +439,7 @@ class DistillationTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """The best is one of the checkpoints: a score of a network that is not kept cannot be gone back to."""
-        kept = self.control.should_save or self.args.save_strategy in ("best", "no")
+        kept = self._saves.asked or self.args.save_strategy in ("best", "no")
         return kept and super()._determine_best_metric(metrics, trial)
 
     # What is told ----------------------------------------------------------------------------------------------------
