@@ -17,6 +17,8 @@ from dynabert.cli.options import (
     add_command,
     add_data_options,
     add_model_options,
+    asked_metric,
+    cpu_threads,
     encode,
     open_model,
     read_data,
@@ -85,15 +87,8 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
     _check_usage(args)
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
+    with cpu_threads(args.threads):
         _run(args)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -144,12 +139,7 @@ def _run(args: argparse.Namespace) -> None:
     say_if_untrained(args.model_name_or_path, model.config, names)
     if len(names) < 2:
         raise ValueError(f"a cascade needs another sub-network beside {WHOLE}; give --subnets")
-    metric, score = score_function(
-        model,
-        encoded,
-        metric=_metric(args),
-        threshold=args.threshold,
-    )
+    metric, score = score_function(model, encoded, metric=asked_metric(args), threshold=args.threshold)
     tokens = cost_tokens(args, model)
     if profile is None:
         say(f"no --profile: {len(names)} sub-networks are timed now, {args.rounds} passes each, 1 x {tokens} tokens")
@@ -202,12 +192,6 @@ def _run(args: argparse.Namespace) -> None:
         say(f"written: {args.out}")
 
 
-def _metric(args: argparse.Namespace) -> str | None:
-    from dynabert.data import task_metric
-
-    return args.metric or (task_metric(args.task_name) if args.task_name else None)
-
-
 def _difference(
     args: argparse.Namespace, model: ElasticBertForSequenceClassification, encoded: Encoded, choice: CascadeChoice
 ) -> dict[str, float] | None:
@@ -221,7 +205,7 @@ def _difference(
         encoded,
         choice.held_out.logits,
         choice.single_held_out.logits,
-        metric=_metric(args),
+        metric=asked_metric(args),
         threshold=args.threshold,
         seed=args.seed,
     )
@@ -252,11 +236,7 @@ def _checked(
             answer = engine.predict(text, subnet=name, truncate=args.truncate)
             if turn >= 3:
                 spent[name].append(1e3 * (time.perf_counter() - begun))
-                went_on += (
-                    name == str(choice.chosen)
-                    and len(ways[name].subnets) > 1
-                    and answer.subnet != ways[name].subnets[0]
-                )
+                went_on += answer.subnet != ways[name].subnets[0]  # only a cascade's may be another
     return {
         "texts": len(chosen),
         "went_on": went_on,

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dynabert.cli.options import add_command, add_data_options, add_model_options, encode, open_model, read_data
+from dynabert.cli.options import (
+    add_command,
+    add_data_options,
+    add_model_options,
+    asked_metric,
+    encode,
+    open_model,
+    read_data,
+)
 from dynabert.cli.output import percent, print_json, print_table
 from dynabert.cli.pick_files import say_if_untrained
 
@@ -51,7 +59,6 @@ def run(args: argparse.Namespace) -> None:
 
     from dynabert.configuration.grid import parse_subnets
     from dynabert.cost import subnet_cost
-    from dynabert.data import task_metric
     from dynabert.evaluation import evaluate
 
     model, tokenizer = open_model(args)
@@ -62,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         model,
         encoded,
         subnets,
-        metric=args.metric or (task_metric(args.task_name) if args.task_name else None),
+        metric=asked_metric(args),
         threshold=args.threshold,
         max_batch_tokens=args.max_batch_tokens,
         max_batch_size=args.per_device_eval_batch_size,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,27 @@ def read_data(args: argparse.Namespace) -> Examples:
             raise UsageError("--problem_type belongs to --file; a task knows its own")
         examples = load_task(args.task_name, args.split, data_dir=args.data_dir, bad_rows=args.bad_rows)
     return examples if args.max_samples is None else examples.head(args.max_samples)
+
+
+def asked_metric(args: argparse.Namespace) -> str | None:
+    """The score that is asked for: ``--metric``, else the task's own, else None, which is the kind's first."""
+    from dynabert.data import task_metric
+
+    return args.metric or (task_metric(args.task_name) if args.task_name else None)
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """PyTorch's threads on the CPU while a command runs; None leaves them."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def open_model(args: argparse.Namespace) -> tuple[ElasticBertForSequenceClassification, PreTrainedTokenizerBase]:

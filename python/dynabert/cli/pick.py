@@ -11,6 +11,8 @@ from dynabert.cli.options import (
     add_command,
     add_data_options,
     add_model_options,
+    asked_metric,
+    cpu_threads,
     encode,
     open_model,
     read_data,
@@ -135,15 +137,8 @@ def run(args: argparse.Namespace) -> None:
     _check_usage(args)
     check_search_usage(args)
 
-    import torch
-
-    before = torch.get_num_threads()
-    try:
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
+    with cpu_threads(args.threads):
         _run(args)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -369,7 +364,7 @@ def scored(
         known = with_scores(candidates, given.scores, whole=whole, majority=given.majority, examples=given.examples)
         return known, given, {}
 
-    from dynabert.data import REGRESSION, model_problem, task_metric
+    from dynabert.data import REGRESSION, model_problem
     from dynabert.evaluation import compute_logits, fidelity, score_logits
 
     assert encoded is not None
@@ -379,7 +374,7 @@ def scored(
         model,
         encoded,
         logits,
-        metric=args.metric or (task_metric(args.task_name) if args.task_name else None),
+        metric=asked_metric(args),
         threshold=args.threshold,
     )
     regression = model_problem(model.config) == REGRESSION
@@ -492,11 +487,10 @@ def compared(
         say("the search has nothing to compare: no uniform sub-network, or no other one, is within the limits on cost")
         return {"difference": None}
 
-    from dynabert.data import task_metric
     from dynabert.evaluation import paired_difference
     from dynabert.profile.remeasure import remeasure
 
-    metric = args.metric or (task_metric(args.task_name) if args.task_name else None)
+    metric = asked_metric(args)
     known = {c.subnet: c for c in candidates}
     ours, theirs = known[found.layered], known[found.uniform]
     difference = paired_difference(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynabert.cli.options import UsageError, encode
+from dynabert.cli.options import UsageError, asked_metric, encode
 from dynabert.cli.output import percent, say
 
 if TYPE_CHECKING:
@@ -234,7 +234,6 @@ def run_search(
     folder: Path | None,
 ) -> LayerSearch:
     """Search, keeping what was judged in the folder after each round."""
-    from dynabert.data import task_metric
     from dynabert.profile import SearchSettings
     from dynabert.profile.layer_search import search_layers
 
@@ -262,7 +261,7 @@ def run_search(
         budgets,
         uniform=[c.subnet for c in uniform],
         fitness=args.search_by,
-        metric=args.metric or (task_metric(args.task_name) if args.task_name else None),
+        metric=asked_metric(args),
         threshold=args.threshold,
         max_batch_tokens=args.max_batch_tokens,
         neuron_step=args.neuron_step,

@@ -190,8 +190,8 @@ class ElasticServer:
 
         Returns:
             The future of its `Prediction`. Cancelling it takes the request back, unless its batch runs or has run (of a
-            cascade: the first of them). Its callbacks
-            run on the server's thread, which answers nobody meanwhile: they must not wait for another answer.
+            cascade: the first of them). Its callbacks run on the server's thread, which answers nobody meanwhile: they
+            must not wait for another answer.
 
         Raises:
             TypeError, ValueError: what `InferenceEngine.predict` raises for a text and a sub-network; ``within_ms`` not
