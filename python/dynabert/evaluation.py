@@ -5,7 +5,7 @@ depth, all in one launch (GPU) or one after the other (CPU).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from dynabert.configuration.grid import subnet_text
 from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, is_multi_label, label_array
 from dynabert.data.labels import label_probabilities, model_labels, model_problem
-from dynabert.data.metrics import compute_metric, default_metrics, majority_score
+from dynabert.data.metrics import AGREEMENT, compute_metric, default_metrics, majority_score
 from dynabert.data.tokenisation import Encoded
 from dynabert.modeling.model import check_classifier
 from dynabert.modeling.stacking import stack
@@ -159,13 +159,14 @@ def evaluate(
     stacked: bool | None = None,
     progress: bool | None = False,
 ) -> list[EvaluationRow]:
-    """Score every sub-network on a labelled set.
+    """Score every sub-network on a labelled set, or by how often it answers as the whole network does.
 
     Args:
         model, encoded, subnets, max_batch_tokens, max_batch_size, stacked, progress: see `compute_logits`; ``encoded``
             has labels that are indices of the model's outputs (`dynabert.data.align_labels`).
         metric: the score; by default accuracy; Spearman's correlation for regression; micro F1 for several labels a
-            text.
+            text. ``"agreement"``: the share of texts answered as the whole network answers them; it needs no labels,
+            and there are none for a regression.
         threshold: least probability at which a multi-label model assigns a label.
 
     Returns:
@@ -176,19 +177,52 @@ def evaluate(
             a threshold that is no probability; what `compute_logits` raises.
     """
     _check_types(model, encoded, subnets)
-    label_targets(model, encoded)
+    by_agreement = metric == AGREEMENT
+    if not by_agreement:
+        label_targets(model, encoded)
     _metric(model_problem(model.config), metric)
     _check_threshold(threshold)
+    asked = [subnet_text(subnet) for subnet in subnets]
+    whole = subnet_text(None)
     logits = compute_logits(
         model,
         encoded,
-        subnets,
+        [None, *subnets] if by_agreement and whole not in asked else subnets,
         max_batch_tokens=max_batch_tokens,
         max_batch_size=max_batch_size,
         stacked=stacked,
         progress=progress,
     )
-    return score_logits(model, encoded, logits, metric=metric, threshold=threshold)
+    if by_agreement:
+        encoded = labelled_as(model, encoded, logits[whole], threshold=threshold)
+    return score_logits(model, encoded, {name: logits[name] for name in asked}, metric=metric, threshold=threshold)
+
+
+def labelled_as(
+    model: ElasticBertForSequenceClassification,
+    encoded: Encoded,
+    logits: npt.NDArray[np.floating],
+    *,
+    threshold: float = 0.5,
+) -> Encoded:
+    """The texts with the answers of these logits, (N, labels), as their labels. With the whole network's logits the
+    metric ``"agreement"`` on them is that of a sub-network with the whole, for which nobody has to label anything.
+
+    Raises:
+        ValueError: a regression; logits that are not of these texts; a threshold that is no probability.
+    """
+    problem = model_problem(model.config)
+    _metric(problem, AGREEMENT)
+    _check_threshold(threshold)
+    if logits.shape != (shape := (len(encoded), len(model_labels(model.config)))):
+        raise ValueError(f"labelled_as: logits have shape {logits.shape}; allowed: {shape}, of these texts")
+    answers = _decisions(problem, logits, threshold)
+    labels = [np.flatnonzero(row).tolist() for row in answers] if problem == MULTI_LABEL else answers.tolist()
+    return replace(
+        encoded,
+        labels=tuple(map(tuple, labels)) if problem == MULTI_LABEL else tuple(labels),
+        label_names=tuple(model_labels(model.config)),
+    )
 
 
 def score_logits(
@@ -379,8 +413,18 @@ def _metric(problem: str, metric: str | None) -> tuple[tuple[str, ...], str]:
     """All metrics of the problem, and the one chosen."""
     names = default_metrics(problem == REGRESSION, multi_label=problem == MULTI_LABEL)
     chosen = names[0] if metric is None else metric
+    if chosen == AGREEMENT:
+        if problem == REGRESSION:
+            raise ValueError(
+                "evaluate: agreement is that of decisions, and this model's answers are numbers (regression); allowed: "
+                f"{', '.join(names)}, with labels"
+            )
+        return (AGREEMENT,), AGREEMENT
     if chosen not in names:
-        raise ValueError(f"evaluate: metric {chosen!r} does not fit {problem}; allowed: {', '.join(names)}")
+        raise ValueError(
+            f"evaluate: metric {chosen!r} does not fit {problem}; allowed: {', '.join(names)}"
+            f"{'' if problem == REGRESSION else f', {AGREEMENT}'}"
+        )
     return names, chosen
 
 

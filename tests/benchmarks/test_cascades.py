@@ -48,6 +48,9 @@ def test_the_row_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
             assert one["cascade_time"] <= one["share"] + 0.05
             assert one["low"] <= one["difference"] <= one["high"]
             assert one["difference"] == pytest.approx(one["cascade_score"] - one["alone_score"])
+            assert 0.0 < one["unlabelled_agreement"] <= 1.0
+            assert one["unlabelled_time"] <= one["share"] + 0.05
+            assert one["unlabelled_retention"] == pytest.approx(one["unlabelled_score"] / own["whole_score"])
         assert own["rows"][0]["cascade_score"] > own["rows"][0]["alone_score"]
     assert capsys.readouterr().out.count("| SST-2, `paper` |") == 2
 

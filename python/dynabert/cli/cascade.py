@@ -18,6 +18,7 @@ from dynabert.cli.options import (
     add_data_options,
     add_model_options,
     asked_metric,
+    by_agreement,
     cpu_threads,
     encode,
     open_model,
@@ -74,7 +75,12 @@ def add_parser(commands: Any) -> None:
         "or all",
     )
     add_data_options(parser, split="validation", file_names=("--validation_file", "--file"))
-    parser.add_argument("--metric", metavar="METRIC", help="the score; default: the task's own, or its kind's first")
+    parser.add_argument(
+        "--metric",
+        metavar="METRIC",
+        help="the score; agreement, with the whole network, needs no labels; default: the task's own, or its kind's "
+        "first",
+    )
     parser.add_argument(
         "--threshold", metavar="P", type=float, default=0.5, help="least probability at which a label is assigned"
     )
@@ -114,12 +120,13 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dynabert.data import REGRESSION, model_problem
-    from dynabert.evaluation import compute_logits, score_function
+    from dynabert.evaluation import compute_logits, labelled_as, score_function
     from dynabert.profile.cascades import FOLDS, choose_cascade
 
     args.batch_size = 1  # of the times, as `pick` reads them
     profile = None if args.profile is None else read_profile(args)
-    examples = read_data(args)
+    labels = not by_agreement(args)
+    examples = read_data(args, labels=labels)
     model, tokenizer = open_model(args)
     if model_problem(model.config) == REGRESSION:
         raise ValueError(
@@ -128,7 +135,9 @@ def _run(args: argparse.Namespace) -> None:
         )
     if model.device.type == "cpu" and args.dtype != "int8":
         model.pack_weights()
-    encoded = encode(examples, model, tokenizer, max_seq_length=args.max_seq_length, truncate=args.truncate)
+    encoded = encode(
+        examples, model, tokenizer, max_seq_length=args.max_seq_length, truncate=args.truncate, labels=labels
+    )
     if len(encoded) < FOLDS:
         raise ValueError(f"{encoded.source} has {len(encoded)} examples; needed: {FOLDS} or more to choose by")
     if len(encoded) < _FEW:
@@ -139,7 +148,8 @@ def _run(args: argparse.Namespace) -> None:
     say_if_untrained(args.model_name_or_path, model.config, names)
     if len(names) < 2:
         raise ValueError(f"a cascade needs another sub-network beside {WHOLE}; give --subnets")
-    metric, score = score_function(model, encoded, metric=asked_metric(args), threshold=args.threshold)
+    if labels:  # before anything is measured: labels of another task are refused here
+        metric, score = score_function(model, encoded, metric=asked_metric(args), threshold=args.threshold)
     tokens = cost_tokens(args, model)
     if profile is None:
         say(f"no --profile: {len(names)} sub-networks are timed now, {args.rounds} passes each, 1 x {tokens} tokens")
@@ -156,6 +166,9 @@ def _run(args: argparse.Namespace) -> None:
             "cheaper --subnets, or a smaller --seq_length where texts are shorter"
         )
     logits = compute_logits(model, encoded, names, max_batch_tokens=args.max_batch_tokens, progress=None)
+    if not labels:
+        encoded = labelled_as(model, encoded, logits[WHOLE], threshold=args.threshold)
+        metric, score = score_function(model, encoded, metric=args.metric, threshold=args.threshold)
     say(f"cascades of two of {len(names)} sub-networks are compared on {len(encoded)} examples, {FOLDS} folds")
     choice = choose_cascade(
         logits,

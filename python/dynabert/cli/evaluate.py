@@ -10,6 +10,7 @@ from dynabert.cli.options import (
     add_data_options,
     add_model_options,
     asked_metric,
+    by_agreement,
     encode,
     open_model,
     read_data,
@@ -27,7 +28,8 @@ def add_parser(commands: Any) -> None:
         "eval",
         run,
         "score sub-networks on labelled text",
-        "Score sub-networks of one checkpoint on labelled text.",
+        "Score sub-networks of one checkpoint on labelled text; or, with --metric agreement, by how often they answer "
+        "as the whole network does, which needs no labels.",
     )
     add_model_options(parser, int8=True)
     add_data_options(parser, split="validation")
@@ -38,7 +40,8 @@ def add_parser(commands: Any) -> None:
         "--metric",
         metavar="METRIC",
         help="accuracy, f1, matthews_correlation, pearson or spearman; for several labels a text micro_f1, macro_f1 or "
-        "subset_accuracy; default: the task's own, or the first of its kind",
+        "subset_accuracy; agreement, with the whole network, for text without labels; default: the task's own, or the "
+        "first of its kind",
     )
     parser.add_argument(
         "--threshold",
@@ -55,7 +58,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
-    examples = read_data(args)  # before the model is opened: a wrong path should not cost a load
+    labels = not by_agreement(args)
+    examples = read_data(args, labels=labels)  # before the model is opened: a wrong path should not cost a load
 
     from dynabert.configuration.grid import parse_subnets
     from dynabert.cost import subnet_cost
@@ -64,7 +68,9 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = open_model(args)
     subnets = parse_subnets(args.subnets, model.config)
     say_if_untrained(args.model_name_or_path, model.config, [*map(str, subnets)])
-    encoded = encode(examples, model, tokenizer, max_seq_length=args.max_seq_length, truncate=args.truncate)
+    encoded = encode(
+        examples, model, tokenizer, max_seq_length=args.max_seq_length, truncate=args.truncate, labels=labels
+    )
     rows = evaluate(
         model,
         encoded,

@@ -103,12 +103,16 @@ def add_data_options(parser: argparse.ArgumentParser, *, split: str, file_names:
     group.add_argument("--max_samples", metavar="N", type=int, help="use only the first so many examples")
 
 
-def read_data(args: argparse.Namespace) -> Examples:
-    """The labelled examples that the options name."""
+def read_data(args: argparse.Namespace, *, labels: bool = True) -> Examples:
+    """The labelled examples that the options name; ``labels`` False: their text alone, labelled or not."""
     from dynabert.data import load_task, read_examples
 
     if (args.task_name is None) == (args.file is None):
         raise UsageError("give either --task_name or --file")
+    if not labels:
+        for name in ("label_column", "label_separator", "problem_type"):
+            if getattr(args, name) is not None:
+                raise UsageError(f"--{name} is of labels, and --metric {args.metric} takes none; leave one of them out")
     if args.max_samples is not None and args.max_samples < 1:
         raise ValueError(f"--max_samples is {args.max_samples}; allowed: 1 or more")
     if args.file is not None:
@@ -118,8 +122,9 @@ def read_data(args: argparse.Namespace) -> Examples:
             args.file,
             text_column=args.text_column,
             second_text_column=args.second_text_column,
-            label_column=args.label_column,
-            label_separator=args.label_separator,
+            label_column=args.label_column if labels else None,
+            label_separator=args.label_separator if labels else None,
+            need_labels=labels,
             problem="auto" if args.problem_type is None else PROBLEMS[args.problem_type],  # type: ignore[arg-type]
             bad_rows=args.bad_rows,
         )
@@ -132,6 +137,13 @@ def read_data(args: argparse.Namespace) -> Examples:
             raise UsageError("--problem_type belongs to --file; a task knows its own")
         examples = load_task(args.task_name, args.split, data_dir=args.data_dir, bad_rows=args.bad_rows)
     return examples if args.max_samples is None else examples.head(args.max_samples)
+
+
+def by_agreement(args: argparse.Namespace) -> bool:
+    """Whether the score is the agreement with the whole network, which needs no labels."""
+    from dynabert.data.metrics import AGREEMENT
+
+    return bool(args.metric == AGREEMENT)
 
 
 def asked_metric(args: argparse.Namespace) -> str | None:

@@ -12,6 +12,7 @@ from dynabert.cli.options import (
     add_data_options,
     add_model_options,
     asked_metric,
+    by_agreement,
     cpu_threads,
     encode,
     open_model,
@@ -103,7 +104,12 @@ def add_parser(commands: Any) -> None:
         "--scores", metavar="FILE", help="scores from dynabert eval --json or dynabert train, in place of labelled data"
     )
     add_data_options(parser, split="validation", file_names=("--validation_file", "--file"))
-    parser.add_argument("--metric", metavar="METRIC", help="the score; default: the task's own, or its kind's first")
+    parser.add_argument(
+        "--metric",
+        metavar="METRIC",
+        help="the score; agreement, with the whole network, needs no labels; default: the task's own, or its kind's "
+        "first",
+    )
     parser.add_argument(
         "--threshold", metavar="P", type=float, default=0.5, help="least probability at which a label is assigned"
     )
@@ -156,7 +162,8 @@ def _run(args: argparse.Namespace) -> None:
     given = None if args.scores is None else read_scores(args.scores)
     if given is not None and limits.min_retention is not None:
         check_whole_score(args.scores, given)
-    examples = None if given is not None else read_data(args)
+    labels = not by_agreement(args)
+    examples = None if given is not None else read_data(args, labels=labels)
     search_examples = read_search_texts(args) if args.search else None
     model, tokenizer = open_model(args)
     if model.device.type == "cpu" and args.dtype != "int8":  # as the engine serves it, and as a profile times it
@@ -165,7 +172,9 @@ def _run(args: argparse.Namespace) -> None:
     check_pass_size(args.batch_size, tokens)
     encoded = None
     if examples is not None:  # before anything is measured: labels of another task are refused here
-        encoded = encode(examples, model, tokenizer, max_seq_length=args.max_seq_length, truncate=args.truncate)
+        encoded = encode(
+            examples, model, tokenizer, max_seq_length=args.max_seq_length, truncate=args.truncate, labels=labels
+        )
     subnets = candidate_subnets(args.subnets, args.model_name_or_path, model.config)
     if given is not None:
         check_scored(args.scores, given, subnets, model.config)
@@ -197,7 +206,7 @@ def _run(args: argparse.Namespace) -> None:
             None if layered is None else layered.subnet,
             None if uniform is None else uniform.subnet,
         )
-    candidates, scores, logits = scored(args, model, encoded, candidates, given)
+    candidates, scores, logits, encoded = scored(args, model, encoded, candidates, given)
     _check_training(args.model_name_or_path, [c for c in candidates if found is None or c.subnet not in found.order])
     results: dict[str, Any] = {
         "model": args.model_name_or_path,
@@ -352,8 +361,9 @@ def scored(
     encoded: Encoded | None,
     candidates: list[Candidate],
     given: Scores | None,
-) -> tuple[list[Candidate], Scores, dict[str, Any]]:
-    """The candidates with their scores, from a file or from one pass over the labelled set, whose logits come too."""
+) -> tuple[list[Candidate], Scores, dict[str, Any], Encoded | None]:
+    """The candidates with their scores, from a file or from one pass over the texts, whose logits come too; and the
+    texts, labelled by the whole network where the score is the agreement with it."""
     from dynabert.profile import with_scores
 
     if given is not None:
@@ -362,21 +372,17 @@ def scored(
             say(f"{args.scores} has no score of {WHOLE}: what is retained of the whole network's is not known")
         _say_if_within_chance(whole, given.majority, given.examples)
         known = with_scores(candidates, given.scores, whole=whole, majority=given.majority, examples=given.examples)
-        return known, given, {}
+        return known, given, {}, None
 
     from dynabert.data import REGRESSION, model_problem
-    from dynabert.evaluation import compute_logits, fidelity, score_logits
+    from dynabert.evaluation import compute_logits, fidelity, labelled_as, score_logits
 
     assert encoded is not None
     names = [WHOLE, *(c.subnet for c in candidates if c.subnet != WHOLE)]
     logits = compute_logits(model, encoded, names, max_batch_tokens=args.max_batch_tokens, progress=None)
-    rows = score_logits(
-        model,
-        encoded,
-        logits,
-        metric=asked_metric(args),
-        threshold=args.threshold,
-    )
+    if by_agreement(args):
+        encoded = labelled_as(model, encoded, logits[WHOLE], threshold=args.threshold)
+    rows = score_logits(model, encoded, logits, metric=asked_metric(args), threshold=args.threshold)
     regression = model_problem(model.config) == REGRESSION
     scores = {row.subnet: row.score for row in rows}
     whole = rows[0].score
@@ -391,7 +397,7 @@ def scored(
     scored_candidates = with_scores(
         candidates, scores, whole=whole, majority=found.majority, agreements=agreements, examples=found.examples
     )
-    return scored_candidates, found, logits
+    return scored_candidates, found, logits, encoded
 
 
 def _say_if_within_chance(whole: float | None, majority: float | None, examples: int | None) -> None:

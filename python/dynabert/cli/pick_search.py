@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynabert.cli.options import UsageError, asked_metric, encode
+from dynabert.cli.options import UsageError, asked_metric, by_agreement, encode
 from dynabert.cli.output import percent, say
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ def check_search_usage(args: argparse.Namespace) -> None:
         raise UsageError(
             "--search_file is the --validation_file: a search on the texts it is reported on flatters itself"
         )
+    if args.search_by == "score" and by_agreement(args):
+        raise UsageError("--search_by score is by labels, and --metric agreement takes none; allowed: agreement")
     if not 0.0 <= args.search_margin < 1.0:
         raise UsageError(f"--search_margin is {args.search_margin}; allowed: from 0, below 1")
     for name in ("search_samples", "search_evaluations", "neuron_step"):

@@ -83,6 +83,12 @@ def subset_accuracy(predictions: Values, labels: Values) -> float:
     return float(np.mean((p == t).all(axis=1)))
 
 
+def agreement(predictions: Values, others: Values) -> float:
+    """Share of texts that two networks answer alike: class indices, or (N, L) zeros and ones for several labels."""
+    both = np.asarray(predictions).ndim == 2
+    return subset_accuracy(predictions, others) if both else accuracy(predictions, others)
+
+
 Metric = Callable[[Values, Values], float]
 METRICS: dict[str, Metric] = {
     "accuracy": accuracy,
@@ -93,7 +99,9 @@ METRICS: dict[str, Metric] = {
     "micro_f1": micro_f1,
     "macro_f1": macro_f1,
     "subset_accuracy": subset_accuracy,
+    "agreement": agreement,
 }
+AGREEMENT = "agreement"  # with the whole network's answers: the one that needs no labels
 REGRESSION_METRICS = ("pearson", "spearman")
 # The first is the score: subset accuracy moves little while most labels become right, and is 0 for long where there are
 # many; macro F1 hangs on the rarest labels of a small set.
@@ -125,7 +133,7 @@ def majority_score(labels: Values, metric: str = "accuracy") -> float:
     t = np.asarray(labels)
     if t.size == 0:
         raise ValueError("majority_score: no labels; at least one is needed")
-    if metric in MULTI_LABEL_METRICS:
+    if metric in MULTI_LABEL_METRICS or (metric == AGREEMENT and t.ndim == 2):
         return _best_constant_set(t, metric)
     classes, counts = np.unique(t, return_counts=True)
     best = 1 if metric == "f1" and np.isin(classes, (0, 1)).all() else classes[np.argmax(counts)]
@@ -135,7 +143,7 @@ def majority_score(labels: Values, metric: str = "accuracy") -> float:
 def _best_constant_set(labels: npt.NDArray[np.generic], metric: str) -> float:
     _, t = _indicators(labels, labels, metric)
     counts = t.sum(axis=0)
-    if metric == "subset_accuracy":
+    if metric in ("subset_accuracy", AGREEMENT):
         return float(np.unique(np.packbits(t, axis=1), axis=0, return_counts=True)[1].max()) / len(t)
     if metric == "macro_f1":  # each label on its own: one that is predicted scores, one that is not scores 0
         return float(np.mean(2.0 * counts / (counts + len(t))))
