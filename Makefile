@@ -8,7 +8,7 @@ BUILT := $(VENV)/.built
 OLDER_TRITON := $(VENV)/triton-3.6.0
 DOCS_TOOLS := $(VENV)/.docs
 # The rooms that a user may build on; the packages' own pages hold their public names.
-API := dynabert dynabert.data dynabert.distill dynabert.distill.pipeline dynabert.engine dynabert.evaluation \
+API := dynabert dynabert.data dynabert.distill dynabert.distill.pipeline dynabert.engine dynabert.engine.http dynabert.evaluation \
 	dynabert.finetuning dynabert.cost dynabert.profile dynabert.export dynabert.model_card dynabert_kernels dynabert_kernels.layout \
 	dynabert_kernels.reference dynabert_kernels.ops.providers dynabert_kernels.testing
 SOURCES := $(shell find csrc -type f 2>/dev/null)

@@ -3,7 +3,8 @@
 Takes ``benchmarks/results/demo/results.json``, which ``make demo`` left there, and
 ``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and
 ``benchmarks/results/cpu-peers-*.json``, rows of ``benchmarks.cpu_peers``, and writes the tables between the markers of
-README.md (two threads) and docs/run.md (one), where ``serving.json``, of ``benchmarks.serving``, has a table too.
+README.md (two threads) and docs/run.md (one), where ``serving.json``, of ``benchmarks.serving``, and
+``http-overhead.json``, of ``benchmarks.http_overhead``, have tables too.
 ``cpu-tiles-*.json`` are rows of ``dynabert-bench`` on a processor with
 tile registers, with them and without; their table stands in docs/kernels.md. ``cascades.json``, of
 ``benchmarks.cascades``, has one in docs/pick.md. A test holds the pages to them.
@@ -21,6 +22,7 @@ from typing import Any
 from benchmarks.cascades import report as cascade_table
 from benchmarks.cpu_peers.report import lengths_table
 from benchmarks.cpu_peers.report import readme as peer_table
+from benchmarks.http_overhead import report as http_table
 from benchmarks.serving import report as serving_table
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,7 @@ TILE_PEERS = [ROOT / "benchmarks" / "results" / f"cpu-peers-{model}-tiles.json" 
 TILES = {isa: ROOT / "benchmarks" / "results" / f"cpu-tiles-{isa}.json" for isa in ("amx", "avx512")}
 LENGTHS = ROOT / "benchmarks" / "results" / "cpu-peers-lengths.json"
 SERVING = ROOT / "benchmarks" / "results" / "serving.json"
+HTTP = ROOT / "benchmarks" / "results" / "http-overhead.json"
 CASCADES = ROOT / "benchmarks" / "results" / "cascades.json"
 FUSED_GOAL = 1.2
 WIDTHS, DEPTHS = ("1", "0.75", "0.5", "0.25"), ("1", "0.75", "0.5")
@@ -210,6 +213,7 @@ def tables() -> dict[str, dict[str, str]]:
             "tile peers": peer_table([_read(path) for path in TILE_PEERS]),
             "lengths": lengths_table(_read(LENGTHS)),
             "serving": serving_table(_read(SERVING)),
+            "http": http_table(_read(HTTP)),
         },
         "docs/pick.md": {"cascade": cascade_table(_read(CASCADES))},
         "docs/kernels.md": {"tile": tile_table(*(_read(path) for path in TILES.values()))},

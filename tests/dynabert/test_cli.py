@@ -68,7 +68,7 @@ def test_help(run: Run) -> None:
     ):
         assert command in out
         assert run(command, "--help")[0] == 0
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 12
 
 
 def test_version(run: Run) -> None:

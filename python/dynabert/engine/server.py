@@ -29,7 +29,7 @@ from dynabert.engine.cascades import sureness
 from dynabert.engine.inference import InferenceEngine
 from dynabert.engine.ladder import Choice, SubnetTime, Waiting, choose, measure_ladder
 from dynabert.engine.prediction import Prediction, interpret
-from dynabert.engine.requests import Text, split_pairs
+from dynabert.engine.requests import Text, as_list, split_pairs
 
 AUTO = "auto"  # the server chooses
 REMEMBERED = 10_000  # latencies that the quantiles are taken of
@@ -182,6 +182,25 @@ class ElasticServer:
 
         Args:
             text: a str, or a pair ``(first, second)``.
+            subnet, within_ms, truncate: see :meth:`ask_all`.
+
+        Returns, raises:
+            As :meth:`ask_all`, for one text.
+        """
+        return self.ask_all([text], subnet, within_ms=within_ms, truncate=truncate)[0]
+
+    def ask_all(
+        self,
+        texts: Sequence[Text],
+        subnet: Subnet | Cascade = AUTO,
+        *,
+        within_ms: float | None = None,
+        truncate: bool = False,
+    ) -> list[Future[Prediction]]:
+        """Puts a request for each text into the queue, all of them or none, and returns at once.
+
+        Args:
+            texts: one or more, each a str, or each a pair ``(first, second)``.
             subnet: ``"auto"``: one of the server's, whichever keeps the promises; `Prediction.subnet` tells which. Any
                 other: this one, None the whole network. A `Cascade`: an answer that is not sure enough goes into a
                 later batch, before what came after it.
@@ -189,14 +208,14 @@ class ElasticServer:
             truncate: see `InferenceEngine.predict`.
 
         Returns:
-            The future of its `Prediction`. Cancelling it takes the request back, unless its batch runs or has run (of a
-            cascade: the first of them). Its callbacks run on the server's thread, which answers nobody meanwhile: they
-            must not wait for another answer.
+            For each text the future of its `Prediction`. Cancelling one takes its request back, unless its batch runs
+            or has run (of a cascade: the first of them). Its callbacks run on the server's thread, which answers nobody
+            meanwhile: they must not wait for another answer.
 
         Raises:
-            TypeError, ValueError: what `InferenceEngine.predict` raises for a text and a sub-network; ``within_ms`` not
-                above 0.
-            ServerOverloaded: `max_waiting` requests wait.
+            TypeError, ValueError: what `InferenceEngine.predict` raises for a text and a sub-network; no texts;
+                ``within_ms`` not above 0.
+            ServerOverloaded: more than `max_waiting` requests would wait.
             RuntimeError: the server is closed, or was made before this process was forked.
         """
         if within_ms is not None and not within_ms > 0:
@@ -214,25 +233,38 @@ class ElasticServer:
             named = [self.engine._resolve_one(one).text for one in cascade.subnets]
             steps = list(zip(named, (*cascade.least, 0.0), strict=True))
         arrived = self._clock()
-        firsts, seconds = split_pairs([text], 0)
+        listed = as_list(texts, "ask_all")
+        if not listed:
+            raise ValueError("ask_all: texts are empty; allowed: one or more")
+        firsts, seconds = split_pairs(listed, 0)
         encoded = self.engine._encoder.encode(firsts, seconds, truncate=truncate)
-        types = None if encoded.token_type_ids is None else encoded.token_type_ids[0]
-        request = _Request(encoded.input_ids[0], types, AUTO, arrived, 1e-3 * promise)
-        self._take_step(request, steps)
-        request.answer.add_done_callback(self._forget_cancelled)
+        types = encoded.token_type_ids or [None] * len(encoded)
+        requests = [
+            _Request(ids, own, AUTO, arrived, 1e-3 * promise) for ids, own in zip(encoded.input_ids, types, strict=True)
+        ]
+        for request in requests:
+            self._take_step(request, steps)
+            request.answer.add_done_callback(self._forget_cancelled)
         with self._changed:
             if self._closed:
                 raise RuntimeError("ask: the server is closed; make another")
-            if len(self._waiting) >= self.max_waiting:
-                self._counts["refused"] += 1
-                raise ServerOverloaded(
-                    f"ask: {len(self._waiting)} requests wait already, as many as max_waiting allows; ask later, or "
-                    "give the server narrower sub-networks or a larger max_waiting"
+            if len(self._waiting) + len(requests) > self.max_waiting:
+                self._counts["refused"] += len(requests)
+                more = (
+                    "as many as max_waiting allows"
+                    if len(requests) == 1
+                    else f"{len(requests)} come at once, and max_waiting allows {self.max_waiting}"
                 )
-            self._waiting.append(request)
-            self._count_in(request, 1)
+                raise ServerOverloaded(
+                    f"ask: {len(self._waiting)} requests wait already, {more}; ask "
+                    f"{'later' if len(requests) <= self.max_waiting else 'for fewer'}, or give the server narrower "
+                    "sub-networks or a larger max_waiting"
+                )
+            for request in requests:
+                self._waiting.append(request)
+                self._count_in(request, 1)
             self._changed.notify()
-        return request.answer
+        return [request.answer for request in requests]
 
     async def answer(
         self, text: Text, subnet: Subnet | Cascade = AUTO, *, within_ms: float | None = None, truncate: bool = False
@@ -240,6 +272,11 @@ class ElasticServer:
         """The same for ``asyncio``: waits for the prediction without holding up the loop. Arguments and errors as in
         :meth:`ask`. Cancelling it takes the request back."""
         return await asyncio.wrap_future(self.ask(text, subnet, within_ms=within_ms, truncate=truncate))
+
+    @property
+    def running(self) -> bool:
+        """Whether it takes requests."""
+        return self._thread.is_alive() and not self._closed
 
     def stats(self) -> ServerStats:
         """What was done so far."""
