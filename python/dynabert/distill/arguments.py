@@ -201,7 +201,8 @@ class DistillationArguments(TrainingArguments):
     )
     depth_rule: str | None = field(default=None, metadata={"help": f"one of {', '.join(DEPTH_RULES)}"})
     importance_mode: str | None = field(
-        default=None, metadata={"help": f"one of {', '.join(MODES)}; per_batch depends on the batch size"}
+        default=None,
+        metadata={"help": f"one of {', '.join(MODES)}; per_batch depends on --per_device_train_batch_size"},
     )
     teacher_width: str | None = field(
         default=None, metadata={"help": f"of the second stage's teacher: {' or '.join(TEACHER_WIDTHS)}"}
