@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.modeling import ElasticBertForSequenceClassification
 from dynabert.modeling.model import check_classifier
+from dynabert_kernels import Plan
 
 MODES = ("per_batch", "accumulated", "reference")
 
@@ -89,15 +90,16 @@ def compute_importance(
 
     ``model``: runs at full width in eval mode on its own device; its training flags, ``requires_grad`` flags and
     gradients are left as they were.
-    ``batches``: mappings of tensors with ``labels``, as the model takes them; moved to its device.
+    ``batches``: mappings of tensors with ``labels``, as the model takes them; moved to its device. They say tokens and
+    labels: one that says a sub-network (``subnet``, or a ``plan`` of one) is refused.
     ``mode``: ``"per_batch"``: absolute values per batch, added. ``"accumulated"``: gradients of all batches added, then
     scored once (the paper's Algorithm 1). ``"reference"``: after each batch the score of the running sum is added (its
     released code).
     ``progress``: shows a bar.
 
     Returns float32 scores; the inner products are taken in float64. Raises ``ValueError`` for an unknown mode, no
-    batch, a batch without labels, and a loss or score that is not finite; ``TypeError`` for another model or batch
-    type.
+    batch, a batch without labels or with a sub-network, and a loss or score that is not finite; ``TypeError`` for
+    another model or batch type.
     """
     check_classifier("compute_importance", model)
     if mode not in MODES:
@@ -129,6 +131,7 @@ def _signed_scores(model: ElasticBertForSequenceClassification, batch: Mapping[s
         raise TypeError(f"compute_importance: batch {number} must be a mapping of tensors; got {type(batch).__name__}")
     if batch.get("labels") is None:
         raise ValueError(f"compute_importance: batch {number} has no labels; the score is a gradient of the task loss")
+    _check_whole(model.config, batch, number)
     inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     layers = model.encoder.elastic_layers
     weights = [
@@ -156,6 +159,27 @@ def _signed_scores(model: ElasticBertForSequenceClassification, batch: Mapping[s
         if not bool(score.isfinite().all()):
             raise ValueError(f"compute_importance: the gradients of batch {number} are not finite; check the weights")
     return [heads, inward, outward]
+
+
+def _check_whole(config: ElasticBertConfig, batch: Mapping[str, Any], number: int) -> None:
+    """What a batch may say beside tokens and labels must not change which network is scored, or how it runs."""
+    for name in ("subnet", "dropout_state", "return_dict"):
+        if batch.get(name) is not None:
+            raise ValueError(
+                f"compute_importance: batch {number} says {name}; allowed: tokens and labels, for the whole network is "
+                "scored as it answers; leave it out"
+                + ("; to score a sub-network alone, extract it first (model.extract)" if name == "subnet" else "")
+            )
+    plan = batch.get("plan")
+    if not isinstance(plan, Plan) or plan.num_layers != config.num_hidden_layers:
+        return  # the model says what is wrong
+    whole = torch.tensor([[*config.layer_heads], [*config.layer_neurons]]).T  # (L, 2)
+    asked = plan.table[plan.num_groups + 1 :].cpu().view(plan.num_layers, 2, plan.num_groups)
+    if bool((asked != whole[:, :, None])[..., plan.rows.cpu().diff() > 0].any()):
+        raise ValueError(
+            f"compute_importance: the plan of batch {number} is of a sub-network; allowed: the whole network in every "
+            "row (model.pack without subnet); to score a sub-network alone, extract it first (model.extract)"
+        )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import AutoConfig, BertConfig, MPNetConfig, RobertaConfig
 
 import dynabert_kernels as dk
 from dynabert import ElasticBertConfig, SubnetConfig
-from dynabert.configuration import kept_layers, subnet_shape
+from dynabert.configuration import RoundedDepthWarning, kept_layers, subnet_shape
 from tests.dynabert.tiny_networks import CONFIGS, TINY
 
 BASE = ((12,) * 12, (3072,) * 12)
@@ -137,6 +138,40 @@ def test_layers_of_a_wrong_type(value: Any) -> None:
 )
 def test_depth_rules(layers: int, depth: float, rule: str, kept: tuple[int, ...]) -> None:
     assert kept_layers(layers, depth, rule) == kept
+
+
+@pytest.mark.parametrize(
+    ("layers", "depth", "told"),
+    [
+        (
+            6,
+            0.6,
+            "depth 0.6 of 6 layers is 3.6, so 4 are kept: 0, 2, 3, 5 (depth_rule 'keep_last'); whole here: 0.5 (3) "
+            "or 0.67 (4); or name the layers",
+        ),
+        (
+            12,
+            0.01,
+            "depth 0.01 of 12 layers is 0.12, so 1 are kept: 11 (depth_rule 'keep_last'); whole here: 0.08 (1); "
+            "or name the layers",
+        ),
+    ],
+)
+def test_a_depth_that_is_rounded_is_told(layers: int, depth: float, told: str) -> None:
+    sizes = ((4,) * layers, (16,) * layers)
+    with pytest.warns(RoundedDepthWarning) as found:
+        shape = subnet_shape(SubnetConfig(0.5, depth), *sizes, "keep_last")
+    assert [str(one.message) for one in found] == [told]
+    assert shape.kept_layers == kept_layers(layers, depth, "keep_last")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 6, 7, 12, 24])
+def test_whole_depths_and_the_method_s_own_are_not_told(layers: int) -> None:
+    sizes = ((4,) * layers, (16,) * layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for depth in (0.75, 0.5, *(round(kept / layers, 2) for kept in range(1, layers + 1))):
+            subnet_shape(SubnetConfig(1.0, depth), *sizes, "keep_last")
 
 
 def test_unknown_depth_rule() -> None:

@@ -448,6 +448,18 @@ def test_settings_that_never_trained_hold_nobody(tmp_path: Path, monkeypatch: py
         ({"label_smoothing_factor": 0.3}, "--label_smoothing_factor is 0.3; allowed here: its default; the losses are"),
         ({"neftune_noise_alpha": 5.0}, "--neftune_noise_alpha is 5.0"),
         ({"data_seed": 7}, "--data_seed is 7"),
+        ({"data_seed": 0}, "--data_seed is 0"),
+        ({"dataloader_num_workers": 2}, "--dataloader_num_workers is 2; allowed here: its default; token ids lie in"),
+        ({"dataloader_in_order": False}, "--dataloader_in_order is False"),
+        ({"label_names": ["targets"]}, r"--label_names is \['targets'\]; .* the column that --label_column names"),
+        ({"include_for_metrics": ["loss"]}, r"--include_for_metrics is \['loss'\]; .* scored by the task's own score"),
+        ({"prediction_loss_only": True}, "--prediction_loss_only is True"),
+        ({"average_tokens_across_devices": False}, "--average_tokens_across_devices is False"),
+        ({"accelerator_config": {"even_batches": False}}, "--accelerator_config is {'even_batches': False}"),
+        ({"torch_empty_cache_steps": 5}, "--torch_empty_cache_steps is 5; .*--max_launch_tokens"),
+        ({"debug": "underflow_overflow"}, "--debug is 'underflow_overflow'"),
+        ({"use_liger_kernel": True}, "--use_liger_kernel is True"),
+        ({"optim": "galore_adamw_layerwise"}, "--optim is galore_adamw_layerwise; allowed: one that steps once"),
         ({"train_sampling_strategy": "sequential"}, "--train_sampling_strategy is"),
         ({"dataloader_drop_last": True}, "--dataloader_drop_last is True"),
         ({"resume_from_checkpoint": "here"}, "a run goes on by itself"),
@@ -460,6 +472,18 @@ def test_settings_that_never_trained_hold_nobody(tmp_path: Path, monkeypatch: py
 def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, option: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         arguments(tmp_path, **option)
+
+
+def test_an_option_that_says_what_is_done_anyway_is_taken(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "label_names": ["labels"],
+        "accelerator_config": {"split_batches": False},
+        "ddp_find_unused_parameters": False,
+        "dataloader_num_workers": 0,
+        "include_for_metrics": [],
+    }
+    args = arguments(tmp_path, **given)
+    assert replace(replace(args)).label_names == ["labels"]  # a copy goes through the same checks
 
 
 def test_the_higher_score_is_the_better_one_whatever_was_left_out(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from dynabert.cli import main
+from dynabert.configuration import RoundedDepthWarning
 from dynabert.distill import pipeline
 from dynabert.distill.checkpoints import room_warning
-from dynabert.distill.pipeline import train_elastic, with_defaults
+from dynabert.distill.pipeline import student_config, told_parts, train_elastic, with_defaults
 from dynabert.distill.run_lock import run_lock
 from dynabert.engine import loading
 from tests.dynabert.test_distillation_pipeline import SMALL, network, options_of, write_files
@@ -73,6 +74,37 @@ def test_a_rate_that_follows_the_score_knows_that_more_is_better(tmp_path: Path,
     assert args.lr_scheduler_kwargs == {"mode": "max", "patience": 3}
     assert replace(args).lr_scheduler_kwargs == args.lr_scheduler_kwargs
     assert arguments(tmp_path, **options, lr_scheduler_kwargs={"mode": "min"}).lr_scheduler_kwargs == {"mode": "min"}
+
+
+def test_what_a_depth_keeps_is_told_where_it_is_not_whole(tmp_path: Path) -> None:
+    """Four layers: 0.6 of them are 2.4, and then it is the same network as 0.5."""
+    config = network(tmp_path).config
+    made = arguments(tmp_path, depths=[1.0, 0.6, 0.5], widths=[1.0]).make_recipe()
+    with pytest.warns(RoundedDepthWarning, match="depth 0.6 of 4 layers"):
+        told = told_parts(config, made)
+    assert told == [
+        "depth 0.6 of 4 layers is 2.4, so 2 are kept: 1, 3 (depth_rule 'keep_last')",
+        "w1-d0.6 and w1-d0.5 are the same part of this network, which is trained under each name; leave all but one "
+        "out (--depths, --subnets)",
+    ]
+    assert told_parts(config, arguments(tmp_path).make_recipe()) == []
+    shallow = student_config(config, arguments(tmp_path, starting_layers="0,1,3").make_recipe())
+    told = told_parts(shallow, arguments(tmp_path, widths=[1.0]).make_recipe())
+    assert told[0] == "depth 0.75 of 3 layers is 2.25, so 2 are kept: 0, 2 (depth_rule 'keep_last')"
+    assert told[2].startswith("w1-d0.75 and w1-d0.5 are the same part of this network")
+
+
+def test_it_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        raise KeyboardInterrupt
+
+    with pytest.warns(RoundedDepthWarning, match="whole here: 0.5 .2. or 0.75 .3."), pytest.raises(KeyboardInterrupt):
+        train_elastic(network(tmp_path), arguments(tmp_path / "run", depths=[1.0, 0.6]), texts(8), say=say)
+    assert said[0].startswith("depth 0.6 of 4 layers is 2.4, so 2 are kept: 1, 3")
+    assert not (tmp_path / "run").exists()
 
 
 # Labels.

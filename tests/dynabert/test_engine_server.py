@@ -18,6 +18,7 @@ import pytest
 
 from dynabert import InferenceEngine, SubnetConfig
 from dynabert.engine import ElasticServer, ServerOverloaded
+from dynabert.engine import server as server_module
 from dynabert.engine.ladder import Choice, SubnetTime, Waiting, choose, measure_ladder
 from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
 
@@ -278,6 +279,33 @@ def test_more_than_may_wait_are_refused(held: tuple[ElasticServer, Held]) -> Non
     assert server.stats().refused == 1
 
 
+def test_one_that_is_refused_is_not_read_first(
+    held: tuple[ElasticServer, Held], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where more is asked than can be answered, each text that is read for nothing takes time from the others."""
+    server, hold = held
+    asked = [server.ask("good") for _ in range(8)]
+    monkeypatch.setattr(server.engine, "_encoder", None)
+    with pytest.raises(ServerOverloaded, match="8 requests wait already"):
+        server.ask("bad")
+    monkeypatch.undo()
+    hold.go.set()
+    assert len([future.result(60) for future in asked]) == 8
+    assert server.stats().refused == 1
+
+
+def test_sub_networks_that_callers_invent_are_counted_in_bounded_memory(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "NAMED", 3)
+    with ElasticServer(engine, LADDER, promise_ms=SOON) as server:
+        invented = [f"h4,4,4,4-n{count},40,40,40" for count in range(1, 6)]
+        for subnet in (*invented, "w1-d1", "w1-d1", invented[0]):
+            server.ask("good", subnet).result(60)
+        found = server.stats().by_subnet
+    assert found == {**dict.fromkeys(invented[:3], 1), "others": 2, "w1-d1": 2} | {invented[0]: 2}
+
+
 def test_what_was_cancelled_is_not_answered(held: tuple[ElasticServer, Held]) -> None:
     server, hold = held
     asked = [server.ask("good"), server.ask("bad"), server.ask("dull")]
@@ -473,6 +501,7 @@ def test_a_fork_has_no_server(tmp_path: Path) -> None:
         "from dynabert import InferenceEngine\n"
         "from dynabert.engine import ElasticServer\n"
         f"server = ElasticServer(InferenceEngine.from_pretrained({str(folder)!r}), ['w1-d1'], promise_ms=1e6)\n"
+        "server.ask('good film').result(60)\n"
         "server._changed.acquire()\n"  # as another thread may hold it
         "child = os.fork()\n"
         "if child == 0:\n"
@@ -480,13 +509,15 @@ def test_a_fork_has_no_server(tmp_path: Path) -> None:
         "        server.ask('good film').result(20)\n"
         "    except RuntimeError as error:\n"
         "        print(error, flush=True)\n"
+        "    print(server.stats().answered, flush=True)\n"
         "    server.close()\n"
+        "    print(server.stats().answered, flush=True)\n"
         "    sys.exit(0)\n"
         "server._changed.release()\n"
         "print(os.waitpid(child, 0)[1], server.ask('good film').result(60).subnet, flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    said = "ask: the server was made before this process was forked; make one in each process\n0 w1-d1\n"
+    said = "ask: the server was made before this process was forked; make one in each process\n1\n1\n0 w1-d1\n"
     assert (done.returncode, done.stdout) == (0, said), done.stderr
 
 

@@ -20,6 +20,7 @@ from dynabert import (
     compute_importance,
 )
 from dynabert.modeling.names import to_elastic
+from dynabert_kernels import Plan
 from tests.dynabert.slow_model import Slow
 from tests.dynabert.tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model, slow_model, text_of
 
@@ -218,6 +219,37 @@ def test_other_bad_arguments() -> None:
         model.encoder.layers[0].ffn_in_weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="batch 0 has a loss of nan"):
         compute_importance(model, [batch])
+
+
+@pytest.mark.parametrize("subnet", ["w0.5", "d0.5", ["w1", "w0.25"]])
+def test_a_batch_that_narrows_the_network_is_refused(subnet: Any) -> None:
+    """It would be scored as the sub-network, and half of the network would look as if it did not matter."""
+    plain = plain_model("bert")
+    model = elastic(plain)
+    padded = {"input_ids": torch.tensor([[5, 6], [7, 8]]), "labels": torch.tensor([0, 1])}
+    with pytest.raises(ValueError, match=r"batch 1 says subnet; allowed: tokens and labels, .* extract it first"):
+        compute_importance(model, [padded, padded | {"subnet": subnet}])
+    batch, plan = model.pack([[5, 6], [7, 8]], subnet=subnet)
+    with pytest.raises(ValueError, match="the plan of batch 0 is of a sub-network; allowed: the whole network"):
+        compute_importance(model, [{"batch": batch, "plan": plan, "labels": torch.tensor([0, 1])}])
+
+
+def test_a_plan_of_several_groups_that_are_whole_is_taken() -> None:
+    model = elastic(plain_model("bert"))
+    batch, plan = model.pack([[5, 6], [7, 8]])
+    whole, half = model.shape(), model.shape("w0.5")
+    several = Plan.build([whole, half, whole], [[2], [], [2]])  # nobody runs the half
+    labels = torch.tensor([0, 1])
+    found = [compute_importance(model, [{"batch": batch, "plan": p, "labels": labels}]) for p in (plan, several)]
+    torch.testing.assert_close(found[0].heads, found[1].heads)
+
+
+def test_a_batch_that_says_how_to_run_is_refused() -> None:
+    model = elastic(plain_model("bert"))
+    batch = {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([0])}
+    for more in ({"dropout_state": torch.tensor([1, 2])}, {"return_dict": False}):
+        with pytest.raises(ValueError, match=f"batch 0 says {next(iter(more))}; allowed: tokens and labels"):
+            compute_importance(model, [batch | more])
 
 
 def test_save_and_load(tmp_path: Path) -> None:

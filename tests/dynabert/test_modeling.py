@@ -368,6 +368,30 @@ def test_second_door_stacked_depths() -> None:
             close(stacked.hidden_states[-1][start : start + 5], states[-1])
 
 
+def test_padded_batches_of_any_lengths_are_compiled_a_few_times() -> None:
+    """The lists of lengths are not traced: each would be a graph of its own."""
+    torch._dynamo.reset()
+    model = ElasticBertForSequenceClassification(CONFIGS["bert"](**TINY)).eval()
+    graphs = 0
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    compiled = torch.compile(model, backend=backend)
+    for lengths in ([3, 1], [9, 8, 4], [2, 2], [7, 6, 5, 4], [5, 11], [1, 12, 3], [9, 9]):
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        given = {"input_ids": torch.randint(5, 20, mask.shape), "attention_mask": mask, "subnet": "w0.5"}
+        with torch.no_grad():
+            close(compiled(**given).logits, model(**given).logits)
+    assert graphs <= 3
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"for fullgraph=True pack with model\.pack"):
+        torch.compile(model, backend=backend, fullgraph=True)(**given)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(("architecture", "training"), [("mpnet", False), ("bert", True)])
 def test_one_compiled_graph_serves_all_subnets(architecture: str, training: bool) -> None:
     torch._dynamo.reset()

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dynabert.configuration.subnet import DEPTH_RULES, Subnet, SubnetConfig, kept_layers, subnet_shape
+from dynabert.configuration.subnet import (
+    DEPTH_RULES,
+    RoundedDepthWarning,
+    Subnet,
+    SubnetConfig,
+    kept_layers,
+    subnet_shape,
+)
 
 if TYPE_CHECKING:
     from dynabert.configuration.cascade import Cascade
     from dynabert.configuration.elastic import ElasticBertConfig
 
-__all__ = ["DEPTH_RULES", "Cascade", "ElasticBertConfig", "Subnet", "SubnetConfig", "kept_layers", "subnet_shape"]
+__all__ = [
+    "DEPTH_RULES",
+    "Cascade",
+    "ElasticBertConfig",
+    "RoundedDepthWarning",
+    "Subnet",
+    "SubnetConfig",
+    "kept_layers",
+    "subnet_shape",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from dynabert.configuration import Subnet, SubnetConfig
+from dynabert.configuration.subnet import GRID_DEPTHS
 
 if TYPE_CHECKING:
     from dynabert.configuration import ElasticBertConfig
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
-DEPTHS = (1.0, 0.75, 0.5)
+DEPTHS = GRID_DEPTHS
 
 # A comma separates sub-networks only where the next one begins: "w0.5-l0,2,w1" is two.
 _SEPARATOR = re.compile(r"[;\s]+|,\s*(?=[wdh])")

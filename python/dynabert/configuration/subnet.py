@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -21,6 +22,10 @@ ALLOWED_FORMS = '"w0.5-d0.75", "w0.5", "d0.75", "w0.5-l0,2,5" (kept layers) or "
 # A width counts as whole heads when it is this close: 0.833 of 12 heads is 9.996 and means 10.
 WHOLE_TOLERANCE = 0.01
 
+# A depth counts as whole layers when its first two places are: 0.67 of 6 layers is 4.02 and means 4.
+DEPTH_TOLERANCE = 0.00501  # 0.12 of 24 too, with its rounding
+GRID_DEPTHS = (1.0, 0.75, 0.5)  # the method's own
+
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _COUNTS = r"[0-9]+(?:,[0-9]+)*"
 _MULTIPLIERS = re.compile(rf"(?:w(?P<width>{_NUMBER}))?(?:(?:^|(?<=[0-9])-)d(?P<depth>{_NUMBER}))?")
@@ -28,6 +33,10 @@ _NAMED_LAYERS = re.compile(rf"(?:w(?P<width>{_NUMBER})-)?l(?P<layers>{_COUNTS})"
 _LAYER_BY_LAYER = re.compile(rf"h(?P<heads>{_COUNTS})-n(?P<neurons>{_COUNTS})")
 
 Subnet: TypeAlias = Union["SubnetConfig", "SubnetShape", str, None]
+
+
+class RoundedDepthWarning(UserWarning):
+    """A depth is no whole number of layers; the message says how many stay, and which."""
 
 
 def decimal_text(value: float) -> str:
@@ -41,7 +50,9 @@ class SubnetConfig:
     """A sub-network of an elastic BERT. An argument of a call, never state of a model.
 
     ``width_mult``: share of heads and neurons that every kept layer uses, in (0, 1]; always the leading ones.
-    ``depth_mult``: share of layers that stay, in (0, 1]; which ones is the model's ``config.depth_rule``.
+    ``depth_mult``: share of layers that stay, in (0, 1]; which ones is the model's ``config.depth_rule``. Rounded to
+    whole layers, halves to even and at least one: 0.75 of 6 is 4. A `RoundedDepthWarning` says so where it is neither
+    whole nor one of the method's own, 0.75 and 0.5.
     ``layers``: 0-based indices of the layers that stay, rising; takes the place of ``depth_mult``.
     ``heads``, ``neurons``: one number for each layer of the network, 0 in both where a layer is skipped; given together
     they take the place of everything else.
@@ -165,6 +176,26 @@ def kept_layers(num_layers: int, depth_mult: float, depth_rule: str) -> tuple[in
     return tuple(math.floor(i / depth_mult) for i in range(count))
 
 
+def depth_told(num_layers: int, depth_mult: float, depth_rule: str) -> str | None:
+    """In words, what a depth keeps that is no whole number of layers; None for one that is."""
+    kept = kept_layers(num_layers, depth_mult, depth_rule)
+    if abs(depth_mult - len(kept) / num_layers) <= DEPTH_TOLERANCE:
+        return None
+    return (
+        f"depth {decimal_text(depth_mult)} of {num_layers} layers is {depth_mult * num_layers:.4g}, so {len(kept)} are "
+        f"kept: {', '.join(map(str, kept))} (depth_rule {depth_rule!r})"
+    )
+
+
+def _warn_of_rounding(num_layers: int, depth_mult: float, depth_rule: str) -> None:
+    told = None if depth_mult in GRID_DEPTHS else depth_told(num_layers, depth_mult, depth_rule)
+    if told is None:
+        return
+    below = math.floor(depth_mult * num_layers)
+    near = [f"{decimal_text(round(n / num_layers, 2))} ({n})" for n in (below, below + 1) if 1 <= n <= num_layers]
+    warnings.warn(f"{told}; whole here: {' or '.join(near)}; or name the layers", RoundedDepthWarning, stacklevel=3)
+
+
 def _allowed_widths(layer_heads: Sequence[int], layer_neurons: Sequence[int]) -> list[Fraction]:
     """The widths, rising, that are whole heads and whole neurons in every layer. 1 is always among them."""
     steps = math.gcd(*layer_heads)
@@ -251,6 +282,7 @@ def subnet_shape(
             layers = subnet.layers
             if layers is None:
                 layers = kept_layers(num_layers, subnet.depth_mult, depth_rule)
+                _warn_of_rounding(num_layers, subnet.depth_mult, depth_rule)
             elif layers[-1] >= num_layers:
                 raise ValueError(f"subnet {subnet}: no layer {layers[-1]}; allowed: 0 to {num_layers - 1}")
             heads, neurons = width_counts(subnet.width_mult, layer_heads, layer_neurons)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from dynabert.configuration.grid import parse_subnets, subnet_text
 from dynabert.configuration.subnet import DEPTH_RULES
@@ -17,31 +18,65 @@ from dynabert.distill.stages import RECIPES, SAMPLING, SECOND_TEACHERS, Recipe, 
 from dynabert.importance import MODES
 
 _MEMORY = "a lower --max_launch_tokens bounds the memory of a launch, with the same gradients"
+_LOADER = "token ids lie in memory, and a batch is a list of them: there is nothing for a process of its own to load"
+_SCORES = "sub-networks are scored by the task's own score, from their logits on all of the labelled text"
+_GRADIENTS = "gradients are added over the processes once a step, without DistributedDataParallel's forward"
 # Options of Trainer that the step here does not follow. Taken in silence they would be believed.
 _UNSUPPORTED = {
+    "accelerator_config": "batches are made and shared among the processes here",
     "activation_checkpointing": _MEMORY,
+    "activation_checkpointing_kwargs": _MEMORY,
     "auto_find_batch_size": "give --per_device_train_batch_size",
+    "average_tokens_across_devices": "every mean runs over the whole optimiser step, in all processes",
+    "batch_eval_metrics": _SCORES,
     "bf16_full_eval": "the sub-networks are scored in float32",
     "data_seed": "--seed decides the order of the data too",
     "dataloader_drop_last": "the last batch of an epoch is used as it is",
+    "dataloader_in_order": _LOADER,
+    "dataloader_multiprocessing_context": _LOADER,
+    "dataloader_num_workers": _LOADER,
+    "dataloader_persistent_workers": _LOADER,
+    "dataloader_prefetch_factor": _LOADER,
+    "ddp_broadcast_buffers": _GRADIENTS,
+    "ddp_bucket_cap_mb": _GRADIENTS,
+    "ddp_find_unused_parameters": _GRADIENTS,
+    "ddp_static_graph": _GRADIENTS,
+    "debug": "a loss or a weight that is not finite ends the run, and is named",
     "deepspeed": "start it with torchrun",
+    "do_predict": "dynabert predict answers with a sub-network of the finished run",
+    "eval_accumulation_steps": _SCORES,
+    "eval_do_concat_batches": _SCORES,
+    "eval_use_gather_object": _SCORES,
     "fp16_full_eval": "the sub-networks are scored in float32",
     "fsdp": "start it with torchrun",
+    "fsdp_config": "start it with torchrun",
     "gradient_checkpointing": _MEMORY,
+    "gradient_checkpointing_kwargs": _MEMORY,
     "group_by_length": "nothing is padded here",
     "ignore_data_skip": "a run that was cut goes on with the batch that comes next",
+    "include_for_metrics": _SCORES,
+    "label_names": "the labels are those of the data set, the column that --label_column names",
     "label_smoothing_factor": "the losses are those of the method",
+    "length_column_name": "nothing is padded here",
+    "liger_kernel_config": "the layers are fused ops already",
     "load_best_model_at_end": (
         "leave it out: where there is labelled text to score (--validation_file, or a task), each stage ends with its "
         "best checkpoint by --metric_for_best_model in any case; that network is OUTPUT_DIR/STAGE, such as "
         "distilled/depth, and its checkpoint-* folder is kept too"
     ),
     "neftune_noise_alpha": "the embeddings are used as they are",
+    "parallelism_config": "start it with torchrun: each process trains on its share of a batch",
     "per_device_eval_batch_size": "texts are scored in batches of a number of tokens",
+    "prediction_loss_only": _SCORES,
     "resume_from_checkpoint": "a run goes on by itself from the last checkpoint in --output_dir",
     "torch_compile": "the layers are fused ops already",
+    "torch_empty_cache_steps": _MEMORY,
     "train_sampling_strategy": "the order is drawn from --seed",
+    "use_cache": "an encoder keeps nothing from token to token",
+    "use_liger_kernel": "the layers are fused ops already",
 }
+# What says the same as the default, though it is not equal to it.
+_SAME_AS_DEFAULT: dict[str, Any] = {"label_names": ["labels"]}
 
 
 USUAL_RATE = 2e-5  # the paper's
@@ -54,8 +89,31 @@ def _refuse_unsupported(args: TrainingArguments) -> None:
     defaults = {f.name: f.default for f in fields(TrainingArguments)}
     for name, instead in _UNSUPPORTED.items():
         given, usual = getattr(args, name, None), defaults.get(name)
-        if given and given != usual and str(getattr(given, "value", given)) != str(getattr(usual, "value", usual)):
+        if name == "accelerator_config":
+            given = _accelerator_changes(given)
+        off = not given and usual in (None, False, "", MISSING) and name != "data_seed"  # a seed of 0 is one
+        same = str(getattr(given, "value", given)) == str(getattr(usual, "value", usual))
+        if given is not None and not off and not same and given != _SAME_AS_DEFAULT.get(name):
             raise ValueError(f"--{name} is {given!r}; allowed here: its default; {instead}")
+
+
+def _check_optimiser(args: TrainingArguments) -> None:
+    name = str(getattr(args.optim, "value", args.optim))
+    if name.endswith("layerwise") or "lomo" in name:
+        raise ValueError(
+            f"--optim is {name}; allowed: one that steps once for all weights, such as adamw_torch: a step here adds "
+            "the gradients of several backward passes, and this one would step in each of them"
+        )
+
+
+def _accelerator_changes(given: Any) -> Any:
+    """What differs from accelerate's own settings of a loader: transformers fills these in where there are none."""
+    if isinstance(given, AcceleratorConfig):
+        given = given.to_dict()
+    if not isinstance(given, dict):
+        return given  # a file's name, or None
+    usual = AcceleratorConfig().to_dict()
+    return {name: value for name, value in given.items() if name not in usual or value != usual[name]}
 
 
 def _check_numbers(args: TrainingArguments) -> None:
@@ -143,7 +201,8 @@ class DistillationArguments(TrainingArguments):
     )
     depth_rule: str | None = field(default=None, metadata={"help": f"one of {', '.join(DEPTH_RULES)}"})
     importance_mode: str | None = field(
-        default=None, metadata={"help": f"one of {', '.join(MODES)}; per_batch depends on the batch size"}
+        default=None,
+        metadata={"help": f"one of {', '.join(MODES)}; per_batch depends on --per_device_train_batch_size"},
     )
     teacher_width: str | None = field(
         default=None, metadata={"help": f"of the second stage's teacher: {' or '.join(TEACHER_WIDTHS)}"}
@@ -207,6 +266,7 @@ class DistillationArguments(TrainingArguments):
         if self.warmup_steps is None:
             self.warmup_steps = _NotGiven(0)
         _check_numbers(self)
+        _check_optimiser(self)
         _refuse_unsupported(self)  # before transformers asks for what would go with them
         if not torch.accelerator.is_available():
             # Said before transformers looks for its device (once, in the next line): without it several processes do

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 
 from dynabert.configuration import ElasticBertConfig, SubnetConfig
 from dynabert.configuration.grid import subnet_text
+from dynabert.configuration.subnet import depth_told, subnet_shape
 from dynabert.cost import subnet_cost
 from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import USUAL_RATE, DistillationArguments
@@ -127,6 +128,25 @@ def check_recipe(model: ElasticBertForSequenceClassification, recipe: Recipe) ->
                 resolved_relation_heads(stage.relation_heads, model.config.head_dim, (*wanted, *shapes))
 
 
+def told_parts(config: ElasticBertConfig, recipe: Recipe) -> list[str]:
+    """In words, of the network that is trained: depths that are no whole number of layers, and sub-networks that are
+    one and the same though they have two names."""
+    subnets = list(dict.fromkeys(subnet for stage in recipe.stages for subnet in stage.subnets))
+    depths = dict.fromkeys(subnet.depth_mult for subnet in subnets)
+    lines = [depth_told(config.num_hidden_layers, depth, recipe.depth_rule) for depth in depths]
+    named: dict[SubnetShape, list[str]] = {}
+    for subnet in subnets:
+        shape = subnet_shape(subnet, config.layer_heads, config.layer_neurons, recipe.depth_rule)
+        named.setdefault(shape, []).append(subnet_text(subnet))
+    for names in named.values():
+        if len(names) > 1:
+            lines.append(
+                f"{' and '.join(names)} are the same part of this network, which is trained under each name; leave all "
+                "but one out (--depths, --subnets)"
+            )
+    return [line for line in lines if line is not None]
+
+
 def with_defaults(
     args: DistillationArguments,
     model: ElasticBertForSequenceClassification,
@@ -225,6 +245,8 @@ def train_elastic(
             f"{unlabelled.source}, which has no labels; leave one out: --label_weights, or --unlabelled_file and "
             "--augment"
         )
+    for line in told_parts(student_config(model.config, recipe), recipe):
+        say(line)
     args = with_defaults(args, model, begun_with(out).get("arguments", {}), say)
     with run_lock(out, args.should_save):
         return _train_parts(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import statistics
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -34,6 +36,8 @@ from dynabert.engine.requests import Text, as_list, split_pairs
 AUTO = "auto"  # the server chooses
 REMEMBERED = 10_000  # latencies that the quantiles are taken of
 RESERVE = 0.2  # of a promise: for what the estimate misses
+NAMED = 1024  # sub-networks that are counted by name; callers may invent any number of them
+OTHERS = "others"  # and the name of the rest
 RATIOS = 15  # of the last batches' times to the ladder's; their median is the slowdown, so one that stalled is nothing
 
 
@@ -53,7 +57,8 @@ class ServerStats:
         waiting: requests that wait now.
         late: answers that came after their promise.
         batches: calls of the engine that gave answers.
-        by_subnet: answers of each sub-network; of a cascade, the one whose answer stood.
+        by_subnet: answers of each sub-network; of a cascade, the one whose answer stood. Beyond the first 1,024 that
+            callers named, ``"others"``.
         p50_ms, p95_ms, p99_ms: from the request to its answer, of the last 10,000; None before the first.
         slowdown: by which batches take longer now than when the server was made.
     """
@@ -69,6 +74,19 @@ class ServerStats:
     p95_ms: float | None
     p99_ms: float | None
     slowdown: float
+
+
+_SERVERS: weakref.WeakSet[ElasticServer] = weakref.WeakSet()
+
+
+def _new_locks() -> None:
+    """In a forked process: a server's thread is not there, and may have held its lock when the process was forked."""
+    for server in list(_SERVERS):
+        server._changed = threading.Condition()
+
+
+if hasattr(os, "register_at_fork"):  # there is no fork on Windows
+    os.register_at_fork(after_in_child=_new_locks)
 
 
 class _Request:
@@ -171,6 +189,7 @@ class ElasticServer:
         self._by_subnet: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=REMEMBERED)
         self._thread = threading.Thread(target=self._work, name="dynabert-server", daemon=True)
+        _SERVERS.add(self)
         self._thread.start()
         # A program that ends without closing it would cut a batch off in the middle of a native call.
         atexit.register(self.close)
@@ -220,8 +239,14 @@ class ElasticServer:
         """
         if within_ms is not None and not within_ms > 0:
             raise ValueError(f"ask: within_ms is {within_ms}; allowed: above 0")
-        if not self._closed and not self._thread.is_alive():  # before the lock, which another thread held at the fork
+        if not self._closed and not self._thread.is_alive():
             raise RuntimeError("ask: the server was made before this process was forked; make one in each process")
+        listed = as_list(texts, "ask_all")
+        if not listed:
+            raise ValueError("ask_all: texts are empty; allowed: one or more")
+        if len(self._waiting) + len(listed) > self.max_waiting or self._closed:  # before the work of reading the texts
+            with self._changed:
+                self._check_room(len(listed))
         # A NumPy scalar of few bits would make the times that it is added to as coarse.
         promise = float(self.promise_ms if within_ms is None else within_ms)
         auto = isinstance(subnet, str) and subnet == AUTO
@@ -233,9 +258,6 @@ class ElasticServer:
             named = [self.engine._resolve_one(one).text for one in cascade.subnets]
             steps = list(zip(named, (*cascade.least, 0.0), strict=True))
         arrived = self._clock()
-        listed = as_list(texts, "ask_all")
-        if not listed:
-            raise ValueError("ask_all: texts are empty; allowed: one or more")
         firsts, seconds = split_pairs(listed, 0)
         encoded = self.engine._encoder.encode(firsts, seconds, truncate=truncate)
         types = encoded.token_type_ids or [None] * len(encoded)
@@ -246,25 +268,28 @@ class ElasticServer:
             self._take_step(request, steps)
             request.answer.add_done_callback(self._forget_cancelled)
         with self._changed:
-            if self._closed:
-                raise RuntimeError("ask: the server is closed; make another")
-            if len(self._waiting) + len(requests) > self.max_waiting:
-                self._counts["refused"] += len(requests)
-                more = (
-                    "as many as max_waiting allows"
-                    if len(requests) == 1
-                    else f"{len(requests)} come at once, and max_waiting allows {self.max_waiting}"
-                )
-                raise ServerOverloaded(
-                    f"ask: {len(self._waiting)} requests wait already, {more}; ask "
-                    f"{'later' if len(requests) <= self.max_waiting else 'for fewer'}, or give the server narrower "
-                    "sub-networks or a larger max_waiting"
-                )
+            self._check_room(len(requests))
             for request in requests:
                 self._waiting.append(request)
                 self._count_in(request, 1)
             self._changed.notify()
         return [request.answer for request in requests]
+
+    def _check_room(self, count: int) -> None:
+        """Under the lock: raises where so many more requests are not taken."""
+        if self._closed:
+            raise RuntimeError("ask: the server is closed; make another")
+        waiting = len(self._waiting)
+        if waiting + count <= self.max_waiting:
+            return
+        self._counts["refused"] += count
+        more = "as many as max_waiting allows"
+        if count > 1:
+            more = f"{count} come at once, and max_waiting allows {self.max_waiting}"
+        raise ServerOverloaded(
+            f"ask: {waiting} requests wait already, {more}; ask {'later' if count <= self.max_waiting else 'for fewer'}, "
+            "or give the server narrower sub-networks or a larger max_waiting"
+        )
 
     async def answer(
         self, text: Text, subnet: Subnet | Cascade = AUTO, *, within_ms: float | None = None, truncate: bool = False
@@ -460,7 +485,8 @@ class ElasticServer:
             self._counts["batches"] += 1
             self._counts["answered"] += len(ended)
             self._counts["late"] += sum(now > request.ends for request, _ in ended)
-            self._by_subnet.update(prediction.subnet for _, prediction in ended)
+            for _, prediction in ended:
+                self._by_subnet[self._counted_as(prediction.subnet)] += 1
             self._latencies.extend(1e3 * (now - request.arrived) for request, _ in ended)
             # Sub-networks that were never timed teach nothing, where most of the work is theirs.
             free = sum(len(request.ids) for request in batch if request.subnet == AUTO)
@@ -470,6 +496,10 @@ class ElasticServer:
         for request, prediction in ended:
             _settle(request.answer, prediction)
         return unsure
+
+    def _counted_as(self, subnet: str) -> str:
+        known = subnet in self._by_subnet or len(self._by_subnet) < NAMED
+        return subnet if known or any(own.subnet == subnet for own in self.ladder) else OTHERS
 
     def _sure(self, request: _Request, prediction: Prediction) -> bool:
         scores = np.array([list(prediction.scores.values())])

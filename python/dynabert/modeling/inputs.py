@@ -67,6 +67,11 @@ def is_listed(subnet: Subnet | Sequence[Subnet]) -> bool:
     return isinstance(subnet, Sequence) and not isinstance(subnet, str)
 
 
+# A compiler would trace the lists of lengths, and compile anew for nearly every batch.
+@torch.compiler.disable(
+    reason="a padded batch is packed by reading its lengths; for fullgraph=True pack with model.pack, and call the "
+    "model with batch and plan"
+)
 def pack_padded(
     config: ElasticBertConfig,
     input_ids: Tensor | None,
