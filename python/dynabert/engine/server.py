@@ -287,8 +287,9 @@ class ElasticServer:
         if count > 1:
             more = f"{count} come at once, and max_waiting allows {self.max_waiting}"
         raise ServerOverloaded(
-            f"ask: {waiting} requests wait already, {more}; ask {'later' if count <= self.max_waiting else 'for fewer'}, "
-            "or give the server narrower sub-networks or a larger max_waiting"
+            f"ask: {waiting} requests wait already, {more}; ask "
+            f"{'for fewer' if count > self.max_waiting else 'later'}, or give the server narrower sub-networks or a "
+            "larger max_waiting"
         )
 
     async def answer(
