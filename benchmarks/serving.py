@@ -6,7 +6,8 @@ Requests arrive at random times (an open loop: nobody waits for an answer before
 what the whole network alone can answer. Two servers take the same arrivals: one has the whole network only, the other
 a ladder of sub-networks and a promise. Both share batches. A row for each: latencies from the request to its answer,
 the share that came after the promise, and the sub-networks that answered. The weights are a plain checkpoint's: what
-matters here is time.
+matters here is time. With ``--urgent_share`` the second server takes the arrivals once more, and so many of them have a
+promise of their own, ``--urgent_ms``; a row each for these and for the others.
 """
 
 from __future__ import annotations
@@ -56,43 +57,59 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
     return times
 
 
-def serve(server: ElasticServer, texts: Sequence[str], times: Sequence[float]) -> dict[str, Any]:
-    """Asks at these times, waits for all answers, and counts."""
-    promise = server.promise_ms
-    done: list[tuple[float, str]] = []
+def serve(
+    server: ElasticServer,
+    texts: Sequence[str],
+    times: Sequence[float],
+    *,
+    urgent_share: float = 0.0,
+    urgent_ms: float = 0.0,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Asks at these times, waits for all answers, and counts: a row of those with the server's promise, and one of the
+    urgent ones where there are any."""
+    drawn = random.Random(seed)
+    urgent = [drawn.random() < urgent_share for _ in times]
+    done: list[tuple[bool, float, str]] = []
     ended = threading.Event()
 
-    def ask_at(at: float, text: str) -> None:
+    def ask_at(at: float, text: str, soon: bool) -> None:
         def answered(future: Future[Prediction]) -> None:
             # From when it should have been asked: a generator that comes late must not hide a latency.
-            done.append((1e3 * (time.perf_counter() - at), future.result().subnet))
+            done.append((soon, 1e3 * (time.perf_counter() - at), future.result().subnet))
             if len(done) == len(times):
                 ended.set()
 
-        server.ask(text).add_done_callback(answered)
+        server.ask(text, within_ms=urgent_ms if soon else None).add_done_callback(answered)
 
     begun = time.perf_counter()
     for index, offset in enumerate(times):
         if (wait := begun + offset - time.perf_counter()) > 0:
             time.sleep(wait)
-        ask_at(begun + offset, texts[index % len(texts)])
+        ask_at(begun + offset, texts[index % len(texts)], urgent[index])
     if times:
         ended.wait()
     seconds = time.perf_counter() - begun
-    ordered = sorted(latency for latency, _ in done)
     stats = server.stats()
-    row: dict[str, Any] = {
-        "requests": len(times),
-        "seconds": round(seconds, 3),
-        "answered_a_second": round(len(done) / seconds, 1),
-        "late_share": round(sum(latency > promise for latency in ordered) / max(1, len(ordered)), 4),
-        "subnets": dict(sorted(Counter(name for _, name in done).items())),
-        "batches": stats.batches,
-        "slowdown_at_the_end": round(stats.slowdown, 3),
-    }
-    for quantile in QUANTILES:
-        row[f"p{round(100 * quantile)}_ms"] = round(ordered[int(quantile * (len(ordered) - 1))], 2)
-    return row
+    rows = []
+    for soon in sorted(set(urgent)):
+        promise = urgent_ms if soon else server.promise_ms
+        own = [(latency, name) for which, latency, name in done if which is soon]
+        ordered = sorted(latency for latency, _ in own)
+        row: dict[str, Any] = {
+            "promise_ms": promise,
+            "requests": len(own),
+            "seconds": round(seconds, 3),
+            "answered_a_second": round(len(own) / seconds, 1),
+            "late_share": round(sum(latency > promise for latency in ordered) / max(1, len(ordered)), 4),
+            "subnets": dict(sorted(Counter(name for _, name in own).items())),
+            "batches": stats.batches,
+            "slowdown_at_the_end": round(stats.slowdown, 3),
+        }
+        for quantile in QUANTILES:
+            row[f"p{round(100 * quantile)}_ms"] = round(ordered[int(quantile * (len(ordered) - 1))], 2)
+        rows.append(row)
+    return rows
 
 
 def run(
@@ -103,10 +120,15 @@ def run(
     loads: Sequence[float] = LOADS,
     promise_ms: float = 100.0,
     seconds: float = 8.0,
+    urgent_share: float = 0.0,
+    urgent_ms: float = 0.0,
     seed: int = 0,
     say: bool = True,
 ) -> dict[str, Any]:
     """Both servers at every load, one after the other. See the module."""
+    kinds = [("whole", ladder[:1], 0.0), ("elastic", ladder, 0.0)]
+    if urgent_share:
+        kinds.append(("urgent", ladder, urgent_share))
     with ElasticServer(engine, ladder, promise_ms=promise_ms) as measured:
         whole = measured.ladder[0]
         times = [own._asdict() for own in measured.ladder]
@@ -115,13 +137,16 @@ def run(
     rows = []
     for index, load in enumerate(loads):
         asked = arrivals(load * capacity, seconds, seed + index)
-        for kind, subnets in (("whole", ladder[:1]), ("elastic", ladder)):
+        for kind, subnets, share in kinds:
             with ElasticServer(engine, subnets, promise_ms=promise_ms, max_waiting=10**7) as server:
-                row = {"load": load, "server": kind, "offered_a_second": round(load * capacity, 1)}
-                row |= serve(server, texts, asked)
-            rows.append(row)
-            if say:
-                print(f"serving: {json.dumps(row)}", file=sys.stderr, flush=True)
+                found = serve(server, texts, asked, urgent_share=share, urgent_ms=urgent_ms, seed=seed)
+            for own in found:
+                # Of the third server: who has a promise of its own, and the others.
+                name = kind if kind != "urgent" or own["promise_ms"] == urgent_ms else "beside urgent"
+                row = {"load": load, "server": name, "offered_a_second": round(load * capacity, 1), **own}
+                rows.append(row)
+                if say:
+                    print(f"serving: {json.dumps(row)}", file=sys.stderr, flush=True)
     return {
         "promise_ms": promise_ms,
         "capacity_a_second": round(capacity, 1),
@@ -163,6 +188,41 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def urgent_report(found: dict[str, Any]) -> str:
+    """A table of the rows of a run with urgent requests, in Markdown."""
+    lines = [
+        "| requests, of what the whole network can answer | nobody urgent: p50, p99 ms | by the whole network | urgent: "
+        "p50, p99 ms | late | the others: p50, p99 ms | late | by the whole network |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    by_key = {(row["load"], row["server"]): row for row in found["rows"]}
+    whole = found["ladder"][0]["subnet"]
+
+    def times(row: dict[str, Any]) -> str:
+        return f"{row['p50_ms']:.0f}, {row['p99_ms']:.0f}"
+
+    def late(row: dict[str, Any]) -> str:
+        return f"{100 * row['late_share']:.1f} %"
+
+    def wide(row: dict[str, Any]) -> str:
+        return f"{100 * row['subnets'].get(whole, 0) / row['requests']:.0f} %"
+
+    for load in dict.fromkeys(load for load, _ in by_key):
+        alone, urgent, beside = (by_key[load, name] for name in ("elastic", "urgent", "beside urgent"))
+        cells = [f"{load:g}x ({alone['offered_a_second']:.0f} a second)", times(alone), wide(alone)]
+        cells += [times(urgent), late(urgent), times(beside), late(beside), wide(beside)]
+        lines.append(f"| {' | '.join(cells)} |")
+    facts = found["environment"]
+    lines += [
+        "",
+        f"{found['model']}, {found['dtype']}, {found['texts']}, {facts['device']}, {facts['threads']} "
+        f"thread{'s' * (facts['threads'] > 1)}, torch {facts['torch']}. A promise of {found['promise_ms']:g} ms, and "
+        f"of {found['urgent_ms']:g} ms for {100 * found['urgent_share']:g} % of the requests, drawn at random. "
+        f"`{facts['command'].split(' --out')[0]}`; the rows: `benchmarks/results/serving-urgent.json`.",
+    ]
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of ``python -m benchmarks.serving``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__.splitlines()[0])
@@ -175,11 +235,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--loads", nargs="+", type=float, default=list(LOADS), help="requests, in the whole network's")
     parser.add_argument("--promise_ms", type=float, default=100.0, help="in which a request is to be answered")
     parser.add_argument("--seconds", type=float, default=8.0, help="for which requests come, at each load")
+    parser.add_argument("--urgent_share", type=float, default=0.0, help="of the requests; they have --urgent_ms")
+    parser.add_argument("--urgent_ms", type=float, default=20.0, help="the promise of urgent requests")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
     parser.add_argument("--out", type=Path, default=None, help="write the rows to this file")
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or options.promise_ms <= 0 or min(options.loads) <= 0:
         parser.error("--seconds, --promise_ms and --loads must be above 0")
+    if not 0.0 <= options.urgent_share < 1.0 or not 0.0 < options.urgent_ms < options.promise_ms:
+        parser.error("--urgent_share must be from 0, below 1, and --urgent_ms above 0, below --promise_ms")
     engine = build_engine(options.model or str(default_model_path()), options.dtype)
     texts, source = texts_of(options.data_dir, 2000, options.seed)
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -193,12 +257,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loads=options.loads,
         promise_ms=options.promise_ms,
         seconds=options.seconds,
+        urgent_share=options.urgent_share,
+        urgent_ms=options.urgent_ms,
         seed=options.seed,
     )
     model = Path(options.model).name if options.model else "all-MiniLM-L6-v2"
     row = {"model": model, "dtype": options.dtype, "texts": source, "seconds": options.seconds, **found}
+    row |= {"urgent_share": options.urgent_share, "urgent_ms": options.urgent_ms} if options.urgent_share else {}
     row["environment"] = facts
-    print(report(row))
+    print(urgent_report(row) if options.urgent_share else report(row))
     if options.out is not None:
         options.out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     return 0

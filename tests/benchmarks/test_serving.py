@@ -43,6 +43,32 @@ def test_rows_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert table.count("\n| 0.") == 2
 
 
+def test_urgent_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tiny_folder(tmp_path / "model"), tmp_path / "row.json"
+    given = [
+        "--model",
+        str(folder),
+        "--seconds",
+        "0.3",
+        "--loads",
+        "0.2",
+        "--promise_ms",
+        "500",
+        "--urgent_share",
+        "0.3",
+    ]
+    assert serving.main([*given, "--urgent_ms", "250", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    whole, elastic, others, urgent = found["rows"]
+    assert [row["server"] for row in found["rows"]] == ["whole", "elastic", "beside urgent", "urgent"]
+    assert (urgent["promise_ms"], others["promise_ms"]) == (250.0, 500.0)
+    assert whole["requests"] == elastic["requests"] == others["requests"] + urgent["requests"]
+    assert capsys.readouterr().out == serving.urgent_report(found) + "\n"
+    with pytest.raises(SystemExit):
+        serving.main([*given, "--urgent_ms", "600"])
+    assert "--urgent_ms above 0, below --promise_ms" in capsys.readouterr().err
+
+
 def test_refusals(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (["--seconds", "0"], ["--promise_ms", "-1"], ["--loads", "1", "0"]):
         with pytest.raises(SystemExit):

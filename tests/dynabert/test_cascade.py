@@ -188,8 +188,8 @@ def test_a_server_asks_again_where_an_answer_is_unsure(engine: InferenceEngine) 
         stats = server.stats()
     assert (stats.answered, stats.failed, stats.waiting) == (len(many) + 5, 0, 0)
     assert stats.by_subnet == {**dict(Counter(one.subnet for one in wanted)), "w0.75-d1": 5}
-    assert server._tokens == 0
-    assert server._fixed_tokens == pytest.approx(0.0, abs=1e-6)
+    assert server._queue.usual.tokens == 0
+    assert server._queue.usual.fixed_tokens == pytest.approx(0.0, abs=1e-6)
 
 
 def test_unsure_requests_go_before_what_came_later_and_closing_answers_them(engine: InferenceEngine) -> None:

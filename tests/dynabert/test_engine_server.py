@@ -160,13 +160,15 @@ def test_a_load_that_is_too_high_makes_them_narrower(held: tuple[ElasticServer, 
     server.promise_ms = 4000.0
     asked = [server.ask("good bad dull film") for _ in range(5)]  # 30 tokens: 30, 15 and 0.3 s
     server.ask("warm", "w1-d1")
-    quick = server.ask("slow", within_ms=1.0)
+    quick = server.ask("slow", within_ms=1e-3)
     hold.go.set()
     assert {future.result(60).subnet for future in asked} == {"w0.25-d0.5"}
     assert quick.result(60).subnet == "w0.25-d0.5"
     assert server.ask("quiet").result(60).subnet == "w1-d1"  # 3 tokens: in time again
     assert server.stats().late == 1
-    assert hold.calls[1:3] == [5 * ["w0.25-d0.5"], ["w1-d1"]]  # which takes 3 s: more than a quarter of the promise
+    # The urgent one first, and alone: no promise of a millisecond is kept. The last takes 3 s: more than a quarter of
+    # the promise.
+    assert hold.calls[1:4] == [["w0.25-d0.5"], 5 * ["w0.25-d0.5"], ["w1-d1"]]
 
 
 TIMES_OF_LADDER = tuple(SubnetTime(name, 0.0, each) for name, each in zip(LADDER, (1000.0, 500.0, 10.0), strict=True))
@@ -180,14 +182,14 @@ def test_a_batch_is_no_longer_for_those_that_chose_their_own(held: tuple[Elastic
     hold.go.set()
     for future in asked:
         future.result(60)
-    assert hold.calls[1:] == [5 * ["w1-d1"], ["w1-d1", "w0.25-d0.5", "w0.25-d0.5"]]
+    assert hold.calls[1:] == [["w0.25-d0.5"], 5 * ["w1-d1"], ["w1-d1", "w0.25-d0.5"]]
 
 
 def test_a_sub_network_of_the_ladder_counts_by_its_time(held: tuple[ElasticServer, Held]) -> None:
     server, _ = held
     server.ladder = TIMES_OF_LADDER
     server.ask("good bad dull film", "w0.25-d0.5")  # a hundredth of the time, more of the parameters
-    assert server._fixed_tokens == pytest.approx(0.06)
+    assert server._queue.usual.fixed_tokens == pytest.approx(0.06)
 
 
 def test_a_server_learns_from_mixed_batches(held: tuple[ElasticServer, Held]) -> None:
@@ -415,7 +417,7 @@ def test_what_was_cancelled_waits_no_longer(held: tuple[ElasticServer, Held]) ->
     for future in asked[:3]:
         assert future.cancel()
     assert server.stats().waiting == 5
-    assert server._tokens == 0
+    assert server._queue.usual.tokens == 0
     again = [server.ask("dull") for _ in range(3)]  # there is room for them
     hold.go.set()
     assert {future.result(60).subnet for future in again} == {"w1-d1"}  # none of them for the one in a hurry
@@ -484,7 +486,7 @@ def test_a_fault_of_the_server_leaves_nobody_waiting(
 ) -> None:
     server, hold = held
     asked = [server.ask("good"), server.ask("bad")]
-    monkeypatch.setattr("dynabert.engine.server.choose", lambda *_: 1 // 0)
+    monkeypatch.setattr("dynabert.engine.lanes.choose", lambda *_: 1 // 0)
     hold.go.set()
     for future in asked:
         with pytest.raises(ZeroDivisionError):

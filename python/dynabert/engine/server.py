@@ -2,7 +2,8 @@
 
 A plain network that is asked faster than it answers lets its callers wait ever longer. One with widths has a way out:
 `ElasticServer` is given a few sub-networks and a promise, and answers each batch at the first of them at which all that
-waits is answered in time. A caller who wants a certain sub-network says so, and shares the batch all the same.
+waits is answered in time. A caller who wants a certain sub-network says so, and shares the batch all the same. One who
+cannot wait so long says that, and goes first.
 """
 
 from __future__ import annotations
@@ -29,13 +30,12 @@ from dynabert.configuration.cascade import Cascade, as_cascade
 from dynabert.data.tokenisation import Encoded
 from dynabert.engine.cascades import sureness
 from dynabert.engine.inference import InferenceEngine
-from dynabert.engine.ladder import Choice, SubnetTime, Waiting, choose, measure_ladder
+from dynabert.engine.ladder import SubnetTime, measure_ladder
+from dynabert.engine.lanes import AUTO, Batch, Queue, Request
 from dynabert.engine.prediction import Prediction, interpret
 from dynabert.engine.requests import Text, as_list, split_pairs
 
-AUTO = "auto"  # the server chooses
 REMEMBERED = 10_000  # latencies that the quantiles are taken of
-RESERVE = 0.2  # of a promise: for what the estimate misses
 NAMED = 1024  # sub-networks that are counted by name; callers may invent any number of them
 OTHERS = "others"  # and the name of the rest
 RATIOS = 15  # of the last batches' times to the ladder's; their median is the slowdown, so one that stalled is nothing
@@ -89,40 +89,14 @@ if hasattr(os, "register_at_fork"):  # there is no fork on Windows
     os.register_at_fork(after_in_child=_new_locks)
 
 
-class _Request:
-    """A text that waits."""
-
-    __slots__ = (
-        "aim",
-        "answer",
-        "arrived",
-        "begun",
-        "ends",
-        "fixed_tokens",
-        "ids",
-        "least",
-        "steps",
-        "subnet",
-        "types",
-    )
-
-    def __init__(self, ids: list[int], types: list[int] | None, subnet: str, arrived: float, promise: float) -> None:
-        self.ids, self.types, self.subnet, self.arrived = ids, types, subnet, arrived
-        self.begun = False  # whether a batch has had it
-        self.least = 0.0  # of a cascade: the probability from which an answer stands,
-        self.steps: list[tuple[str, float]] = []  # and who is asked else
-        self.ends, self.aim = arrived + promise, arrived + (1.0 - RESERVE) * promise
-        self.fixed_tokens = 0.0  # see `Waiting`
-        self.answer: Future[Prediction] = Future()
-
-
 class ElasticServer:
     """Answers requests of many threads through one engine, in time where a sub-network is fast enough for that.
 
     Making one times each sub-network on the device as it is (`ladder`), which takes ten short batches of each.
     While it serves, it learns from its batches how much slower the device is now. Texts are tokenised on the caller's
     thread; a text that is refused raises there, and no other request notices. Requests are answered in the order in
-    which they came. Close it, or use it in a ``with`` block: what waits is answered first.
+    which they came, urgent ones before the others. Close it, or use it in a ``with`` block: what waits is answered
+    first.
 
     Args:
         engine: in whose batches the requests run.
@@ -180,8 +154,7 @@ class ElasticServer:
         self._clock = clock
         self.ladder: tuple[SubnetTime, ...] = measure_ladder(engine, subnets, clock=clock)
         self._first_cost = self._cost(self.ladder[0].subnet)
-        self._waiting: deque[_Request] = deque()
-        self._tokens, self._fixed_tokens = 0, 0.0  # of what waits
+        self._queue = Queue()
         self._ratios: deque[float] = deque([1.0] * RATIOS, maxlen=RATIOS)
         self._closed = False
         self._changed = threading.Condition()
@@ -223,7 +196,8 @@ class ElasticServer:
             subnet: ``"auto"``: one of the server's, whichever keeps the promises; `Prediction.subnet` tells which. Any
                 other: this one, None the whole network. A `Cascade`: an answer that is not sure enough goes into a
                 later batch, before what came after it.
-            within_ms: a promise of its own. A short one makes what waits with it narrower too.
+            within_ms: a promise of its own. One shorter than the server's makes it urgent: it goes before the others,
+                and is as narrow as it must be; the others keep their widths (`dynabert.engine.lanes`).
             truncate: see `InferenceEngine.predict`.
 
         Returns:
@@ -244,7 +218,7 @@ class ElasticServer:
         listed = as_list(texts, "ask_all")
         if not listed:
             raise ValueError("ask_all: texts are empty; allowed: one or more")
-        if len(self._waiting) + len(listed) > self.max_waiting or self._closed:  # before the work of reading the texts
+        if len(self._queue) + len(listed) > self.max_waiting or self._closed:  # before the work of reading the texts
             with self._changed:
                 self._check_room(len(listed))
         # A NumPy scalar of few bits would make the times that it is added to as coarse.
@@ -262,7 +236,8 @@ class ElasticServer:
         encoded = self.engine._encoder.encode(firsts, seconds, truncate=truncate)
         types = encoded.token_type_ids or [None] * len(encoded)
         requests = [
-            _Request(ids, own, AUTO, arrived, 1e-3 * promise) for ids, own in zip(encoded.input_ids, types, strict=True)
+            Request(ids, own, arrived, 1e-3 * promise, urgent=promise < self.promise_ms)
+            for ids, own in zip(encoded.input_ids, types, strict=True)
         ]
         for request in requests:
             self._take_step(request, steps)
@@ -270,8 +245,7 @@ class ElasticServer:
         with self._changed:
             self._check_room(len(requests))
             for request in requests:
-                self._waiting.append(request)
-                self._count_in(request, 1)
+                self._queue.add(request)
             self._changed.notify()
         return [request.answer for request in requests]
 
@@ -279,7 +253,7 @@ class ElasticServer:
         """Under the lock: raises where so many more requests are not taken."""
         if self._closed:
             raise RuntimeError("ask: the server is closed; make another")
-        waiting = len(self._waiting)
+        waiting = len(self._queue)
         if waiting + count <= self.max_waiting:
             return
         self._counts["refused"] += count
@@ -307,7 +281,7 @@ class ElasticServer:
     def stats(self) -> ServerStats:
         """What was done so far."""
         with self._changed:
-            counts, by_subnet, waiting = Counter(self._counts), dict(self._by_subnet), len(self._waiting)
+            counts, by_subnet, waiting = Counter(self._counts), dict(self._by_subnet), len(self._queue)
             latencies, slowdown = list(self._latencies), statistics.median(self._ratios)
         latencies.sort()  # not under the lock: it takes milliseconds
         p50, p95, p99 = (latencies[int(q * (len(latencies) - 1))] if latencies else None for q in (0.5, 0.95, 0.99))
@@ -339,7 +313,7 @@ class ElasticServer:
             return
         with self._changed:
             self._closed = True
-            taken_back = list(self._waiting) if cancel else []
+            taken_back = list(self._queue) if cancel else []
             self._changed.notify()
         for request in taken_back:
             request.answer.cancel()
@@ -354,7 +328,7 @@ class ElasticServer:
     ) -> None:
         self.close()
 
-    def _take_step(self, request: _Request, steps: list[tuple[str, float]]) -> None:
+    def _take_step(self, request: Request, steps: list[tuple[str, float]]) -> None:
         """The next sub-network that a request is to ask, and those after it."""
         (request.subnet, request.least), *request.steps = steps
         if request.subnet != AUTO:
@@ -375,38 +349,21 @@ class ElasticServer:
         heads, neurons = shape.work
         return max(1, 4 * self.engine.model.config.head_dim * heads + 2 * neurons)
 
-    def _count_in(self, request: _Request, sign: int) -> None:
-        if request.subnet == AUTO:
-            self._tokens += sign * len(request.ids)
-        else:
-            self._fixed_tokens += sign * request.fixed_tokens
-
     def _forget_cancelled(self, answer: Future[Prediction]) -> None:
         """Of a future that is done: one that was cancelled waits no longer, and narrows nobody."""
         if not answer.cancelled():
             return
         with self._changed:
-            for index, request in enumerate(self._waiting):
-                if request.answer is answer:
-                    del self._waiting[index]
-                    self._count_in(request, -1)
-                    return
-
-    def _worth(self, request: _Request, own: SubnetTime) -> float:
-        """A request in a batch at this sub-network of the ladder, in tokens of it."""
-        if request.subnet == AUTO:
-            return len(request.ids)
-        return request.fixed_tokens * self.ladder[0].ms_per_token / own.ms_per_token
+            self._queue.remove(answer)
 
     def _work(self) -> None:
         try:
             while taken := self._next():
-                self._run(*taken)
+                self._run(taken)
         except BaseException as error:  # a fault of the server's own: nobody is to wait for ever
             with self._changed:
                 self._closed = True
-                left = list(self._waiting)
-                self._waiting.clear()
+                left = self._queue.clear()
             for request in left:
                 if request.begun or _starts(request.answer):
                     self._fail(request, error)
@@ -414,56 +371,44 @@ class ElasticServer:
         finally:
             atexit.unregister(self.close)
 
-    def _next(self) -> tuple[list[_Request], Choice] | None:
-        """The next batch, and its sub-network; None at the end."""
+    def _next(self) -> Batch | None:
+        """The next batch; None at the end."""
         with self._changed:
-            while not self._waiting:
+            while not self._queue:
                 if self._closed:
                     return None
                 self._changed.wait()
-            left = 1e3 * (min(request.aim for request in self._waiting) - self._clock())
-            state = Waiting(self._tokens, max(0.0, self._fixed_tokens), len(self._waiting[0].ids), left)
-            choice = choose(self.ladder, state, self.promise_ms, self.max_batch_tokens, statistics.median(self._ratios))
-            own = self.ladder[choice.place]
-            batch: list[_Request] = []
-            tokens, worth = 0, 0.0
-            while self._waiting:
-                request = self._waiting[0]
-                tokens += len(request.ids)
-                worth += self._worth(request, own)
-                if batch and (tokens > self.max_batch_tokens or worth > choice.batch_tokens):
-                    break
-                self._count_in(self._waiting.popleft(), -1)
-                batch.append(request)
-        return batch, choice
+            slowdown = statistics.median(self._ratios)
+            return self._queue.take(self.ladder, self.promise_ms, self.max_batch_tokens, self._clock(), slowdown)
 
-    def _run(self, batch: list[_Request], choice: Choice) -> None:
-        batch = [request for request in batch if request.begun or _starts(request.answer)]
+    def _run(self, taken: Batch) -> None:
+        batch = [request for request in taken.requests if request.begun or _starts(request.answer)]
         for request in batch:
             request.begun = True
+        # What was cancelled since is not in the time.
+        expected_ms = taken.expected_ms if taken.timed and len(batch) == len(taken.requests) else None
         try:
-            unsure = self._answer(batch, choice, learn=True) if batch else []
+            unsure = self._answer(batch, expected_ms) if batch else []
             with self._changed:
-                for request in reversed(unsure):  # before what came after them
+                for request in unsure:
                     self._take_step(request, request.steps)
-                    self._waiting.appendleft(request)
-                    self._count_in(request, 1)
+                self._queue.put_back(unsure)
         except BaseException as error:  # a fault of the server's own
             with self._changed:
-                waits = set(map(id, self._waiting))
+                waits = set(map(id, self._queue))
             for request in batch:
                 if not request.answer.done() and id(request) not in waits:
                     self._fail(request, error)
 
-    def _fail(self, request: _Request, error: BaseException) -> None:
+    def _fail(self, request: Request, error: BaseException) -> None:
         with self._changed:
             self._counts["failed"] += 1
         _settle(request.answer, error)
 
-    def _answer(self, batch: list[_Request], choice: Choice, *, learn: bool) -> list[_Request]:
-        """Answers a batch; what a wider sub-network is to be asked, in the order of the batch."""
-        own = self.ladder[choice.place]
-        subnets = [own.subnet if request.subnet == AUTO else request.subnet for request in batch]
+    def _answer(self, batch: list[Request], expected_ms: float | None) -> list[Request]:
+        """Answers a batch; what a wider sub-network is to be asked, in the order of the batch. ``expected_ms``: None
+        teaches nothing."""
+        subnets = [request.runs for request in batch]
         types = None if batch[0].types is None else tuple(request.types or [] for request in batch)
         encoded = Encoded(tuple(request.ids for request in batch), types, source="requests")
         engine = self.engine
@@ -473,7 +418,7 @@ class ElasticServer:
             found = interpret(logits, engine.problem_type, engine.labels, subnets, engine.threshold)
         except BaseException as error:  # whatever it is, the callers are to hear of it, and the next batch is to run
             if len(batch) > 1:  # it may be of one request; the others are not to fail with it
-                return [one for request in batch for one in self._answer([request], choice, learn=False)]
+                return [one for request in batch for one in self._answer([request], None)]
             self._fail(batch[0], error)
             return []
         now = self._clock()
@@ -489,11 +434,8 @@ class ElasticServer:
             for _, prediction in ended:
                 self._by_subnet[self._counted_as(prediction.subnet)] += 1
             self._latencies.extend(1e3 * (now - request.arrived) for request, _ in ended)
-            # Sub-networks that were never timed teach nothing, where most of the work is theirs.
-            free = sum(len(request.ids) for request in batch if request.subnet == AUTO)
-            worth = sum(self._worth(request, own) for request in batch)
-            if learn and now > begun and 2 * free >= worth:
-                self._ratios.append(1e3 * (now - begun) / own.milliseconds(worth))
+            if expected_ms is not None and now > begun:
+                self._ratios.append(1e3 * (now - begun) / expected_ms)
         for request, prediction in ended:
             _settle(request.answer, prediction)
         return unsure
@@ -502,7 +444,7 @@ class ElasticServer:
         known = subnet in self._by_subnet or len(self._by_subnet) < NAMED
         return subnet if known or any(own.subnet == subnet for own in self.ladder) else OTHERS
 
-    def _sure(self, request: _Request, prediction: Prediction) -> bool:
+    def _sure(self, request: Request, prediction: Prediction) -> bool:
         scores = np.array([list(prediction.scores.values())])
         return bool(sureness(scores, self.engine.problem_type, self.engine.threshold)[0] >= request.least)
 
