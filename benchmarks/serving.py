@@ -191,8 +191,8 @@ def report(found: dict[str, Any]) -> str:
 def urgent_report(found: dict[str, Any]) -> str:
     """A table of the rows of a run with urgent requests, in Markdown."""
     lines = [
-        "| requests, of what the whole network can answer | nobody urgent: p50, p99 ms | by the whole network | urgent: "
-        "p50, p99 ms | late | the others: p50, p99 ms | late | by the whole network |",
+        "| requests, of what the whole network can answer | nobody urgent: p50, p99 ms | by the whole network | urgent:"
+        " p50, p99 ms | late | the others: p50, p99 ms | late | by the whole network |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     by_key = {(row["load"], row["server"]): row for row in found["rows"]}

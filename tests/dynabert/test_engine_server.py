@@ -308,30 +308,6 @@ def test_sub_networks_that_callers_invent_are_counted_in_bounded_memory(
     assert found == {**dict.fromkeys(invented[:3], 1), "others": 2, "w1-d1": 2} | {invented[0]: 2}
 
 
-def test_many_texts_are_taken_together_or_not_at_all(held: tuple[ElasticServer, Held]) -> None:
-    server, hold = held
-    texts = some_texts(5, seed=3)
-    asked = server.ask_all(texts, "w0.5")
-    with pytest.raises(
-        ServerOverloaded, match="5 requests wait already, 4 come at once, and max_waiting allows 8; ask lat"
-    ):
-        server.ask_all(["bad"] * 4)
-    with pytest.raises(ServerOverloaded, match="9 come at once, and max_waiting allows 8; ask for fewer"):
-        server.ask_all(["bad"] * 9)
-    with pytest.raises(ValueError, match="text 1 is empty"):
-        server.ask_all(["bad", ""])
-    with pytest.raises(ValueError, match="texts are empty; allowed: one or more"):
-        server.ask_all([])
-    with pytest.raises(TypeError, match="ask_all: texts are no texts; got str"):
-        server.ask_all("bad")
-    assert server.stats().waiting == 5
-    hold.go.set()
-    wanted = server.engine.predict(texts, subnet="w0.5")
-    for future, other in zip(asked, wanted, strict=True):
-        assert future.result(60).logits == pytest.approx(other.logits, rel=1e-4, abs=1e-5)
-    assert server.stats().refused == 13
-
-
 def test_what_was_cancelled_is_not_answered(held: tuple[ElasticServer, Held]) -> None:
     server, hold = held
     asked = [server.ask("good"), server.ask("bad"), server.ask("dull")]

@@ -22,7 +22,7 @@ import uvicorn
 from dynabert import Cascade, InferenceEngine
 from dynabert.cli import main
 from dynabert.cli.serve import ladder_subnets
-from dynabert.engine import ElasticServer
+from dynabert.engine import ElasticServer, ServerOverloaded
 from dynabert.engine.http import http_app
 from tests.dynabert.test_engine_server import LADDER, SOON, Held
 from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
@@ -182,6 +182,34 @@ def test_a_body_that_is_too_large(port: int) -> None:
     connection.close()
     with pytest.raises(ValueError, match="max_body_bytes is 0; allowed: 1 or more"):
         http_app(None, max_body_bytes=0)  # type: ignore[arg-type]
+
+
+def test_many_texts_are_taken_together_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, hold = held_server(monkeypatch)
+    with server:
+        first = server.ask("the film")
+        assert hold.entered.wait(60)
+        texts = some_texts(5, seed=3)
+        asked = server.ask_all(texts, "w0.5")
+        with pytest.raises(
+            ServerOverloaded, match="5 requests wait already, 4 come at once, and max_waiting allows 8; ask lat"
+        ):
+            server.ask_all(["bad"] * 4)
+        with pytest.raises(ServerOverloaded, match="9 come at once, and max_waiting allows 8; ask for fewer"):
+            server.ask_all(["bad"] * 9)
+        with pytest.raises(ValueError, match="text 1 is empty"):
+            server.ask_all(["bad", ""])
+        with pytest.raises(ValueError, match="texts are empty; allowed: one or more"):
+            server.ask_all([])
+        with pytest.raises(TypeError, match="ask_all: texts are no texts; got str"):
+            server.ask_all("bad")
+        assert server.stats().waiting == 5
+        hold.go.set()
+        wanted = server.engine.predict(texts, subnet="w0.5")
+        for future, other in zip(asked, wanted, strict=True):
+            assert future.result(60).logits == pytest.approx(other.logits, rel=1e-4, abs=1e-5)
+        assert server.stats().refused == 13
+        assert first.result(60).subnet == "w1-d1"
 
 
 def test_all_texts_of_a_request_are_taken_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
