@@ -24,6 +24,7 @@ from benchmarks.cpu_peers.report import lengths_table
 from benchmarks.cpu_peers.report import readme as peer_table
 from benchmarks.http_overhead import report as http_table
 from benchmarks.serving import report as serving_table
+from benchmarks.serving import urgent_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "demo" / "results.json"
@@ -36,6 +37,7 @@ TILE_PEERS = [ROOT / "benchmarks" / "results" / f"cpu-peers-{model}-tiles.json" 
 TILES = {isa: ROOT / "benchmarks" / "results" / f"cpu-tiles-{isa}.json" for isa in ("amx", "avx512")}
 LENGTHS = ROOT / "benchmarks" / "results" / "cpu-peers-lengths.json"
 SERVING = ROOT / "benchmarks" / "results" / "serving.json"
+URGENT = ROOT / "benchmarks" / "results" / "serving-urgent.json"
 HTTP = ROOT / "benchmarks" / "results" / "http-overhead.json"
 CASCADES = ROOT / "benchmarks" / "results" / "cascades.json"
 FUSED_GOAL = 1.2
@@ -213,6 +215,7 @@ def tables() -> dict[str, dict[str, str]]:
             "tile peers": peer_table([_read(path) for path in TILE_PEERS]),
             "lengths": lengths_table(_read(LENGTHS)),
             "serving": serving_table(_read(SERVING)),
+            "urgent": urgent_report(_read(URGENT)),
             "http": http_table(_read(HTTP)),
         },
         "docs/pick.md": {"cascade": cascade_table(_read(CASCADES))},

@@ -191,27 +191,21 @@ def report(found: dict[str, Any]) -> str:
 def urgent_report(found: dict[str, Any]) -> str:
     """A table of the rows of a run with urgent requests, in Markdown."""
     lines = [
-        "| requests, of what the whole network can answer | nobody urgent: p50, p99 ms | by the whole network | urgent:"
-        " p50, p99 ms | late | the others: p50, p99 ms | late | by the whole network |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| requests, of what the whole network can answer | who | p50, p99 ms | late | by the whole network |",
+        "| --- | --- | --- | --- | --- |",
     ]
     by_key = {(row["load"], row["server"]): row for row in found["rows"]}
     whole = found["ladder"][0]["subnet"]
 
-    def times(row: dict[str, Any]) -> str:
-        return f"{row['p50_ms']:.0f}, {row['p99_ms']:.0f}"
-
-    def late(row: dict[str, Any]) -> str:
-        return f"{100 * row['late_share']:.1f} %"
-
-    def wide(row: dict[str, Any]) -> str:
-        return f"{100 * row['subnets'].get(whole, 0) / row['requests']:.0f} %"
-
+    words = {"elastic": "nobody is urgent", "urgent": "the urgent ones", "beside urgent": "the others"}
     for load in dict.fromkeys(load for load, _ in by_key):
-        alone, urgent, beside = (by_key[load, name] for name in ("elastic", "urgent", "beside urgent"))
-        cells = [f"{load:g}x ({alone['offered_a_second']:.0f} a second)", times(alone), wide(alone)]
-        cells += [times(urgent), late(urgent), times(beside), late(beside), wide(beside)]
-        lines.append(f"| {' | '.join(cells)} |")
+        for kind, who in words.items():
+            row = by_key[load, kind]
+            wide = row["subnets"].get(whole, 0) / row["requests"]
+            lines.append(
+                f"| {load:g}x ({row['offered_a_second']:.0f} a second) | {who} | {row['p50_ms']:.0f}, "
+                f"{row['p99_ms']:.0f} | {100 * row['late_share']:.1f} % | {100 * wide:.0f} % |"
+            )
     facts = found["environment"]
     lines += [
         "",
