@@ -269,6 +269,7 @@ def test_numbers_from_1_with_a_class_missing_are_refused(outputs: tuple[str, ...
         (("1", "2"), ("bad", "good")),
         (("a", "b", "c"), ("LABEL_0", "LABEL_1")),
         (("a",), ("A", "a")),
+        (("٠", "١"), ("bad", "good")),  # digits of other scripts are names
     ],
 )
 def test_labels_that_do_not_match(names: tuple[str, ...], outputs: tuple[str, ...]) -> None:

@@ -16,7 +16,8 @@ from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Exampl
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_GENERIC = re.compile(r"LABEL_\d+")
+_GENERIC = re.compile(r"LABEL_\d+", re.ASCII)
+_NUMBER = re.compile(r"\d+", re.ASCII)  # digits of other scripts are names
 
 
 def model_problem(config: PreTrainedConfig) -> str:
@@ -67,10 +68,10 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
     elif all(name.lower() in folded for name in names) and len(folded) == len(outputs):
         places = [folded[name.lower()] for name in names]
     elif (
-        all(re.fullmatch(r"\d+", name) for name in names)
+        all(_NUMBER.fullmatch(name) for name in names)
         and max(map(int, names)) < len(outputs)
         # Where the model's names are numbers, a number that is none of them is another label, not a place.
-        and not (problem_type == MULTI_LABEL and all(re.fullmatch(r"\d+", name) for name in outputs))
+        and not (problem_type == MULTI_LABEL and all(_NUMBER.fullmatch(name) for name in outputs))
     ):
         places = [int(name) for name in names]
         if min(places) > 0:
@@ -84,7 +85,7 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
         places = list(range(len(names)))
     else:
         advice = ""
-        if all(re.fullmatch(r"\d+", name) for name in names) and {int(name) for name in names} <= set(
+        if all(_NUMBER.fullmatch(name) for name in names) and {int(name) for name in names} <= set(
             range(1, len(outputs) + 1)
         ):
             advice = (

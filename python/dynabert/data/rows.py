@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -317,7 +318,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object)
+def _fraction(text: str) -> float:
+    """A JSON number with a point or an exponent; ``ValueError`` where a float would be infinite, or zero, in its
+    place."""
+    value = float(text)
+    digits = text.lower().partition("e")[0]
+    if math.isinf(value) or (value == 0.0 and any(digit in "123456789" for digit in digits)):
+        raise ValueError(f"the number {shown(text)} is too {'small' if value == 0.0 else 'large'} for a 64-bit float")
+    return value
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_float=_fraction)
 
 
 def _json_fault(error: ValueError | RecursionError) -> str:
