@@ -19,7 +19,7 @@ from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, is_multi_label, label_array
 from dynabert.data.labels import label_probabilities, model_labels, model_problem
 from dynabert.data.metrics import compute_metric, default_metrics, majority_score
-from dynabert.data.tokenisation import Encoded
+from dynabert.data.tokenisation import Encoded, check_ids
 from dynabert.modeling.model import check_classifier
 from dynabert.modeling.stacking import stack
 from dynabert_kernels import Plan, SubnetShape
@@ -90,6 +90,7 @@ def compute_logits(
     _check_types(model, encoded, subnets)
     if not len(encoded):
         raise ValueError("evaluate: no examples; at least one is needed")
+    check_ids("evaluate", encoded, model.config.vocab_size, model.config.max_sequence_length)
     names = [subnet_text(subnet) for subnet in subnets]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"evaluate: each sub-network is needed once; got {', '.join(names) or 'none'}")

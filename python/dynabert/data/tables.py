@@ -335,6 +335,7 @@ def build_examples(
         columns=columns.names(),
         skipped=0 if skipped is None else skipped.count,
         unused=tuple(name for name in names_seen if name not in columns.names()),
+        lines=tuple(line for line, _ in labels),
     )
 
 

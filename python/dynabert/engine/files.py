@@ -17,9 +17,10 @@ from typing import IO, TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from dynabert.configuration.cascade import Cascade, answering_text
-from dynabert.data.examples import MULTI_LABEL
+from dynabert.data.examples import MULTI_LABEL, TextError
 from dynabert.data.rows import Row, RowReader, shown, table_format
 from dynabert.data.tables import find_columns, row_text
+from dynabert.engine.limits import checked_count
 from dynabert.engine.prediction import Prediction
 from dynabert.engine.requests import listed_subnets
 
@@ -88,8 +89,7 @@ def predict_file(
         )
     if target.exists() and not overwrite:
         raise FileExistsError(f"predict_file: {target} exists; give another name or ask for overwriting")
-    if lookahead < 1:
-        raise ValueError(f"predict_file: lookahead is {lookahead}; allowed: 1 or more")
+    checked_count("predict_file", "lookahead", lookahead)
     many = listed_subnets(subnets)
     if not many:
         raise ValueError(
@@ -146,10 +146,11 @@ def _answer(
     """Answers of each sub-network."""
     try:
         return engine.predict_each(texts, subnets, truncate=truncate, progress=False)
+    except TextError as error:
+        line = rows[error.index].line
+        raise ValueError(f"{reader.name}: {error.named(f'the text of line {line}')}") from error
     except ValueError as error:
-        raise ValueError(
-            f"{reader.name}, lines {rows[0].line} to {rows[-1].line} (text 0 is line {rows[0].line}): {error}"
-        ) from error
+        raise ValueError(f"{reader.name}, lines {rows[0].line} to {rows[-1].line}: {error}") from error
 
 
 class _Writer:
