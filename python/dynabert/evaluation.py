@@ -144,7 +144,7 @@ def _check_types(model: object, encoded: object, subnets: object) -> None:
     check_classifier("evaluate", model)
     if not isinstance(encoded, Encoded):
         raise TypeError(f"evaluate: encoded must be Encoded (dynabert.data.tokenise); got {type(encoded).__name__}")
-    if isinstance(subnets, (str, SubnetConfig, SubnetShape)):
+    if subnets is None or isinstance(subnets, (str, SubnetConfig, SubnetShape)):
         raise TypeError("evaluate: subnets is one sub-network; give a list of them")
 
 

@@ -14,6 +14,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, cast
@@ -36,7 +37,10 @@ class Row(NamedTuple):
 
 
 def table_format(path: str | Path) -> str:
-    """Format of a file by its name (a trailing ``.gz`` is looked through); ValueError for a name that says none."""
+    """Format of a file by its name (a trailing ``.gz`` is looked through); ValueError for a name that says none,
+    TypeError for what is no path."""
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"read_rows: a file is given by its path; got {path!r} ({type(path).__name__})")
     name = Path(path).name.lower()
     stem = name[:-3] if name.endswith(".gz") else name
     found = _SUFFIXES.get(Path(stem).suffix)
@@ -64,9 +68,9 @@ class RowReader:
     """
 
     def __init__(self, path: str | Path, *, on_bad_row: BadRow | None = None) -> None:
+        self.format = table_format(path)
         self.path = Path(path)
         self.name = str(path)
-        self.format = table_format(path)
         self._on_bad_row = on_bad_row
         self._stack = ExitStack()
         if not self.path.is_file():

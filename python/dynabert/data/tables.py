@@ -259,7 +259,7 @@ def build_examples(
     if label_names is not None:
         _check_names(reader, label_names)
     if label_separator is not None:
-        if not label_separator or problem not in ("auto", "multi_label"):
+        if not isinstance(label_separator, str) or not label_separator or problem not in ("auto", "multi_label"):
             raise ValueError(
                 f"{reader.name}: label_separator is {label_separator!r} and problem {problem!r}; allowed: a text that "
                 "is not empty, for several labels of a text"
@@ -340,7 +340,8 @@ def build_examples(
 
 
 def _check_names(reader: RowReader, label_names: Sequence[str]) -> None:
-    if isinstance(label_names, str) or not all(isinstance(name, str) for name in label_names):
+    listed_names = isinstance(label_names, Sequence) and not isinstance(label_names, str)
+    if not listed_names or not all(isinstance(name, str) for name in label_names):
         raise TypeError(f"{reader.name}: label_names are {shown(label_names)}; allowed: a list of texts")
     if not label_names or len(set(label_names)) < len(label_names):
         raise ValueError(f"{reader.name}: label_names are {shown(label_names)}; allowed: at least one, each once")

@@ -203,6 +203,8 @@ def train_elastic(
             others than the network's; a frozen parameter; what the trainer refuses.
     """
     check_classifier("train_elastic", model)
+    if not isinstance(args, DistillationArguments):
+        raise TypeError(f"train_elastic: args must be DistillationArguments; got {type(args).__name__}")
     for name, data in (("train", train), ("validation", validation), ("unlabelled", unlabelled)):
         if data is not None and not isinstance(data, Encoded):
             raise TypeError(

@@ -82,8 +82,9 @@ def predict_file(
         FileExistsError, FileNotFoundError: the output is there, the input is not.
     """
     started = time.perf_counter()
+    kind = table_format(path_out)
     target = Path(path_out)
-    if table_format(target) not in WRITABLE:
+    if kind not in WRITABLE:
         raise ValueError(
             f"predict_file: cannot write {target.name!r}; allowed: .tsv, .csv or .jsonl, each also with .gz"
         )
@@ -107,7 +108,7 @@ def predict_file(
         )
         writer = _Writer(
             part,
-            table_format(target),
+            kind,
             reader.columns,
             endings,
             reader.name,

@@ -370,6 +370,8 @@ class InferenceEngine:
             RuntimeError: the model was put in training mode.
         """
         for name, numbers in (("lengths", lengths), ("counts", counts)):
+            if not isinstance(numbers, Sequence):
+                raise TypeError(f"warm_up: {name} must be a list of whole numbers; got {numbers!r}")
             if any(number < 1 for number in numbers):
                 raise ValueError(f"warm_up: {name} are {list(numbers)}; allowed: 1 or more each")
         if self.model.training:

@@ -20,11 +20,16 @@ def checked_count(call: str, name: str, value: object) -> int:
     return int(value)
 
 
+def checked_number(call: str, name: str, value: object) -> float:
+    """``value`` where it is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{call}: {name} must be a number; got {value!r} ({type(value).__name__})")
+    return float(value)
+
+
 def checked_threshold(call: str, value: object) -> float:
     """``value`` where it is a probability that a label may need."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{call}: threshold must be a number; got {value!r} ({type(value).__name__})")
-    found = float(value)
+    found = checked_number(call, "threshold", value)
     if not 0.0 < found < 1.0:
         raise ValueError(f"{call}: threshold is {value}; allowed: above 0 and below 1")
     return found

@@ -99,13 +99,14 @@ def load_model(
             CPU.
         OSError: no such model.
     """
+    from dynabert.configuration.run_folder import checked_source
     from dynabert.engine.device import checked_device
     from dynabert.modeling import ElasticBertForSequenceClassification
 
     if int8 and not str(device).startswith("cpu"):
         raise ValueError(f"from_pretrained: int8 runs on the CPU; device is {device}; use float16 or bfloat16 there")
     target = checked_device(device)
-    check_there(path)
+    check_there(checked_source(path))
     loaded: Any = ElasticBertForSequenceClassification.from_pretrained(
         str(path), dtype=dtype, output_loading_info=True, **options
     )
