@@ -160,6 +160,20 @@ def test_predict_table(run: Run, folder: str) -> None:
     assert "[bold]" in out  # text is text, not markup
 
 
+def test_predict_shows_no_control_characters(run: Run, folder: str) -> None:
+    code, out, _ = run("predict", "--model_name_or_path", folder, "good\x1b[31m film\nnew é")
+    assert code == 0
+    assert r"good\x1b[31m film\nnew é" in out
+    assert "\x1b" not in out
+
+
+def test_predict_says_what_was_never_trained(run: Run, folder: str) -> None:
+    argv = ["predict", "--model_name_or_path", folder, "good"]
+    assert "rewired" not in run(*argv)[2]
+    assert "not rewired: its narrow sub-networks keep whatever" in run(*argv, "--subnet", "w0.5")[2]
+    assert "not rewired: its narrow sub-networks keep whatever" in run(*argv, "--subnet", "w0.5@0.9/w1")[2]
+
+
 def test_predict_pairs(run: Run, folder: str) -> None:
     code, out, _ = run("predict", "--model_name_or_path", folder, "--json", "--pairs", "good", "bad")
     assert code == 0
@@ -323,6 +337,18 @@ def test_traceback_when_asked_for(folder: str, tmp_path: Path) -> None:
     assert main(argv) == 1
     with pytest.raises(FileNotFoundError):
         main([*argv, "--traceback"])
+
+
+def test_bounds_are_named_by_their_options(run: Run, folder: str, reviews: str) -> None:
+    argv = ["eval", "--model_name_or_path", folder, "--file", reviews]
+    for name in ("--max_batch_tokens", "--per_device_eval_batch_size"):
+        assert f"dynabert eval: {name} is 0; allowed: 1 or more" in run(*argv, name, "0")[2]
+
+
+def test_a_file_is_no_model(run: Run, reviews: str) -> None:
+    code, _, err = run("predict", "--model_name_or_path", reviews, "good")
+    assert code == 1
+    assert "is a file; give the folder of a checkpoint, or a hub id" in err
 
 
 def test_missing_model(run: Run, reviews: str, tmp_path: Path) -> None:

@@ -71,6 +71,29 @@ def test_csv_with_a_broken_quote(tmp_path: Path) -> None:
         read_examples(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        (
+            "text,label\ra,0\rb,1\r",
+            "line 1: not valid CSV (a line ends in a carriage return alone); save the file with",
+        ),
+        ('text,label\na,0\n"b,1\n', "line 3: not valid CSV (a quotation mark is opened and not closed before the file"),
+    ],
+)
+def test_a_broken_csv_in_words(tmp_path: Path, content: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match="CSV") as error:
+        read_examples(write(tmp_path / "a.csv", content))
+    assert wrong in str(error.value)
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    for folder in (tmp_path, tmp_path / "a.csv"):
+        with pytest.raises(IsADirectoryError, match="is a folder; give the path of a table in it"):
+            read_examples(folder)
+
+
 def test_jsonl(tmp_path: Path) -> None:
     lines = [{"text": "one", "label": "b"}, {"label": "a", "text": "two\nlines"}]
     found = read_examples(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)) + "\n\n"))

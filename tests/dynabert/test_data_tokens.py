@@ -308,6 +308,22 @@ def test_labels_that_do_not_match(names: tuple[str, ...], outputs: tuple[str, ..
         align_labels(labelled(names, tuple(range(len(names)))), outputs, CLASSES)
 
 
+def test_a_label_that_the_model_does_not_know_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\na,good\nb,Bad\nc,ugly\nd,ugly\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"the model has bad, good; the first other one, 'ugly', is in line 4; use the"
+    ):
+        align_labels(read_examples(path), ("bad", "good"), CLASSES)
+    path.write_text("text,label\na,x\nb,y\n", encoding="utf-8")  # another task's labels: no row is to blame
+    with pytest.raises(ValueError, match="the model has bad, good; use the model's names"):
+        align_labels(read_examples(path), ("bad", "good"), CLASSES)
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "a", "label": ["bad"]}\n{"text": "b", "label": ["bad", "odd"]}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="the first other one, 'odd', is in line 2; use"):
+        align_labels(read_examples(path), ("bad", "good"), "multi_label_classification")
+
+
 def test_kind_of_problem_must_match() -> None:
     numbers = Examples(("a",), None, (0.5,), source="d.tsv")
     assert align_labels(numbers, ("score",), "regression") is numbers

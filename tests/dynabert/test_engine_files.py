@@ -317,6 +317,23 @@ def test_existing_output_is_kept(engine: InferenceEngine, tmp_path: Path) -> Non
     assert out.read_text().startswith("text\t")
 
 
+def test_an_output_that_cannot_be(engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "in.txt", "good\n")
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"out\.csv is a folder; give the name of a file in it"):
+        engine.predict_file(path, tmp_path / "out.csv", overwrite=True)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere; make it, or give another path"):
+        engine.predict_file(path, tmp_path / "nowhere" / "out.csv")
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "of the draft")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(PermissionError) as error:
+        engine.predict_file(path, tmp_path / "fresh.csv")
+    assert error.value.filename == str(tmp_path / "fresh.csv")
+
+
 def test_missing_input(engine: InferenceEngine, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file"):
         engine.predict_file(tmp_path / "in.txt", tmp_path / "out.tsv")

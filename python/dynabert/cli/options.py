@@ -162,6 +162,9 @@ def open_model(args: argparse.Namespace) -> tuple[ElasticBertForSequenceClassifi
     """The model and tokenizer that the options name."""
     from dynabert.engine import load_model, load_tokenizer, torch_dtype
 
+    for name in ("max_batch_tokens", "per_device_eval_batch_size", "per_device_train_batch_size"):
+        if (count := getattr(args, name, None)) is not None and count < 1:
+            raise ValueError(f"--{name} is {count}; allowed: 1 or more")
     tokenizer = load_tokenizer(args.model_name_or_path)
     int8 = args.dtype == "int8"
     dtype = torch_dtype("float32" if int8 else args.dtype)

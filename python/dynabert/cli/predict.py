@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynabert.cli.options import UsageError, add_column_options, add_command, add_model_options
 from dynabert.cli.output import print_json, print_table, say
+from dynabert.cli.pick_files import say_if_untrained
 
 if TYPE_CHECKING:
     from dynabert.engine import InferenceEngine, Prediction
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     texts = None if args.file is not None else _texts(args)
 
     from dynabert.configuration import SubnetConfig
-    from dynabert.configuration.cascade import as_cascade
+    from dynabert.configuration.cascade import Cascade, as_cascade
     from dynabert.data.examples import TextError
     from dynabert.engine import InferenceEngine
 
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
         max_batch_tokens=args.max_batch_tokens,
         threshold=args.threshold,
     )
+    steps = [step for one in subnets for step in (one.subnets if isinstance(one, Cascade) else (one,))]
+    say_if_untrained(args.model_name_or_path, engine.model.config, [*dict.fromkeys(map(str, steps))])
     if args.out is not None:
         _to_file(args, engine, subnets)
         return
@@ -168,6 +171,8 @@ def _to_file(args: argparse.Namespace, engine: InferenceEngine, subnets: list[An
 
 def _short(text: Any) -> str:
     joined = text if isinstance(text, str) else " | ".join(text)
+    # A terminal would obey control characters, such as those that set its colours.
+    joined = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in joined[: SHOWN_CHARACTERS + 1])
     return joined if len(joined) <= SHOWN_CHARACTERS else joined[: SHOWN_CHARACTERS - 1] + "…"
 
 

@@ -11,10 +11,10 @@ import csv
 import gzip
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, cast
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 def table_format(path: str | Path) -> str:
     """Format of a file by its name (a trailing ``.gz`` is looked through); ValueError for a name that says none,
     TypeError for what is no path."""
-    if not isinstance(path, (str, PathLike)):
+    if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"read_rows: a file is given by its path; got {path!r} ({type(path).__name__})")
     name = Path(path).name.lower()
     stem = name[:-3] if name.endswith(".gz") else name
@@ -68,6 +68,8 @@ class RowReader:
     """
 
     def __init__(self, path: str | Path, *, on_bad_row: BadRow | None = None) -> None:
+        if isinstance(path, (str, os.PathLike)) and os.path.isdir(path):
+            raise IsADirectoryError(f"read_rows: {path} is a folder; give the path of a table in it")
         self.format = table_format(path)
         self.path = Path(path)
         self.name = str(path)
@@ -218,7 +220,7 @@ class RowReader:
         except StopIteration:
             raise ValueError(f"{self.name}: the file is empty; a header line with the column names is needed") from None
         except csv.Error as error:
-            raise self.bad(1, f"not valid CSV ({error})") from error
+            raise self.bad(1, _csv_fault(error)) from error
         columns = self._check_columns(tuple(header))
 
         def rows() -> Iterator[Row]:
@@ -231,7 +233,7 @@ class RowReader:
                     return
                 except csv.Error as error:
                     # The reader cannot find the next record after a broken quote: never skipped.
-                    raise self.bad(start, f"not valid CSV ({error})") from error
+                    raise self.bad(start, _csv_fault(error)) from error
                 if not fields:
                     blank = blank or start
                     continue
@@ -260,10 +262,18 @@ class RowReader:
                 try:
                     values = _JSON.decode(text)
                 except (ValueError, RecursionError) as error:
-                    self.refuse(number, f"not a JSON object ({_json_fault(error)}); found {_short(text)}")
+                    self.refuse(
+                        number,
+                        f"not a JSON object ({_json_fault(error)}); found {_short(text)}; allowed: one object in each "
+                        "line",
+                    )
                     continue
                 if not isinstance(values, dict):
-                    self.refuse(number, f"not a JSON object but {type(values).__name__}; found {_short(text)}")
+                    self.refuse(
+                        number,
+                        f"not a JSON object but {type(values).__name__}; found {_short(text)}; allowed: one object in "
+                        "each line",
+                    )
                     continue
                 refused -= 1
                 yield Row(number, values)
@@ -333,6 +343,16 @@ def _fraction(text: str) -> float:
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_object, parse_float=_fraction)
+
+
+def _csv_fault(error: csv.Error) -> str:
+    """What the csv module refuses, in words of the file."""
+    told = str(error)
+    if "new-line character" in told:
+        return "not valid CSV (a line ends in a carriage return alone); save the file with the line end LF or CRLF"
+    if "unexpected end of data" in told:
+        return "not valid CSV (a quotation mark is opened and not closed before the file ends); close it, or double it"
+    return f"not valid CSV ({told})"
 
 
 def _json_fault(error: ValueError | RecursionError) -> str:

@@ -314,7 +314,8 @@ def build_examples(
     if not texts:
         if skipped is not None and skipped.count:
             raise ValueError(f"{reader.name}: all {skipped.count} rows are bad; the first: {skipped.first}")
-        raise ValueError(f"{reader.name}: no examples in it; at least one row below the header is needed")
+        needed = "line of text is needed" if reader.format == "txt" else "row below the header is needed"
+        raise ValueError(f"{reader.name}: no examples in it; at least one {needed}")
     values: Labels | None = None
     names: tuple[str, ...] = ()
     if columns.label is not None and many:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dynabert.configuration import Subnet
     from dynabert.engine.inference import InferenceEngine
 
+PART = ".part"  # ends the name of what is not complete
 WRITABLE = ("tsv", "csv", "jsonl")
 _JOIN = "|"  # between the labels of a multi-label answer in a .tsv or .csv
 ANSWER_COLUMNS = ("predicted_label", "predicted_score")
@@ -79,7 +80,8 @@ def predict_file(
         ValueError: a bad row (file, line, what was found); a text that is too long; a column that would be written
             twice; a value that the file cannot hold (bytes; in a .tsv a tab); a row of a .jsonl with a key that is no
             column of a .tsv or .csv.
-        FileExistsError, FileNotFoundError: the output is there, the input is not.
+        FileExistsError, FileNotFoundError: the output is there, the input or the output's folder is not.
+        OSError: the output cannot be written.
     """
     started = time.perf_counter()
     kind = table_format(path_out)
@@ -88,6 +90,10 @@ def predict_file(
         raise ValueError(
             f"predict_file: cannot write {target.name!r}; allowed: .tsv, .csv or .jsonl, each also with .gz"
         )
+    if target.is_dir():
+        raise IsADirectoryError(f"predict_file: {target} is a folder; give the name of a file in it")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"predict_file: there is no folder {target.parent}; make it, or give another path")
     if target.exists() and not overwrite:
         raise FileExistsError(f"predict_file: {target} exists; give another name or ask for overwriting")
     checked_count("predict_file", "lookahead", lookahead)
@@ -100,7 +106,7 @@ def predict_file(
     if len(set(names)) < len(names):
         raise ValueError(f"predict_file: a sub-network is named twice in {', '.join(names)}; name each once")
     endings = [f"@{name}" for name in names] if len(names) > 1 else [""]
-    part = target.with_name(target.name + ".part")
+    part = target.with_name(target.name + PART)
     count = 0
     with RowReader(path_in) as reader:
         columns = find_columns(
@@ -180,7 +186,10 @@ class _Writer:
         clash = [column for column in added if column in columns]
         if clash:
             raise ValueError(f"predict_file: {source} already has a column {clash[0]!r}; rename it")
-        raw: Any = gzip.open(path, "wb") if compressed else path.open("wb")  # noqa: SIM115  (closed by __exit__)
+        try:
+            raw: Any = gzip.open(path, "wb") if compressed else path.open("wb")  # noqa: SIM115  (closed by __exit__)
+        except OSError as error:  # of the file that the caller named, not of the draft beside it
+            raise OSError(error.errno, error.strerror, str(path).removesuffix(PART)) from error
         self._stream: IO[str] = io.TextIOWrapper(raw, encoding="utf-8", newline="")
         self._csv = csv.writer(self._stream) if kind == "csv" else None
         self._header = [*columns, *added]

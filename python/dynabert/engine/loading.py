@@ -29,6 +29,8 @@ def check_there(path: str | Path) -> None:
     source = str(path)
     if Path(source).is_dir():
         return
+    if Path(source).is_file():
+        raise NotADirectoryError(f"from_pretrained: {source} is a file; give the folder of a checkpoint, or a hub id")
     if _nothing_to_ask() and not _is_kept(source, "config.json"):
         if any(_is_kept(source, name) for name in _VOCABULARIES):
             return
