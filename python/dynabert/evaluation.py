@@ -19,7 +19,7 @@ from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, is_multi_label, label_array
 from dynabert.data.labels import label_probabilities, model_labels, model_problem
 from dynabert.data.metrics import AGREEMENT, compute_metric, default_metrics, majority_score
-from dynabert.data.tokenisation import Encoded
+from dynabert.data.tokenisation import Encoded, check_ids
 from dynabert.modeling.model import check_classifier
 from dynabert.modeling.stacking import stack
 from dynabert_kernels import Plan, SubnetShape
@@ -90,6 +90,7 @@ def compute_logits(
     _check_types(model, encoded, subnets)
     if not len(encoded):
         raise ValueError("evaluate: no examples; at least one is needed")
+    check_ids("evaluate", encoded, model.config.vocab_size, model.config.max_sequence_length)
     names = [subnet_text(subnet) for subnet in subnets]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"evaluate: each sub-network is needed once; got {', '.join(names) or 'none'}")
@@ -143,7 +144,7 @@ def _check_types(model: object, encoded: object, subnets: object) -> None:
     check_classifier("evaluate", model)
     if not isinstance(encoded, Encoded):
         raise TypeError(f"evaluate: encoded must be Encoded (dynabert.data.tokenise); got {type(encoded).__name__}")
-    if isinstance(subnets, (str, SubnetConfig, SubnetShape)):
+    if subnets is None or isinstance(subnets, (str, SubnetConfig, SubnetShape)):
         raise TypeError("evaluate: subnets is one sub-network; give a list of them")
 
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, is_multi_label, label_array
 from dynabert.data.labels import model_problem
-from dynabert.data.tokenisation import Encoded
+from dynabert.data.tokenisation import Encoded, check_ids
 
 if TYPE_CHECKING:
     from dynabert.modeling import ElasticBertForSequenceClassification
@@ -108,7 +108,7 @@ def fine_tune(
             precision; a loss that is not finite.
     """
     args = FineTuningArguments() if args is None else args
-    _check_labels(model, encoded)
+    _check_data(model, encoded)
     if model.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"fine_tune: the model is in {model.dtype}; allowed: float32; load it with dtype=torch.float32"
@@ -173,15 +173,17 @@ def labelled_batches(
     """
     if batch_size < 1:
         raise ValueError(f"labelled_batches: batch_size is {batch_size}; allowed: 1 or more")
-    _check_labels(model, encoded)
+    _check_data(model, encoded)
     for start in range(0, len(encoded), batch_size):
         run = range(start, min(start + batch_size, len(encoded)))
         batch, plan = model.pack(*encoded.rows(run))
         yield {"batch": batch, "plan": plan, "labels": _targets(model, encoded, run)}
 
 
-def _check_labels(model: ElasticBertForSequenceClassification, encoded: Encoded) -> None:
-    """``ValueError`` where the labels are not there, or not of the model's kind and number."""
+def _check_data(model: ElasticBertForSequenceClassification, encoded: Encoded) -> None:
+    """``ValueError`` for ids that the model does not take, and for labels that are not there, or not of its kind and
+    number."""
+    check_ids("fine_tune", encoded, model.config.vocab_size, model.config.max_sequence_length)
     if encoded.labels is None:
         raise ValueError(f"{encoded.source} has no labels; name the label column")
     outputs, problem, many = model.config.num_labels, model_problem(model.config), is_multi_label(encoded.labels)

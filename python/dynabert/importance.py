@@ -106,6 +106,8 @@ def compute_importance(
         raise ValueError(f"compute_importance: mode is {mode!r}; allowed: {', '.join(map(repr, MODES))}")
     if isinstance(batches, Mapping):
         raise TypeError("compute_importance: batches is one mapping; give an iterable of batches: [batch]")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"compute_importance: batches must be an iterable of batches; got {type(batches).__name__}")
     total: list[Tensor] | None = None
     running: list[Tensor] | None = None
     count = 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dynabert import Cascade, InferenceEngine, SubnetConfig
 from dynabert.cli import main
@@ -154,17 +155,23 @@ def test_where_a_cascade_cannot_stand(engine: InferenceEngine) -> None:
         engine.predict(["the film", ""], Cascade(("w0.25", "w1"), 0.9))
 
 
-def test_a_fault_of_a_later_step_says_of_which_texts(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = engine._answers
-
-    def broken(some: list[Any], wanted: Any, *rest: Any) -> Any:
-        if wanted[0][0].text == "w1-d1":
-            raise ValueError("predict: text 0 is broken")
-        return plain(some, wanted, *rest)
-
-    monkeypatch.setattr(engine, "_answers", broken)
-    with pytest.raises(ValueError, match=r"text 0 is broken \(counted among the \d+ texts that went on to w1-d1\)"):
-        engine.predict(texts(), Cascade(("w0.25", "w1"), 0.5))
+def test_a_fault_of_a_later_step_names_the_text_as_the_caller_counts(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():  # only in the last head, which a quarter of the width has not
+        model.encoder.layers[0].qkv_bias[-1] = float("nan")
+    engine = InferenceEngine(model, tiny_tokenizer())
+    found = sorted(set(some_texts(40)), key=lambda text: engine.predict(text, "w0.25").score, reverse=True)
+    least = engine.predict(found[12], "w0.25").score  # from the 13th on, the whole network is asked
+    asked = Cascade(("w0.25", "w1"), least + 1e-9)
+    wrong = rf"for {len(found) - 12} of {len(found) - 12} texts \(the first: text 12, sub-network w1-d1\)"
+    with pytest.raises(ValueError, match=wrong):
+        engine.predict(found, asked)
+    with pytest.raises(ValueError, match=r"texts \(the first: text 12, sub-network w1-d1\)"):
+        list(engine.predict_iter(found, asked, lookahead=10))
+    (tmp_path / "in.txt").write_text("\n".join(found) + "\n", encoding="utf-8")
+    for subnets in (asked, ["w0.25", asked]):
+        with pytest.raises(ValueError, match=r"in\.txt: .*\(the first: the text of line 13, sub-network w1-d1\)"):
+            engine.predict_file(tmp_path / "in.txt", tmp_path / "out.csv", subnets=subnets, lookahead=10)
 
 
 # The server

@@ -319,6 +319,10 @@ def test_broken_checkpoints(folder: Path, how: str, error: type[Exception], mess
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(OSError, match=r"has no weights; .*; its model\.onnx is for ONNX Runtime"):
+        ElasticBertForSequenceClassification.from_pretrained(tmp_path)
     with pytest.raises(OSError, match="nowhere"):
         ElasticBertForSequenceClassification.from_pretrained(tmp_path / "nowhere", local_files_only=True)
 

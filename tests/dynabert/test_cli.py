@@ -160,6 +160,20 @@ def test_predict_table(run: Run, folder: str) -> None:
     assert "[bold]" in out  # text is text, not markup
 
 
+def test_predict_shows_no_control_characters(run: Run, folder: str) -> None:
+    code, out, _ = run("predict", "--model_name_or_path", folder, "good\x1b[31m film\nnew é")
+    assert code == 0
+    assert r"good\x1b[31m film\nnew é" in out
+    assert "\x1b" not in out
+
+
+def test_predict_says_what_was_never_trained(run: Run, folder: str) -> None:
+    argv = ["predict", "--model_name_or_path", folder, "good"]
+    assert "rewired" not in run(*argv)[2]
+    assert "not rewired: its narrow sub-networks keep whatever" in run(*argv, "--subnet", "w0.5")[2]
+    assert "not rewired: its narrow sub-networks keep whatever" in run(*argv, "--subnet", "w0.5@0.9/w1")[2]
+
+
 def test_predict_pairs(run: Run, folder: str) -> None:
     code, out, _ = run("predict", "--model_name_or_path", folder, "--json", "--pairs", "good", "bad")
     assert code == 0
@@ -199,12 +213,20 @@ def test_predict_file(run: Run, folder: str, reviews: str, tmp_path: Path) -> No
     assert len(json.loads(out)) == 24
 
 
-def test_predict_too_long(run: Run, folder: str) -> None:
+def test_predict_too_long(run: Run, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["predict", "--model_name_or_path", folder, "--max_seq_length", "8", "a " * 20]
     code, out, err = run(*argv)
     assert (code, out) == (1, "")
     assert err.startswith("dynabert predict: tokenise: text 0 is too long; got 22 tokens; allowed: 8")
     assert run(*argv, "--truncate", "--json")[0] == 0
+    path = tmp_path / "in.csv"
+    path.write_text(f'text\n"good\nfilm"\n{"a " * 20}\n', encoding="utf-8")
+    for extra in ([], ["--out", str(tmp_path / "out.csv")]):
+        code, _, err = run(*argv[:-1], "--file", str(path), *extra)
+        assert code == 1
+        assert f"{path}: tokenise: the text of line 4 is too long; got 22 tokens; allowed: 8" in err
+    monkeypatch.setattr("sys.stdin", io.StringIO("good\n" + "a " * 20 + "\n"))
+    assert "standard input: tokenise: the text of line 2 is too long" in run(*argv[:-1], "-")[2]
 
 
 # eval
@@ -244,8 +266,14 @@ def test_eval_says_what_was_never_trained(run: Run, folder: str, reviews: str, t
     model.config.rewired = True
     model.save_pretrained(trained)
     tiny_tokenizer().save_pretrained(trained)
-    (trained / "complete.json").write_text(json.dumps({"rows": [{"subnet": "w1-d1"}, {"subnet": "w0.5-d1"}]}))
     argv[2] = str(trained)
+    said = run(*argv, "w1,w0.5")[2]  # such as dynabert rewire leaves
+    assert "holds no record of a training (complete.json): unless" in said
+    assert "sub-networks are untrained: w0.5-d1; dynabert train trains them\n" in said
+    assert "record" not in run(*argv, "w1")[2]
+    (trained / "complete.json").write_text(json.dumps({"rows": [], "history": [{"loss": 1.0}]}))
+    assert "trained" not in run(*argv, "w1,w0.5")[2].replace(str(trained), "")  # trained, and not scored
+    (trained / "complete.json").write_text(json.dumps({"rows": [{"subnet": "w1-d1"}, {"subnet": "w0.5-d1"}]}))
     code, _, said = run(*argv, "w1,w0.25,w0.5,w1-d0.5")
     assert code == 0
     assert "not among the sub-networks that this checkpoint was trained for: w0.25-d1, w1-d0.5\n" in said
@@ -309,6 +337,18 @@ def test_traceback_when_asked_for(folder: str, tmp_path: Path) -> None:
     assert main(argv) == 1
     with pytest.raises(FileNotFoundError):
         main([*argv, "--traceback"])
+
+
+def test_bounds_are_named_by_their_options(run: Run, folder: str, reviews: str) -> None:
+    argv = ["eval", "--model_name_or_path", folder, "--file", reviews]
+    for name in ("--max_batch_tokens", "--per_device_eval_batch_size"):
+        assert f"dynabert eval: {name} is 0; allowed: 1 or more" in run(*argv, name, "0")[2]
+
+
+def test_a_file_is_no_model(run: Run, reviews: str) -> None:
+    code, _, err = run("predict", "--model_name_or_path", reviews, "good")
+    assert code == 1
+    assert "is a file; give the folder of a checkpoint, or a hub id" in err
 
 
 def test_missing_model(run: Run, reviews: str, tmp_path: Path) -> None:

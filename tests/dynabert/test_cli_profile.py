@@ -46,9 +46,11 @@ def test_a_profile_is_written_and_shown(folder: str, tmp_path: Path, capsys: pyt
 
 
 def test_json(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "profile.json"
+    path = tmp_path / "a profile.json"
     assert main(short(folder, path, "--dtypes", "float32", "--batch_sizes", "1", "--json")) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text(encoding="utf-8"))
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json.loads(path.read_text(encoding="utf-8"))
+    assert f"dynabert pick --profile '{path}' --max_latency_ms" in shown.err  # as a shell takes it
 
 
 def test_a_file_is_not_replaced_in_silence(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

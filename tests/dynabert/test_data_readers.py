@@ -71,6 +71,29 @@ def test_csv_with_a_broken_quote(tmp_path: Path) -> None:
         read_examples(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        (
+            "text,label\ra,0\rb,1\r",
+            "line 1: not valid CSV (a line ends in a carriage return alone); save the file with",
+        ),
+        ('text,label\na,0\n"b,1\n', "line 3: not valid CSV (a quotation mark is opened and not closed before the file"),
+    ],
+)
+def test_a_broken_csv_in_words(tmp_path: Path, content: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match="CSV") as error:
+        read_examples(write(tmp_path / "a.csv", content))
+    assert wrong in str(error.value)
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    for folder in (tmp_path, tmp_path / "a.csv"):
+        with pytest.raises(IsADirectoryError, match="is a folder; give the path of a table in it"):
+            read_examples(folder)
+
+
 def test_jsonl(tmp_path: Path) -> None:
     lines = [{"text": "one", "label": "b"}, {"label": "a", "text": "two\nlines"}]
     found = read_examples(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)) + "\n\n"))
@@ -91,6 +114,9 @@ def test_jsonl(tmp_path: Path) -> None:
         ('{"text": "x", "text": "y"}', "not a JSON object (the key 'text' is there twice)"),
         ('{"text": "x", "more": {"a": 1, "a": 2}}', "not a JSON object (the key 'a' is there twice)"),
         ('{"text": "x", "label": ' + "9" * 5000 + "}", "not a JSON object (a number has too many digits)"),
+        ('{"text": "x", "label": 1e400}', "the number '1e400' is too large for a 64-bit float"),
+        ('{"text": "x", "label": 0, "more": [-1E+400]}', "the number '-1E+400' is too large for a 64-bit float"),
+        ('{"text": "x", "label": 0, "more": 0.02e-400}', "the number '0.02e-400' is too small for a 64-bit float"),
         ("[" * 100_000, "not a JSON object (lists or objects within each other, too many)"),
     ],
 )
@@ -313,6 +339,9 @@ def test_no_label_column(tmp_path: Path) -> None:
         (["1", "a", "2"], (0, 2, 1), ("1", "2", "a")),
         (["1", "2.5", "3e0"], (1.0, 2.5, 3.0), ()),
         (["nan", "1.5", "2"], (2, 0, 1), ("1.5", "2", "nan")),  # nan is no number: classes by name
+        (["１", "1"], (1, 0), ("1", "１")),
+        (["١", "٠"], (1, 0), ("٠", "١")),
+        (["١.٥", "1.5"], (1, 0), ("1.5", "١.٥")),
     ],
 )
 def test_kind_of_labels(tmp_path: Path, labels: list[str], values: tuple[Any, ...], names: tuple[str, ...]) -> None:
@@ -339,6 +368,22 @@ def test_kind_forced(tmp_path: Path) -> None:
     path = write(tmp_path / "c.tsv", "text\tlabel\na\t1.5\nb\tinf\n")
     with pytest.raises(ValueError, match=r"line 3: label 'inf' .* is no finite number"):
         read_examples(path, problem="regression")
+
+
+def test_digits_of_other_scripts_are_no_score(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text\tlabel\na\t1.5\nb\t2.5\nc\t١.٥\n")
+    with pytest.raises(ValueError, match=r"line 4: label '١\.٥' .* is no finite number"):
+        read_examples(path)
+    path = write(tmp_path / "b.tsv", "text\tlabel\na\t1.5\nb\t١\n")
+    with pytest.raises(ValueError, match=r"line 3: label '١' .* is no finite number, as a regression needs"):
+        read_examples(path, problem="regression")
+
+
+def test_the_same_letters_in_other_codes(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "text\tlabel\na\tcaf\u00e9\nb\tbar\nc\tcafe\u0301\n")
+    with pytest.raises(ValueError, match=r"line 4: label 'cafe\\u0301' .* bring the file to one Unicode form"):
+        read_examples(path)
+    assert read_examples(path, label_names=["bar", "caf\u00e9", "cafe\u0301"]).labels == (1, 0, 2)
 
 
 def test_label_names_fix_the_order(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig
 
-from dynabert.data import Examples, TextEncoder, align_labels, model_labels, model_problem, token_batches, tokenise
+from dynabert.data import (
+    Examples,
+    TextEncoder,
+    align_labels,
+    model_labels,
+    model_problem,
+    read_examples,
+    token_batches,
+    tokenise,
+    tokenise_once,
+)
+from dynabert.data.examples import TextError
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 CLASSES = "single_label_classification"
@@ -40,6 +53,7 @@ CLASSES = "single_label_classification"
         ({"texts": ("a",), "labels": (True,), "label_names": ("x", "y")}, ValueError, "is no class index; got True"),
         ({"texts": ("a",), "labels": (float("nan"),)}, ValueError, "is no finite float; got nan"),
         ({"texts": ("a",), "labels": (1,)}, ValueError, "is no finite float; got 1"),
+        ({"texts": ("a",), "lines": (1, 2)}, ValueError, "lines are 2 for 1 texts; allowed: 1 or None"),
     ],
 )
 def test_examples_refuse(fields: dict[str, Any], error: type[Exception], wrong: str) -> None:
@@ -150,6 +164,23 @@ def test_tokenise_carries_labels_and_names_its_source() -> None:
     with pytest.raises(ValueError, match=r"reviews\.tsv: tokenise: text 1 is too long; got 8 tokens; allowed: 6"):
         tokenise(examples, tiny_tokenizer(), 6)
     assert tokenise(examples, tiny_tokenizer(), 6, truncate=True).num_truncated == 1
+
+
+def test_a_text_of_a_file_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text('text,label\ngood,1\n"a\nb",0\na,\na b c d e f,1\n', encoding="utf-8")
+    with pytest.warns(UserWarning, match="1 bad rows were left out"):
+        examples = read_examples(path, bad_rows="skip")
+    assert examples.lines == (2, 3, 6)
+    with pytest.raises(ValueError, match=r"d\.csv: tokenise: the text of line 6 is too long; got 8 tokens; allowed: 6"):
+        tokenise(examples, tiny_tokenizer(), 6)
+    with pytest.raises(ValueError, match=r"the text of line 6 is too long"):
+        tokenise(examples.select([0, 2]), tiny_tokenizer(), 6)
+    cache = [tokenise_once(examples, tiny_tokenizer(), 10, cache_dir=tmp_path) for _ in range(2)]
+    assert [encoded.lines for encoded in cache] == [(2, 3, 6)] * 2
+    assert cache[1].select([2]).lines == (6,)
+    again = pickle.loads(pickle.dumps(TextError("x: {text} is bad", 4)))
+    assert str(again) == "x: text 4 is bad"
 
 
 @pytest.mark.parametrize("size", [1, 7, 60, 61])
@@ -269,11 +300,28 @@ def test_numbers_from_1_with_a_class_missing_are_refused(outputs: tuple[str, ...
         (("1", "2"), ("bad", "good")),
         (("a", "b", "c"), ("LABEL_0", "LABEL_1")),
         (("a",), ("A", "a")),
+        (("٠", "١"), ("bad", "good")),  # digits of other scripts are names
     ],
 )
 def test_labels_that_do_not_match(names: tuple[str, ...], outputs: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"d\.tsv: the classes of the data are not those of the model; the data has"):
         align_labels(labelled(names, tuple(range(len(names)))), outputs, CLASSES)
+
+
+def test_a_label_that_the_model_does_not_know_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\na,good\nb,Bad\nc,ugly\nd,ugly\n", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"the model has bad, good; the first other one, 'ugly', is in line 4; use the"
+    ):
+        align_labels(read_examples(path), ("bad", "good"), CLASSES)
+    path.write_text("text,label\na,x\nb,y\n", encoding="utf-8")  # another task's labels: no row is to blame
+    with pytest.raises(ValueError, match="the model has bad, good; use the model's names"):
+        align_labels(read_examples(path), ("bad", "good"), CLASSES)
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "a", "label": ["bad"]}\n{"text": "b", "label": ["bad", "odd"]}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="the first other one, 'odd', is in line 2; use"):
+        align_labels(read_examples(path), ("bad", "good"), "multi_label_classification")
 
 
 def test_kind_of_problem_must_match() -> None:

@@ -176,7 +176,10 @@ def test_what_a_step_costs(tmp_path: Path) -> None:
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for given, said in (
-        ("", "--starting_layers is ''; allowed: numbers of layers, from 0, between commas, such as 0,2,4"),
+        (
+            "",
+            "--starting_layers is ''; allowed: numbers of layers, from 0, between commas, in one text such as '0,2,4'",
+        ),
         ("0,two", "--starting_layers is '0,two'"),
         ("-1,2", "--starting_layers is '-1,2'"),
         ("0,2,2", r"starting_layers are \[0, 2, 2\]; allowed: at least one, from 0, each above the one before"),

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from dynabert import ElasticBertForSequenceClassification, InferenceEngine, SubnetConfig
+from dynabert.data.tokenisation import with_length
 from dynabert.engine import Prediction, torch_dtype
 from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
 
@@ -228,7 +231,7 @@ def test_too_long_text() -> None:
     engine = InferenceEngine(tiny_model(), tiny_tokenizer(), max_length=8)
     texts = ["good", "a " * 30]
     with pytest.raises(
-        ValueError, match="text 1 is too long; got 32 tokens; allowed: 8; shorten it, or cut it with truncate=True"
+        ValueError, match="text 1 is too long; got 32 tokens; allowed: 8; shorten it, cut it with truncate=True"
     ):
         engine.predict(texts)
     cut = engine.predict(texts, truncate=True)
@@ -243,6 +246,18 @@ def test_the_models_positions_are_the_bound(architecture: str) -> None:
     engine.predict("a " * (longest - 2))
     with pytest.raises(ValueError, match=f"got {longest + 1} tokens; allowed: {longest}"):
         engine.predict("a " * (longest - 1))
+
+
+def test_the_length_of_the_training_is_the_default() -> None:
+    tokenizer, model = tiny_tokenizer(), tiny_model()
+    assert InferenceEngine(model, tokenizer).max_length == 50  # nobody said: the model's positions
+    own = with_length(tokenizer, 8)
+    assert with_length(own, 8) is own
+    assert with_length(tokenizer, None) is tokenizer
+    assert tokenizer.model_max_length > 10**9
+    assert InferenceEngine(model, own).max_length == 8
+    assert InferenceEngine(model, own, max_length=30).max_length == 30
+    assert InferenceEngine(model, with_length(tokenizer, 512)).max_length == 50
 
 
 def test_training_mode_is_refused() -> None:
@@ -271,6 +286,10 @@ def test_bad_options(options: dict[str, Any], wrong: str) -> None:
 def test_tokenizer_of_another_model() -> None:
     with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, the model 20; use the model's own tokenizer"):
         InferenceEngine(tiny_model(vocab_size=20), tiny_tokenizer())
+    words = {"[PAD]": 0, "[UNK]": 1, "good": 75}
+    gap = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="[UNK]")))
+    with pytest.raises(ValueError, match=r"the tokenizer has the id 75; allowed: 0 to 60, the model's vocabulary; use"):
+        InferenceEngine(tiny_model(), gap)
 
 
 def test_bad_problem_type() -> None:

@@ -154,7 +154,7 @@ def test_multi_label_and_regression_rows(tmp_path: Path) -> None:
             "good\n" + "a " * 30 + "\n",
             "out.tsv",
             {},
-            "lines 1 to 2 (text 0 is line 1): tokenise: text 1 is too long; got 32",
+            "tokenise: the text of line 2 is too long; got 32",
         ),
         ("in.csv", 'text,"a\tb"\nx,y\n', "out.tsv", {}, "line 1: a .tsv cannot hold the tab"),
         (
@@ -183,7 +183,7 @@ def test_multi_label_and_regression_rows(tmp_path: Path) -> None:
             "good\n" + "a " * 30 + "\n",
             "out.tsv",
             {"subnets": ["w1", "w0.5", "w0.25"]},
-            "text 1 is too long; got 32 tokens; allowed: 20",
+            "the text of line 2 is too long; got 32 tokens; allowed: 20",
         ),
         ("in.csv", "a,b\nx,y\n", "out.tsv", {}, "no column has a known name for the text"),
         (
@@ -226,7 +226,7 @@ def test_several_subnetworks_name_the_text_that_has_no_answer(tmp_path: Path) ->
         model.encoder.layers[0].qkv_bias[-1] = math.nan
     path = write(tmp_path / "in.txt", "good\nbad\nbad film\n")
     with pytest.raises(
-        ValueError, match=r"lines 1 to 3 .*not finite for 3 of 3 texts \(the first: text 0, sub-network w1"
+        ValueError, match=r"in\.txt: .*not finite for 3 of 3 texts \(the first: the text of line 1, sub-network w1"
     ):
         InferenceEngine(model, tiny_tokenizer()).predict_file(path, tmp_path / "out.tsv", subnets=["w0.5", "w1"])
 
@@ -315,6 +315,23 @@ def test_existing_output_is_kept(engine: InferenceEngine, tmp_path: Path) -> Non
     assert out.read_text() == "mine"
     engine.predict_file(path, out, overwrite=True)
     assert out.read_text().startswith("text\t")
+
+
+def test_an_output_that_cannot_be(engine: InferenceEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "in.txt", "good\n")
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"out\.csv is a folder; give the name of a file in it"):
+        engine.predict_file(path, tmp_path / "out.csv", overwrite=True)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere; make it, or give another path"):
+        engine.predict_file(path, tmp_path / "nowhere" / "out.csv")
+
+    def refused(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied", "of the draft")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(PermissionError) as error:
+        engine.predict_file(path, tmp_path / "fresh.csv")
+    assert error.value.filename == str(tmp_path / "fresh.csv")
 
 
 def test_missing_input(engine: InferenceEngine, tmp_path: Path) -> None:

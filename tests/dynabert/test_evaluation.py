@@ -102,6 +102,24 @@ def test_mode_is_put_back(training: bool) -> None:
         ({}, ["w1"], "pearson", "metric 'pearson' does not fit single_label_classification; allowed: accuracy"),
         ({}, ["w1"], "bleu", "metric 'bleu' does not fit"),
         ({"input_ids": (), "token_type_ids": (), "labels": ()}, ["w1"], None, "no examples"),
+        (
+            {"input_ids": ([1], [2, 61], *[[1]] * 28), "token_type_ids": None},
+            ["w1"],
+            None,
+            "text 1 of toy has the id 61; allowed: 0 to 60; tokenise for this model, by its own tokenizer",
+        ),
+        (
+            {"input_ids": ([1], [2, -1], *[[1]] * 28), "token_type_ids": None, "lines": tuple(range(2, 32))},
+            ["w1"],
+            None,
+            "the text of line 3 of toy has the id -1; allowed: 0 to 60",
+        ),
+        (
+            {"input_ids": (*[[1]] * 29, [1] * 51), "token_type_ids": None},
+            ["w1"],
+            None,
+            "text 29 of toy has 51 tokens; allowed: 1 to the model's 50 positions",
+        ),
     ],
 )
 def test_refusals(change: dict[str, Any], subnets: list[str], metric: str | None, wrong: str) -> None:

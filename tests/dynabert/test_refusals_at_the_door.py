@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,13 +24,14 @@ from dynabert import (
     export_subnet,
 )
 from dynabert.cli import main
-from dynabert.data import Encoded, tokenise
+from dynabert.data import Encoded, load_task, read_examples, tokenise
 from dynabert.distill import Stage
 from dynabert.distill.pipeline import train_elastic
+from dynabert.engine import ElasticServer, load_tokenizer
 from dynabert.evaluation import evaluate
 from dynabert.model_card import model_card
 from dynabert.profile import measure_latency
-from tests.dynabert.tiny_texts import some_texts, tiny_folder
+from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -163,3 +166,66 @@ def test_another_number_of_labels(folder: Path) -> None:
         ElasticBertForSequenceClassification.from_pretrained(folder, num_labels=7)
     model = ElasticBertForSequenceClassification.from_pretrained(folder, num_labels=7, ignore_mismatched_sizes=True)
     assert model.num_labels == 7
+
+
+def _texts() -> Encoded:
+    return Encoded(([1, 5, 2],) * 4, None, (0, 1, 2, 0), ("LABEL_0", "LABEL_1", "LABEL_2"))
+
+
+# Of any type for the type checker, as in a program that nobody checks.
+NONE: Any = None
+FIVE: Any = 5
+HALF: Any = 0.5
+TEXT: Any = "w0.5"
+SLIPS: dict[str, tuple[Callable[[Any, Any], object], str]] = {
+    "no source": (lambda _, p: InferenceEngine.from_pretrained(NONE), "folder or hub id; got None"),
+    "a number": (lambda _, p: ElasticBertForSequenceClassification.from_pretrained(FIVE), "folder or hub id; got 5 "),
+    "tokenizer": (lambda _, p: load_tokenizer(FIVE), "folder or hub id; got 5 "),
+    "a path for it": (lambda e, p: InferenceEngine(e.model, p), "must be a fast tokenizer; got PosixPath"),
+    "none of it": (lambda e, _: InferenceEngine(e.model, NONE), "must be a fast tokenizer; got NoneType"),
+    "length": (lambda e, _: InferenceEngine(e.model, e.tokenizer, max_length=TEXT), "max_length must be a whole"),
+    "tokens": (lambda e, _: InferenceEngine(e.model, e.tokenizer, max_batch_tokens=HALF), "must be a whole"),
+    "threshold": (lambda e, _: InferenceEngine(e.model, e.tokenizer, threshold=TEXT), "threshold must be a number"),
+    "a list pair": (
+        lambda e, _: e.predict([["good", "bad"]]),
+        "text 0 is a list; allowed: a str, or a pair as a tuple",
+    ),
+    "a width": (lambda e, _: e.predict("good", 0.5), r"got float; for half the width give SubnetConfig\(0\.5\)"),
+    "lookahead": (lambda e, _: e.predict_iter(["good"], lookahead=None), "lookahead must be a whole number"),
+    "in": (lambda e, p: e.predict_file(5, p / "out.csv"), "a file is given by its path; got 5"),
+    "out": (lambda e, p: e.predict_file(p / "in.txt", None), "a file is given by its path; got None"),
+    "lengths": (lambda e, _: e.warm_up(lengths=8), "lengths must be a list of whole numbers; got 8"),
+    "server": (lambda e, _: ElasticServer(e.model, ["w1"], promise_ms=5), "engine must be an InferenceEngine"),
+    "promise": (lambda e, _: ElasticServer(e, ["w1"], promise_ms=TEXT), "promise_ms must be a number; got 'w0.5'"),
+    "its text": (lambda *_: SubnetConfig(TEXT), "got 'w0.5' .*; SubnetConfig.parse reads a sub-network's text"),
+    "batches": (lambda e, _: compute_importance(e.model, FIVE), "batches must be an iterable of batches; got int"),
+    "no subnets": (lambda e, _: distillation_losses(e.model, e.model, {}, NONE), "give a list of them"),
+    "none to score": (lambda e, _: evaluate(e.model, _texts(), NONE), "give a list of them"),
+    "arguments": (lambda e, _: train_elastic(e.model, FIVE, _texts()), "args must be DistillationArguments; got int"),
+    "widths": (lambda _, p: DistillationArguments(str(p), widths=TEXT), "allowed: a list of numbers, such as"),
+    "subnets": (lambda _, p: DistillationArguments(str(p), subnets=FIVE), "subnets: a text is needed, such as 'all'"),
+    "task": (lambda *_: load_task(FIVE), "a task is given by its name; got 5"),
+    "table": (lambda *_: read_examples(NONE), "a file is given by its path; got None"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_value_of_another_type(tmp_path: Path, slip: str) -> None:
+    (tmp_path / "in.txt").write_text("good\n", encoding="utf-8")
+    call, wrong = SLIPS[slip]
+    with pytest.raises(TypeError, match=wrong):
+        call(InferenceEngine(tiny_model(), tiny_tokenizer()), tmp_path)
+
+
+def test_layers_to_start_from_are_one_text(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="starting_layers is 5; allowed: numbers of layers, from 0, between"):
+        DistillationArguments(str(tmp_path), starting_layers=FIVE)
+
+
+def test_names_and_separators_of_labels_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\ngood,1\n", encoding="utf-8")
+    with pytest.raises(TypeError, match="label_names are 5; allowed: a list of texts"):
+        read_examples(path, label_names=FIVE)
+    with pytest.raises(ValueError, match=r"label_separator is 5 .*; allowed: a text that is not empty"):
+        read_examples(path, label_separator=FIVE)

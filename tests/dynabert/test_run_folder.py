@@ -43,6 +43,32 @@ def test_each_command_takes_what_train_left(tmp_path: Path, capsys: pytest.Captu
     assert InferenceEngine.from_pretrained(run).predict("good").label in ("no", "yes")
 
 
+def test_texts_are_as_long_as_in_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, long = tmp_path / "valid.tsv", tmp_path / "long.txt"
+    file.write_text("text\tlabel\na good film\tyes\n" + "bad film " * 9 + "\tno\n", encoding="utf-8")
+    long.write_text("good film\n" + "bad film " * 9 + "\n", encoding="utf-8")
+    assert main(options_of(tmp_path, validation_file=str(file), max_seq_length="8")) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["parts"][-1]["rows"]
+    here = ["--model_name_or_path", str(tmp_path / "out")]
+    assert InferenceEngine.from_pretrained(tmp_path / "out").max_length == 8
+    for command in (["eval", "--file", str(file)], ["predict", "--file", str(long)]):
+        capsys.readouterr()
+        assert main([*command, *here]) == 1
+        said = capsys.readouterr().err
+        assert f"{command[-1]}: tokenise: the text of line {3 if command[0] == 'eval' else 2} is too long" in said
+        assert "allowed: 8; shorten it, cut it with truncate=True (--truncate), or, where the model has" in said
+        assert main([*command, *here, "--max_seq_length", "30"]) == 0
+    names = ",".join(row["subnet"] for row in rows)
+    capsys.readouterr()
+    assert main(["eval", *here, "--file", str(file), "--subnets", names, "--truncate", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["truncated"] == 1
+    assert [row["score"] for row in found["subnets"]] == [row["score"] for row in rows]
+    small = ["--subnet", "w0.5-d0.5", "--output_dir", str(tmp_path / "small"), "--format", "elastic"]
+    assert main(["export", *here, *small]) == 0  # the length goes with it
+    assert InferenceEngine.from_pretrained(tmp_path / "small").max_length == 8
+
+
 def test_a_run_without_an_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "config.json").write_text("{}")

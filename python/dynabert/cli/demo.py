@@ -173,6 +173,7 @@ def run(args: argparse.Namespace) -> None:
 
     from dynabert.cli.demo_training import distil, fine_tune
     from dynabert.configuration.grid import subnet_grid
+    from dynabert.data.tokenisation import with_length
     from dynabert.engine import load_tokenizer
     from dynabert.finetuning import labelled_batches
     from dynabert.importance import compute_importance
@@ -226,7 +227,7 @@ def run(args: argparse.Namespace) -> None:
     answers = _answers(final, tokenizer, paired=validation.seconds is not None)
     for folder, network in {"rewired": rewired, "model": final}.items():
         network.save_pretrained(out / folder)
-        tokenizer.save_pretrained(out / folder)
+        with_length(tokenizer, encoded.max_length).save_pretrained(out / folder)
     seconds["total"] = time.perf_counter() - started
     results = _results(
         args, train, scored, encoded.num_truncated, found, latency, answers, distillation, rewired, seconds

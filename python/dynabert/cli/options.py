@@ -55,7 +55,10 @@ def add_model_options(parser: argparse.ArgumentParser, *, int8: bool = False) ->
     told = "weights' dtype; int8: the layers' on a CPU, the rest is bfloat16" if int8 else "weights' dtype"
     group.add_argument("--dtype", default="float32", choices=dtypes, help=told)
     group.add_argument(
-        "--max_seq_length", metavar="N", type=int, help="most tokens of a text; default: the model's positions"
+        "--max_seq_length",
+        metavar="N",
+        type=int,
+        help="most tokens of a text; default: as in the training, else the model's positions",
     )
     group.add_argument("--truncate", action="store_true", help="cut texts that are too long, else refuse them")
     group.add_argument("--max_batch_tokens", metavar="N", type=int, default=4096, help="most tokens of a batch")
@@ -171,6 +174,9 @@ def open_model(args: argparse.Namespace) -> tuple[ElasticBertForSequenceClassifi
     """The model and tokenizer that the options name."""
     from dynabert.engine import load_model, load_tokenizer, torch_dtype
 
+    for name in ("max_batch_tokens", "per_device_eval_batch_size", "per_device_train_batch_size"):
+        if (count := getattr(args, name, None)) is not None and count < 1:
+            raise ValueError(f"--{name} is {count}; allowed: 1 or more")
     tokenizer = load_tokenizer(args.model_name_or_path)
     int8 = args.dtype == "int8"
     dtype = torch_dtype("float32" if int8 else args.dtype)
@@ -192,8 +198,10 @@ def encode(
     ``cache``: `dynabert.data.tokenise_once`, with its folder; None: tokenised now, and not kept.
     """
     from dynabert.data import align_labels, model_labels, model_problem, tokenise
+    from dynabert.data.tokenisation import check_tokenizer, usual_length
 
     config = model.config
+    check_tokenizer(config.name_or_path or "model", tokenizer, config.vocab_size)
     positions = config.max_sequence_length
     if max_seq_length is not None and max_seq_length > positions:
         raise ValueError(f"--max_seq_length is {max_seq_length}; allowed: up to the model's {positions} positions")
@@ -201,7 +209,7 @@ def encode(
     return (tokenise if cache is None else cache)(
         aligned,
         tokenizer,
-        positions if max_seq_length is None else max_seq_length,
+        usual_length(tokenizer, positions) if max_seq_length is None else max_seq_length,
         truncate,
         token_types=None if config.type_vocab_size > 1 else False,
     )

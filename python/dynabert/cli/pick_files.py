@@ -143,20 +143,21 @@ def export_format(config: ElasticBertConfig, subnet: str) -> str:
 
 def trained_subnets(folder: str) -> list[str]:
     """The sub-networks that the checkpoint's own record names; empty where it has none."""
-    return _record(folder)[0]
+    record = _record(folder)
+    return [] if record is None else record[0]
 
 
-def _record(folder: str) -> tuple[list[str], bool]:
+def _record(folder: str) -> tuple[list[str], bool] | None:
     """The sub-networks that the checkpoint's own record names, and whether it says that nothing was trained: of a run's
-    ``rewired`` part, whose sub-networks were scored only."""
+    ``rewired`` part, whose sub-networks were scored only. None where there is no record that can be read."""
     path = Path(folder) / COMPLETE
     if not path.is_file():
-        return [], False
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return [str(row["subnet"]) for row in content["rows"]], content.get("history") == []
-    except (ValueError, KeyError, TypeError):
-        return [], False
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def say_if_untrained(folder: str, config: ElasticBertConfig, names: Sequence[str]) -> None:
@@ -167,10 +168,18 @@ def say_if_untrained(folder: str, config: ElasticBertConfig, names: Sequence[str
             f"neurons with dynabert rewire, or make it elastic with dynabert train, from {folder}"
         )
         return
-    trained, untrained = _record(folder)
+    record = _record(folder)
+    narrow = [name for name in names if name != WHOLE]
+    if record is None:
+        if narrow:
+            say(
+                f"{folder} is rewired, and holds no record of a training ({COMPLETE}): unless they were trained "
+                f"elsewhere, these narrower sub-networks are untrained: {', '.join(narrow)}; dynabert train trains them"
+            )
+        return
+    trained, untrained = record
     others = [name for name in names if name not in trained]
     if untrained:
-        narrow = [name for name in names if name != WHOLE]
         if narrow:
             say(
                 f"{folder} was rewired, and none of these sub-networks trained yet: {', '.join(narrow)}; those that "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dynabert.cli.options import UsageError, add_column_options, add_command, add_model_options
 from dynabert.cli.output import print_json, print_table, say
+from dynabert.cli.pick_files import say_if_untrained
 
 if TYPE_CHECKING:
     from dynabert.engine import InferenceEngine, Prediction
@@ -69,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
     texts = None if args.file is not None else _texts(args)
 
     from dynabert.configuration import SubnetConfig
-    from dynabert.configuration.cascade import as_cascade
+    from dynabert.configuration.cascade import Cascade, as_cascade
+    from dynabert.data.examples import TextError
     from dynabert.engine import InferenceEngine
 
     subnets = [as_cascade(text) or SubnetConfig.parse(text) for text in args.subnet or ["w1-d1"]]
@@ -81,13 +84,22 @@ def run(args: argparse.Namespace) -> None:
         max_batch_tokens=args.max_batch_tokens,
         threshold=args.threshold,
     )
+    steps = [step for one in subnets for step in (one.subnets if isinstance(one, Cascade) else (one,))]
+    say_if_untrained(args.model_name_or_path, engine.model.config, [*dict.fromkeys(map(str, steps))])
     if args.out is not None:
         _to_file(args, engine, subnets)
         return
+    source = "standard input"
+    lines: Sequence[int] | None = range(1, len(texts or ()) + 1) if args.texts == ["-"] else None
     if texts is None:
-        texts = _file_texts(args)
+        source, texts, lines = args.file, *_file_texts(args)
     names = [str(subnet) for subnet in subnets]
-    answers = engine.predict_each(texts, subnets, truncate=args.truncate)
+    try:
+        answers = engine.predict_each(texts, subnets, truncate=args.truncate)
+    except TextError as error:
+        if lines is None:
+            raise
+        raise ValueError(f"{source}: {error.named(f'the text of line {lines[error.index]}')}") from error
     if args.json:
         print_json(
             [
@@ -127,15 +139,16 @@ def _texts(args: argparse.Namespace) -> list[Any]:
     return list(zip(args.texts[::2], args.texts[1::2], strict=True))
 
 
-def _file_texts(args: argparse.Namespace) -> list[Any]:
+def _file_texts(args: argparse.Namespace) -> tuple[list[Any], tuple[int, ...] | None]:
+    """Texts or pairs, and the lines they stand at."""
     from dynabert.data import read_examples
 
     examples = read_examples(
         args.file, text_column=args.text_column, second_text_column=args.second_text_column, need_labels=False
     )
     if examples.seconds is None:
-        return list(examples.texts)
-    return list(zip(examples.texts, examples.seconds, strict=True))
+        return list(examples.texts), examples.lines
+    return list(zip(examples.texts, examples.seconds, strict=True)), examples.lines
 
 
 def _to_file(args: argparse.Namespace, engine: InferenceEngine, subnets: list[Any]) -> None:
@@ -158,6 +171,8 @@ def _to_file(args: argparse.Namespace, engine: InferenceEngine, subnets: list[An
 
 def _short(text: Any) -> str:
     joined = text if isinstance(text, str) else " | ".join(text)
+    # A terminal would obey control characters, such as those that set its colours.
+    joined = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in joined[: SHOWN_CHARACTERS + 1])
     return joined if len(joined) <= SHOWN_CHARACTERS else joined[: SHOWN_CHARACTERS - 1] + "…"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,8 @@ def run(args: argparse.Namespace) -> None:
         print_json(found.to_dict())
     else:
         show(found)
-    say(f"{found.seconds:.0f} s; {path}; what fits a limit: dynabert pick --profile {path} --max_latency_ms ...")
+    pick = f"dynabert pick --profile {shlex.quote(str(path))} --max_latency_ms ..."
+    say(f"{found.seconds:.0f} s; {path}; what fits a limit: {pick}")
 
 
 def _check_writable(path: Path) -> None:

@@ -55,7 +55,12 @@ def parse_subnets(text: str, config: ElasticBertConfig | None = None) -> list[Su
     Raises:
         ValueError: no sub-network in the text; one that cannot be read, that is named twice, or that does not fit the
             network.
+        TypeError: what is no text.
     """
+    if not isinstance(text, str):
+        raise TypeError(
+            f"subnets: a text is needed, such as 'all' or 'w1,w0.5-d0.75'; got {text!r} ({type(text).__name__})"
+        )
     subnets = (
         subnet_grid()
         if text.strip() == "all"

@@ -9,13 +9,23 @@ from pathlib import Path
 _BEGUN, _ENDED = "settings.json", "results.json"  # as `dynabert.distill.pipeline` leaves them
 
 
+def checked_source(source: object) -> str:
+    """``source`` as text; ``TypeError`` for what is neither a folder nor a hub id."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            f"from_pretrained: a network is given by its folder or hub id; got {source!r} ({type(source).__name__}); "
+            "give a str or a path"
+        )
+    return os.fspath(source)
+
+
 def network_folder(source: str | os.PathLike[str]) -> str:
     """Where the network is: the last part's folder for a run of ``dynabert train`` (``elastic`` for ``elastic/final``),
     else ``source`` as it is, a folder or a hub id.
 
     Raises ``OSError``: a run that has not ended, or whose last part is not there.
     """
-    given = os.fspath(source)
+    given = checked_source(source)
     folder = Path(given)
     if (folder / "config.json").is_file() or not (folder / _BEGUN).is_file():
         return given

@@ -136,7 +136,8 @@ class SubnetConfig:
 
 def _multiplier(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"SubnetConfig: {name} must be a number; got {value!r} ({type(value).__name__})")
+        advice = "; SubnetConfig.parse reads a sub-network's text" if isinstance(value, str) else ""
+        raise TypeError(f"SubnetConfig: {name} must be a number; got {value!r} ({type(value).__name__}){advice}")
     number = float(value)
     if not 0.0 < number <= 1.0:  # also refuses NaN
         raise ValueError(f"SubnetConfig: {name} is {number}; allowed: above 0, up to 1; use 1 for all of it")
@@ -294,7 +295,8 @@ def subnet_shape(
         shape = subnet
     else:
         raise TypeError(
-            f"subnet must be a SubnetConfig, its text form, a SubnetShape or None; got {type(subnet).__name__}"
+            "subnet must be a SubnetConfig, its text form, a SubnetShape or None; got "
+            f"{type(subnet).__name__}; for half the width give SubnetConfig(0.5) or 'w0.5'"
         )
     return _fitting(shape, layer_heads, layer_neurons)
 

@@ -110,7 +110,7 @@ def augment(
     seconds = None if examples.seconds is None else (*examples.seconds, *(copy[1] for copy in found))
     numbers = f"p {probability:g}, M {num_candidates}, N {copies}, seed {seed}"
     source = f"{examples.source} + {candidates.name}, {numbers}, digest {_digest(texts, seconds)[:12]}"
-    return replace(examples, texts=texts, seconds=seconds, labels=None, label_names=(), source=source)
+    return replace(examples, texts=texts, seconds=seconds, labels=None, label_names=(), source=source, lines=None)
 
 
 def _draw_all(

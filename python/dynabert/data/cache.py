@@ -84,7 +84,7 @@ def tokenise_once(
         return tokenise(examples, tokenizer, max_length, truncate, token_types=token_types)
     path = folder / f"{_digest(examples, tokenizer, max_length, truncate, token_types)}.safetensors"
     if not overwrite and os.path.isfile(path):  # False, where the folder may not be read
-        found = _read(path, examples)
+        found = _read(path, examples, max_length)
         if found is not None:
             return found
         say(f"{path} is damaged; it is made anew")
@@ -151,7 +151,7 @@ def _rows(numbers: npt.NDArray[np.integer], borders: list[int]) -> tuple[list[in
     return tuple(flat[start:stop] for start, stop in pairwise(borders))
 
 
-def _read(path: Path, examples: Examples) -> Encoded | None:
+def _read(path: Path, examples: Examples, max_length: int) -> Encoded | None:
     """None where the file is not what was written."""
     try:
         with safe_open(path, framework="np") as file:
@@ -172,4 +172,6 @@ def _read(path: Path, examples: Examples) -> Encoded | None:
         label_names=examples.label_names,
         source=examples.source,
         num_truncated=truncated,
+        lines=examples.lines,
+        max_length=max_length,
     )

@@ -18,6 +18,26 @@ REGRESSION = "regression"
 Labels = tuple[int, ...] | tuple[float, ...] | tuple[tuple[int, ...], ...]
 
 
+class TextError(ValueError):
+    """A text that cannot be answered.
+
+    Args:
+        told: what is wrong, in words; ``{text}`` stands for the text's name.
+        index: the text's place in the caller's list.
+    """
+
+    def __init__(self, told: str, index: int) -> None:
+        super().__init__(told, index)
+        self.index = index
+
+    def __str__(self) -> str:
+        return self.named(f"text {self.index}")
+
+    def named(self, text: str) -> str:
+        """What is wrong, for a caller who knows a better name of the text, such as its line in a file."""
+        return str(self.args[0]).replace("{text}", text)
+
+
 @dataclass(frozen=True)
 class Examples:
     """Texts (or pairs of texts) with or without labels, in the order of their source.
@@ -36,6 +56,8 @@ class Examples:
         columns: names of the columns that were read, text first, label last.
         skipped: number of bad rows left out because the caller asked for that.
         unused: names of the columns that were not read.
+        lines: the line (or, in a .parquet, the row) that each example stands at in its file, for messages; None where
+            it is not known.
     """
 
     texts: tuple[str, ...]
@@ -46,9 +68,12 @@ class Examples:
     columns: tuple[str, ...] = ()
     skipped: int = 0
     unused: tuple[str, ...] = ()
+    lines: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.texts)
+        if self.lines is not None and len(self.lines) != count:
+            raise ValueError(f"Examples: lines are {len(self.lines)} for {count} texts; allowed: {count} or None")
         if self.seconds is not None and len(self.seconds) != count:
             raise ValueError(
                 f"Examples: one second text is needed per text; got {len(self.seconds)} for {count}; allowed: "
@@ -121,6 +146,7 @@ class Examples:
             texts=tuple(self.texts[i] for i in indices),
             seconds=None if self.seconds is None else tuple(self.seconds[i] for i in indices),
             labels=None if self.labels is None else tuple(self.labels[i] for i in indices),  # type: ignore[arg-type]
+            lines=None if self.lines is None else tuple(self.lines[i] for i in indices),
         )
 
     def head(self, count: int) -> Examples:

@@ -225,12 +225,21 @@ def load_task(
     if not task.label_names:
         return found
     return Examples(
-        found.texts, found.seconds, found.labels, task.label_names, str(path), wanted.names(), found.skipped
+        found.texts,
+        found.seconds,
+        found.labels,
+        task.label_names,
+        str(path),
+        wanted.names(),
+        found.skipped,
+        lines=found.lines,
     )
 
 
 def plain_task_name(task_name: str) -> str:
     """A task's name as `TASKS` writes it, known or not: case, hyphens and underscores do not matter."""
+    if not isinstance(task_name, str):
+        raise TypeError(f"load_task: a task is given by its name; got {task_name!r} ({type(task_name).__name__})")
     return task_name.lower().replace("-", "").replace("_", "")
 
 

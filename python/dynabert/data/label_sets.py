@@ -97,8 +97,8 @@ def type_label_sets(
         names = tuple(str(number) for number in sorted({int(label) for label in used}))
     else:
         names = tuple(sorted(used))
-    if label_names is None and len({unicodedata.normalize("NFC", label) for label in used}) < len(used):
-        _refuse_look_alikes(reader, sets, column)
+    if label_names is None:
+        refuse_look_alikes(reader, sets, column)
     place = {name: index for index, name in enumerate(names)}
     rows = []
     for line, found in sets:
@@ -110,9 +110,12 @@ def type_label_sets(
     return tuple(rows), names
 
 
-def _refuse_look_alikes(reader: RowReader, sets: Sequence[tuple[int, tuple[str, ...]]], column: str) -> None:
-    """Two names of the same characters in other codes, such as an accent of its own and one that is part of a letter:
-    they would be two classes that nobody can tell apart."""
+def refuse_look_alikes(reader: RowReader, sets: Sequence[tuple[int, tuple[str, ...]]], column: str) -> None:
+    """``ValueError`` for two names of the same characters in other codes, such as an accent of its own and one that is
+    part of a letter: they would be two classes that nobody can tell apart."""
+    used = {label for _, found in sets for label in found}
+    if len({unicodedata.normalize("NFC", label) for label in used}) == len(used):
+        return
     seen: dict[str, str] = {}
     for line, found in sets:
         for label in found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Exampl
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_GENERIC = re.compile(r"LABEL_\d+")
+_GENERIC = re.compile(r"LABEL_\d+", re.ASCII)
+_NUMBER = re.compile(r"\d+", re.ASCII)  # digits of other scripts are names
 
 
 def model_problem(config: PreTrainedConfig) -> str:
@@ -67,10 +68,10 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
     elif all(name.lower() in folded for name in names) and len(folded) == len(outputs):
         places = [folded[name.lower()] for name in names]
     elif (
-        all(re.fullmatch(r"\d+", name) for name in names)
+        all(_NUMBER.fullmatch(name) for name in names)
         and max(map(int, names)) < len(outputs)
         # Where the model's names are numbers, a number that is none of them is another label, not a place.
-        and not (problem_type == MULTI_LABEL and all(re.fullmatch(r"\d+", name) for name in outputs))
+        and not (problem_type == MULTI_LABEL and all(_NUMBER.fullmatch(name) for name in outputs))
     ):
         places = [int(name) for name in names]
         if min(places) > 0:
@@ -84,7 +85,7 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
         places = list(range(len(names)))
     else:
         advice = ""
-        if all(re.fullmatch(r"\d+", name) for name in names) and {int(name) for name in names} <= set(
+        if all(_NUMBER.fullmatch(name) for name in names) and {int(name) for name in names} <= set(
             range(1, len(outputs) + 1)
         ):
             advice = (
@@ -93,7 +94,8 @@ def align_labels(examples: Examples, model_names: Sequence[str], problem_type: s
             )
         raise ValueError(
             f"{examples.source}: the classes of the data are not those of the model; the data has {_some(names)}; "
-            f"the model has {_some(outputs)}; use the model's names or the numbers 0 to {len(outputs) - 1}{advice}"
+            f"the model has {_some(outputs)}{_first_line(examples, folded)}; use the model's names or the numbers 0 to "
+            f"{len(outputs) - 1}{advice}"
         )
     if problem_type == MULTI_LABEL:
         rows: Any = examples.labels
@@ -108,6 +110,20 @@ def label_probabilities(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.floa
     """The sigmoid of a multi-label model's outputs, in float64, without overflow. A label is assigned where it is at
     the threshold or above."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))))
+
+
+def _first_line(examples: Examples, known: Collection[str]) -> str:
+    """Where the first label stands that is none of the model's names, which are in lower case; empty where that is not
+    known, or where there is none of them at all and so a row is not to blame."""
+    names = examples.label_names
+    if examples.lines is None or not any(name.lower() in known for name in names):
+        return ""
+    rows: Any = examples.labels
+    for line, label in zip(examples.lines, rows, strict=True):
+        for index in label if isinstance(label, tuple) else (label,):
+            if names[index].lower() not in known:
+                return f"; the first other one, {names[index]!r}, is in line {line}"
+    return ""
 
 
 def _some(names: Sequence[str], most: int = 20) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -35,7 +37,10 @@ class Row(NamedTuple):
 
 
 def table_format(path: str | Path) -> str:
-    """Format of a file by its name (a trailing ``.gz`` is looked through); ValueError for a name that says none."""
+    """Format of a file by its name (a trailing ``.gz`` is looked through); ValueError for a name that says none,
+    TypeError for what is no path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"read_rows: a file is given by its path; got {path!r} ({type(path).__name__})")
     name = Path(path).name.lower()
     stem = name[:-3] if name.endswith(".gz") else name
     found = _SUFFIXES.get(Path(stem).suffix)
@@ -63,9 +68,11 @@ class RowReader:
     """
 
     def __init__(self, path: str | Path, *, on_bad_row: BadRow | None = None) -> None:
+        if isinstance(path, (str, os.PathLike)) and os.path.isdir(path):
+            raise IsADirectoryError(f"read_rows: {path} is a folder; give the path of a table in it")
+        self.format = table_format(path)
         self.path = Path(path)
         self.name = str(path)
-        self.format = table_format(path)
         self._on_bad_row = on_bad_row
         self._stack = ExitStack()
         if not self.path.is_file():
@@ -213,7 +220,7 @@ class RowReader:
         except StopIteration:
             raise ValueError(f"{self.name}: the file is empty; a header line with the column names is needed") from None
         except csv.Error as error:
-            raise self.bad(1, f"not valid CSV ({error})") from error
+            raise self.bad(1, _csv_fault(error)) from error
         columns = self._check_columns(tuple(header))
 
         def rows() -> Iterator[Row]:
@@ -226,7 +233,7 @@ class RowReader:
                     return
                 except csv.Error as error:
                     # The reader cannot find the next record after a broken quote: never skipped.
-                    raise self.bad(start, f"not valid CSV ({error})") from error
+                    raise self.bad(start, _csv_fault(error)) from error
                 if not fields:
                     blank = blank or start
                     continue
@@ -255,10 +262,18 @@ class RowReader:
                 try:
                     values = _JSON.decode(text)
                 except (ValueError, RecursionError) as error:
-                    self.refuse(number, f"not a JSON object ({_json_fault(error)}); found {_short(text)}")
+                    self.refuse(
+                        number,
+                        f"not a JSON object ({_json_fault(error)}); found {_short(text)}; allowed: one object in each "
+                        "line",
+                    )
                     continue
                 if not isinstance(values, dict):
-                    self.refuse(number, f"not a JSON object but {type(values).__name__}; found {_short(text)}")
+                    self.refuse(
+                        number,
+                        f"not a JSON object but {type(values).__name__}; found {_short(text)}; allowed: one object in "
+                        "each line",
+                    )
                     continue
                 refused -= 1
                 yield Row(number, values)
@@ -317,7 +332,27 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_object)
+def _fraction(text: str) -> float:
+    """A JSON number with a point or an exponent; ``ValueError`` where a float would be infinite, or zero, in its
+    place."""
+    value = float(text)
+    digits = text.lower().partition("e")[0]
+    if math.isinf(value) or (value == 0.0 and any(digit in "123456789" for digit in digits)):
+        raise ValueError(f"the number {shown(text)} is too {'small' if value == 0.0 else 'large'} for a 64-bit float")
+    return value
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_float=_fraction)
+
+
+def _csv_fault(error: csv.Error) -> str:
+    """What the csv module refuses, in words of the file."""
+    told = str(error)
+    if "new-line character" in told:
+        return "not valid CSV (a line ends in a carriage return alone); save the file with the line end LF or CRLF"
+    if "unexpected end of data" in told:
+        return "not valid CSV (a quotation mark is opened and not closed before the file ends); close it, or double it"
+    return f"not valid CSV ({told})"
 
 
 def _json_fault(error: ValueError | RecursionError) -> str:

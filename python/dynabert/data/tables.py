@@ -5,10 +5,11 @@ Columns. A name given by the caller is taken as it is. Otherwise the header is c
 for one place are refused, never guessed.
 
 Labels. All whole numbers: classes, named by the numbers, in numeric order. All numbers, at least one with a point or an
-exponent: regression. Otherwise: classes, in alphabetical order. ``label_names`` fixes names and order (use the training
-set's for the evaluation set); where all are whole numbers, a label 01 is 1. ``problem`` overrides the kind. A list in
-the first row: several labels for each text (`dynabert.data.label_sets`); then every row has a list. In a .tsv or .csv
-``label_separator`` cuts a text into labels.
+exponent: regression. Otherwise: classes, in alphabetical order. Numbers are written with the digits 0 to 9; those of
+other scripts are text. ``label_names`` fixes names and order (use the training set's for the evaluation set); where all
+are whole numbers, a label 01 is 1. ``problem`` overrides the kind. A list in the first row: several labels for each
+text (`dynabert.data.label_sets`); then every row has a list. In a .tsv or .csv ``label_separator`` cuts a text into
+labels.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dynabert.data.label_sets import (
     are_numbers,
     check_known,
     check_length,
+    refuse_look_alikes,
     row_label_set,
     type_label_sets,
     warn_of_written_lists,
@@ -59,7 +61,7 @@ LABEL_COLUMNS = (
 
 Problem = Literal["auto", "classification", "multi_label", "regression"]
 BadRows = Literal["error", "skip"]
-_WHOLE = re.compile(r"[+-]?\d+")
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)  # digits of other scripts are names
 
 
 class Columns(NamedTuple):
@@ -257,7 +259,7 @@ def build_examples(
     if label_names is not None:
         _check_names(reader, label_names)
     if label_separator is not None:
-        if not label_separator or problem not in ("auto", "multi_label"):
+        if not isinstance(label_separator, str) or not label_separator or problem not in ("auto", "multi_label"):
             raise ValueError(
                 f"{reader.name}: label_separator is {label_separator!r} and problem {problem!r}; allowed: a text that "
                 "is not empty, for several labels of a text"
@@ -312,7 +314,8 @@ def build_examples(
     if not texts:
         if skipped is not None and skipped.count:
             raise ValueError(f"{reader.name}: all {skipped.count} rows are bad; the first: {skipped.first}")
-        raise ValueError(f"{reader.name}: no examples in it; at least one row below the header is needed")
+        needed = "line of text is needed" if reader.format == "txt" else "row below the header is needed"
+        raise ValueError(f"{reader.name}: no examples in it; at least one {needed}")
     values: Labels | None = None
     names: tuple[str, ...] = ()
     if columns.label is not None and many:
@@ -321,6 +324,8 @@ def build_examples(
         single = [found[0] for _, found in labels]
         values, names = _type_labels(single, label_names, problem)
         if label_names is None:
+            if names:
+                refuse_look_alikes(reader, labels, columns.label)
             warn_of_written_lists(reader.name, single, columns.label)
     return Examples(
         texts=tuple(texts),
@@ -331,11 +336,13 @@ def build_examples(
         columns=columns.names(),
         skipped=0 if skipped is None else skipped.count,
         unused=tuple(name for name in names_seen if name not in columns.names()),
+        lines=tuple(line for line, _ in labels),
     )
 
 
 def _check_names(reader: RowReader, label_names: Sequence[str]) -> None:
-    if isinstance(label_names, str) or not all(isinstance(name, str) for name in label_names):
+    listed_names = isinstance(label_names, Sequence) and not isinstance(label_names, str)
+    if not listed_names or not all(isinstance(name, str) for name in label_names):
         raise TypeError(f"{reader.name}: label_names are {shown(label_names)}; allowed: a list of texts")
     if not label_names or len(set(label_names)) < len(label_names):
         raise ValueError(f"{reader.name}: label_names are {shown(label_names)}; allowed: at least one, each once")
@@ -409,7 +416,7 @@ def _type_labels(
 
 
 def _as_number(label: str) -> float | None:
-    if "_" in label:  # float() takes 1_1 for 11; here it is a code
+    if "_" in label or not label.isascii():  # float() takes 1_1 for 11 and other scripts' digits; here both are names
         return None
     try:
         number = float(label)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dynabert.data.examples import Examples, Labels, check_text
+from dynabert.data.examples import Examples, Labels, TextError, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +32,8 @@ class Encoded:
         label_names: names of the classes; empty for regression and for unlabelled text.
         source: where the examples came from, for messages.
         num_truncated: how many examples were cut to the allowed length (0 unless the caller asked for cutting).
+        lines: the line that each example stands at in its file, for messages, or None.
+        max_length: the most tokens that an example was allowed to have, or None where it is not known.
     """
 
     input_ids: tuple[list[int], ...]
@@ -40,6 +42,8 @@ class Encoded:
     label_names: tuple[str, ...] = ()
     source: str = "examples"
     num_truncated: int = 0
+    lines: tuple[int, ...] | None = None
+    max_length: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -61,6 +65,7 @@ class Encoded:
             input_ids=tuple(self.input_ids[i] for i in indices),
             token_type_ids=None if self.token_type_ids is None else tuple(self.token_type_ids[i] for i in indices),
             labels=None if self.labels is None else tuple(self.labels[i] for i in indices),  # type: ignore[arg-type]
+            lines=None if self.lines is None else tuple(self.lines[i] for i in indices),
         )
 
 
@@ -132,10 +137,12 @@ class TextEncoder:
         too_long = [index for index, found in enumerate(ids) if len(found) > self.max_length]
         if too_long and not truncate:
             index = too_long[0]
-            raise ValueError(
-                f"tokenise: text {first_index + index} is too long; got {len(ids[index])} tokens"
+            raise TextError(
+                f"tokenise: {{text}} is too long; got {len(ids[index])} tokens"
                 f"{f' (and {len(too_long) - 1} more texts are too long)' if len(too_long) > 1 else ''}; "
-                f"allowed: {self.max_length}; shorten it, or cut it with truncate=True (--truncate)"
+                f"allowed: {self.max_length}; shorten it, cut it with truncate=True (--truncate), or, where the "
+                "model has more positions, allow more with max_length (--max_seq_length)",
+                first_index + index,
             )
         for index, *cut in zip(too_long, *self._lists(self._cut, [inputs[i] for i in too_long]), strict=True):
             ids[index], types[index] = cut
@@ -190,6 +197,66 @@ def tokenise(
     encoder = TextEncoder(tokenizer, max_length, token_types=token_types)
     try:
         encoded = encoder.encode(examples.texts, examples.seconds, truncate=truncate)
+    except TextError as error:
+        named = str(error) if examples.lines is None else error.named(f"the text of line {examples.lines[error.index]}")
+        raise ValueError(f"{examples.source}: {named}") from error
     except ValueError as error:
         raise ValueError(f"{examples.source}: {error}") from error
-    return replace(encoded, labels=examples.labels, label_names=examples.label_names, source=examples.source)
+    return replace(
+        encoded,
+        labels=examples.labels,
+        label_names=examples.label_names,
+        source=examples.source,
+        lines=examples.lines,
+        max_length=max_length,
+    )
+
+
+def usual_length(tokenizer: PreTrainedTokenizerBase, positions: int) -> int:
+    """Most tokens of a text where nobody says otherwise: those of the training, which the tokenizer keeps as its
+    ``model_max_length`` (`with_length`), and never more than the model's ``positions``."""
+    kept: Any = getattr(tokenizer, "model_max_length", None)
+    return min(kept, positions) if isinstance(kept, int) and kept > 0 else positions
+
+
+def with_length(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer whose ``model_max_length`` says how long the texts of a training were; the tokenizer
+    itself for None."""
+    if max_length is None or tokenizer.model_max_length == max_length:
+        return tokenizer
+    own = copy.deepcopy(tokenizer)
+    own.model_max_length = max_length
+    return own
+
+
+def check_tokenizer(call: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """``ValueError``, beginning with ``call``, for a tokenizer that has an id which a model of this size has not;
+    ``TypeError`` for what is no tokenizer."""
+    if not hasattr(tokenizer, "get_vocab"):
+        raise TypeError(
+            f"{call}: tokenizer must be a fast tokenizer; got {type(tokenizer).__name__}; load it with AutoTokenizer "
+            "from a folder that has tokenizer.json"
+        )
+    if (count := len(tokenizer)) > vocab_size:
+        raise ValueError(
+            f"{call}: the tokenizer has {count} tokens, the model {vocab_size}; use the model's own tokenizer"
+        )
+    if (largest := max(tokenizer.get_vocab().values(), default=-1)) >= vocab_size:
+        raise ValueError(
+            f"{call}: the tokenizer has the id {largest}; allowed: 0 to {vocab_size - 1}, the model's vocabulary; use "
+            "the model's own tokenizer"
+        )
+
+
+def check_ids(call: str, encoded: Encoded, vocab_size: int, positions: int) -> None:
+    """``ValueError``, beginning with ``call`` and naming the text, for token ids that a model of this size does not
+    take: an id outside its vocabulary, no token, or more than its positions."""
+    for index, ids in enumerate(encoded.input_ids):
+        if 0 < len(ids) <= positions and min(ids) >= 0 and max(ids) < vocab_size:
+            continue
+        name = f"text {index}" if encoded.lines is None else f"the text of line {encoded.lines[index]}"
+        if not 0 < len(ids) <= positions:
+            wrong = f"has {len(ids)} tokens; allowed: 1 to the model's {positions} positions"
+        else:
+            wrong = f"has the id {min(ids) if min(ids) < 0 else max(ids)}; allowed: 0 to {vocab_size - 1}"
+        raise ValueError(f"{call}: {name} of {encoded.source} {wrong}; tokenise for this model, by its own tokenizer")

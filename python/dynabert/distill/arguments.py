@@ -364,11 +364,12 @@ class DistillationArguments(TrainingArguments):
                 raise ValueError("--subnets takes the place of --widths and --depths; give one or the other")
             changes["subnets"] = tuple(parse_subnets(self.subnets))
         if self.starting_layers is not None:
-            words = [word.strip() for word in self.starting_layers.split(",")]
+            text = self.starting_layers if isinstance(self.starting_layers, str) else ""
+            words = [word.strip() for word in text.split(",")]
             if not all(word.isascii() and word.isdigit() for word in words):
                 raise ValueError(
                     f"--starting_layers is {self.starting_layers!r}; allowed: numbers of layers, from 0, between "
-                    "commas, such as 0,2,4"
+                    "commas, in one text such as '0,2,4'"
                 )
             changes["starting_layers"] = tuple(map(int, words))
         if self.final_stage is not None:

@@ -462,7 +462,7 @@ def distillation_losses(
 
 def checked_shapes(student: ElasticBertForSequenceClassification, subnets: Sequence[Subnet]) -> list[SubnetShape]:
     """The shape of each sub-network; ``ValueError`` where there is none or one twice."""
-    if isinstance(subnets, (str, SubnetConfig, SubnetShape)):
+    if subnets is None or isinstance(subnets, (str, SubnetConfig, SubnetShape)):
         raise TypeError("distillation_losses: subnets is one sub-network; give a list of them")
     shapes = [student.shape(subnet) for subnet in subnets]
     if not shapes:

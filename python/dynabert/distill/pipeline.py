@@ -20,7 +20,7 @@ from dynabert.configuration import ElasticBertConfig, SubnetConfig
 from dynabert.configuration.grid import subnet_text
 from dynabert.configuration.subnet import depth_told, subnet_shape
 from dynabert.cost import subnet_cost
-from dynabert.data.tokenisation import Encoded
+from dynabert.data.tokenisation import Encoded, check_ids, with_length
 from dynabert.distill.arguments import USUAL_RATE, DistillationArguments
 from dynabert.distill.card import versions, write_card
 from dynabert.distill.checkpoints import bring_best_here, last_checkpoint, room_warning, write_error
@@ -200,7 +200,8 @@ def train_elastic(
         args: see `DistillationArguments`; ``num_train_epochs`` and ``max_steps`` hold for each stage.
         train: labelled token ids: the teacher learns from the labels, and importance is taken on them.
         validation: labelled token ids that every sub-network is scored on, or None.
-        tokenizer: saved beside each network.
+        tokenizer: saved beside each network, with the length of the training's texts (``train.max_length``) as its
+            ``model_max_length``, which is what `dynabert.InferenceEngine` and the commands then allow by default.
         fine_tuned: True: ``model`` is the teacher as it is.
         unlabelled: token ids for the distillation stages in place of ``train`` (augmented or unlabelled text).
         rewiring: False leaves heads and neurons in their order: for comparison.
@@ -222,11 +223,15 @@ def train_elastic(
             others than the network's; a frozen parameter; what the trainer refuses.
     """
     check_classifier("train_elastic", model)
+    if not isinstance(args, DistillationArguments):
+        raise TypeError(f"train_elastic: args must be DistillationArguments; got {type(args).__name__}")
     for name, data in (("train", train), ("validation", validation), ("unlabelled", unlabelled)):
         if data is not None and not isinstance(data, Encoded):
             raise TypeError(
                 f"train_elastic: {name} must be Encoded (dynabert.data.tokenise); got {type(data).__name__}"
             )
+        if data is not None:
+            check_ids("train_elastic", data, model.config.vocab_size, model.config.max_sequence_length)
     for data in (train, validation):
         if data is not None:
             label_targets(model, data, "train_elastic")
@@ -248,6 +253,8 @@ def train_elastic(
     for line in told_parts(student_config(model.config, recipe), recipe):
         say(line)
     args = with_defaults(args, model, begun_with(out).get("arguments", {}), say)
+    if tokenizer is not None:
+        tokenizer = with_length(tokenizer, train.max_length)
     with run_lock(out, args.should_save):
         return _train_parts(
             model,

@@ -141,6 +141,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("widths", "depths"):
             values = getattr(self, name)
+            if not isinstance(values, tuple):
+                raise TypeError(f"{name} are {values!r}; allowed: a list of numbers, such as [1.0, 0.5]")
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} are {list(values)}; allowed: at least one, each once")
         if self.second_teacher not in SECOND_TEACHERS:

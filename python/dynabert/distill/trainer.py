@@ -32,7 +32,7 @@ from transformers import (
 
 from dynabert.configuration.grid import subnet_text
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, is_multi_label, label_array
-from dynabert.data.tokenisation import Encoded
+from dynabert.data.tokenisation import Encoded, check_ids
 from dynabert.distill.arguments import DistillationArguments
 from dynabert.distill.checkpoints import last_checkpoint, write_error
 from dynabert.distill.losses import (
@@ -140,6 +140,8 @@ class DistillationTrainer(Trainer):
                 raise TypeError(
                     f"DistillationTrainer: {name} must be Encoded (dynabert.data.tokenise); got {type(data).__name__}"
                 )
+            if data is not None:
+                check_ids("DistillationTrainer", data, model.config.vocab_size, model.config.max_sequence_length)
         if model.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"DistillationTrainer: the student is in {model.dtype}; allowed: float32; load it with "

@@ -45,7 +45,7 @@ def logit_sureness(logits: FloatArray, problem: str, threshold: float = 0.5) -> 
 
 
 def answer_in_turn(
-    answer: Callable[[list[Any], SubnetConfig], list[Prediction]],
+    answer: Callable[[list[Any], SubnetConfig, list[int]], list[Prediction]],
     texts: list[Any],
     cascade: Cascade,
     problem: str,
@@ -53,7 +53,8 @@ def answer_in_turn(
 ) -> list[Prediction]:
     """One answer for each text, of the first sub-network that is sure enough, or else of the last.
 
-    ``answer``: the answers of a sub-network; ``threshold`` as in `sureness`.
+    ``answer``: the answers of a sub-network to texts, whose places among all of ``texts`` it is told, for messages;
+    ``threshold`` as in `sureness`.
     """
     sureness(np.zeros((0, 1)), problem)  # refuses a regression before anything runs
     found: dict[int, Prediction] = {}
@@ -61,12 +62,7 @@ def answer_in_turn(
     for subnet, least in zip(cascade.subnets, (*cascade.least, 0.0), strict=True):
         if not going:
             break
-        try:
-            answers = answer([texts[i] for i in going], subnet)
-        except ValueError as error:
-            if len(going) == len(texts):
-                raise
-            raise ValueError(f"{error} (counted among the {len(going)} texts that went on to {subnet})") from error
+        answers = answer([texts[i] for i in going], subnet, going)
         sure = sureness(np.array([list(one.scores.values()) for one in answers]), problem, threshold)
         found.update(zip(going, answers, strict=True))
         going = [index for index, own in zip(going, sure.tolist(), strict=True) if own < least]

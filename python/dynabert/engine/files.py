@@ -17,9 +17,10 @@ from typing import IO, TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from dynabert.configuration.cascade import Cascade, answering_text
-from dynabert.data.examples import MULTI_LABEL
+from dynabert.data.examples import MULTI_LABEL, TextError
 from dynabert.data.rows import Row, RowReader, shown, table_format
 from dynabert.data.tables import find_columns, row_text
+from dynabert.engine.limits import checked_count
 from dynabert.engine.prediction import Prediction
 from dynabert.engine.requests import listed_subnets
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dynabert.configuration import Subnet
     from dynabert.engine.inference import InferenceEngine
 
+PART = ".part"  # ends the name of what is not complete
 WRITABLE = ("tsv", "csv", "jsonl")
 _JOIN = "|"  # between the labels of a multi-label answer in a .tsv or .csv
 ANSWER_COLUMNS = ("predicted_label", "predicted_score")
@@ -78,18 +80,23 @@ def predict_file(
         ValueError: a bad row (file, line, what was found); a text that is too long; a column that would be written
             twice; a value that the file cannot hold (bytes; in a .tsv a tab); a row of a .jsonl with a key that is no
             column of a .tsv or .csv.
-        FileExistsError, FileNotFoundError: the output is there, the input is not.
+        FileExistsError, FileNotFoundError: the output is there, the input or the output's folder is not.
+        OSError: the output cannot be written.
     """
     started = time.perf_counter()
+    kind = table_format(path_out)
     target = Path(path_out)
-    if table_format(target) not in WRITABLE:
+    if kind not in WRITABLE:
         raise ValueError(
             f"predict_file: cannot write {target.name!r}; allowed: .tsv, .csv or .jsonl, each also with .gz"
         )
+    if target.is_dir():
+        raise IsADirectoryError(f"predict_file: {target} is a folder; give the name of a file in it")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"predict_file: there is no folder {target.parent}; make it, or give another path")
     if target.exists() and not overwrite:
         raise FileExistsError(f"predict_file: {target} exists; give another name or ask for overwriting")
-    if lookahead < 1:
-        raise ValueError(f"predict_file: lookahead is {lookahead}; allowed: 1 or more")
+    checked_count("predict_file", "lookahead", lookahead)
     many = listed_subnets(subnets)
     if not many:
         raise ValueError(
@@ -99,7 +106,7 @@ def predict_file(
     if len(set(names)) < len(names):
         raise ValueError(f"predict_file: a sub-network is named twice in {', '.join(names)}; name each once")
     endings = [f"@{name}" for name in names] if len(names) > 1 else [""]
-    part = target.with_name(target.name + ".part")
+    part = target.with_name(target.name + PART)
     count = 0
     with RowReader(path_in) as reader:
         columns = find_columns(
@@ -107,7 +114,7 @@ def predict_file(
         )
         writer = _Writer(
             part,
-            table_format(target),
+            kind,
             reader.columns,
             endings,
             reader.name,
@@ -146,10 +153,11 @@ def _answer(
     """Answers of each sub-network."""
     try:
         return engine.predict_each(texts, subnets, truncate=truncate, progress=False)
+    except TextError as error:
+        line = rows[error.index].line
+        raise ValueError(f"{reader.name}: {error.named(f'the text of line {line}')}") from error
     except ValueError as error:
-        raise ValueError(
-            f"{reader.name}, lines {rows[0].line} to {rows[-1].line} (text 0 is line {rows[0].line}): {error}"
-        ) from error
+        raise ValueError(f"{reader.name}, lines {rows[0].line} to {rows[-1].line}: {error}") from error
 
 
 class _Writer:
@@ -178,7 +186,10 @@ class _Writer:
         clash = [column for column in added if column in columns]
         if clash:
             raise ValueError(f"predict_file: {source} already has a column {clash[0]!r}; rename it")
-        raw: Any = gzip.open(path, "wb") if compressed else path.open("wb")  # noqa: SIM115  (closed by __exit__)
+        try:
+            raw: Any = gzip.open(path, "wb") if compressed else path.open("wb")  # noqa: SIM115  (closed by __exit__)
+        except OSError as error:  # of the file that the caller named, not of the draft beside it
+            raise OSError(error.errno, error.strerror, str(path).removesuffix(PART)) from error
         self._stream: IO[str] = io.TextIOWrapper(raw, encoding="utf-8", newline="")
         self._csv = csv.writer(self._stream) if kind == "csv" else None
         self._header = [*columns, *added]

@@ -25,10 +25,11 @@ from dynabert.configuration.grid import subnet_text
 from dynabert.data.batching import token_batches
 from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from dynabert.data.labels import model_problem
-from dynabert.data.tokenisation import Encoded, TextEncoder
+from dynabert.data.tokenisation import Encoded, TextEncoder, check_ids, check_tokenizer
 from dynabert.engine.cascades import answer_in_turn
 from dynabert.engine.device import INT8, torch_dtype
 from dynabert.engine.graphs import MAX_GRAPHS, graphs_for
+from dynabert.engine.limits import checked_count, checked_length, checked_threshold
 from dynabert.engine.overlap import made_ahead
 from dynabert.engine.prediction import Prediction, interpret, output_names
 from dynabert.engine.requests import (
@@ -83,7 +84,8 @@ class InferenceEngine:
     Args:
         model: an `ElasticBertForSequenceClassification`, on the device and in the dtype it is to run in.
         tokenizer: its fast tokenizer; it is not changed.
-        max_length: most tokens of a text, special tokens included; by default (and at most) the model's positions.
+        max_length: most tokens of a text, special tokens included, up to the model's positions; by default the length
+            of its training, which `dynabert train` leaves as the tokenizer's ``model_max_length``.
         max_batch_tokens: most tokens of a batch; by default 4096 on the CPU and 32768 elsewhere. A longer text is a
             batch of its own.
         threshold: least probability at which a multi-label model assigns a label.
@@ -118,23 +120,11 @@ class InferenceEngine:
 
         check_classifier("InferenceEngine", model)
         config = model.config
-        positions = config.max_sequence_length
-        if max_length is not None and max_length > positions:
-            raise ValueError(
-                f"InferenceEngine: max_length is {max_length}; allowed: up to the model's {positions} positions"
-            )
-        if max_batch_tokens is not None and max_batch_tokens < 1:
-            raise ValueError(f"InferenceEngine: max_batch_tokens is {max_batch_tokens}; allowed: 1 or more")
-        if not 0.0 < threshold < 1.0:
-            raise ValueError(f"InferenceEngine: threshold is {threshold}; allowed: above 0 and below 1")
-        if len(tokenizer) > config.vocab_size:
-            raise ValueError(
-                f"InferenceEngine: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; use the "
-                "model's own tokenizer"
-            )
-        self._encoder = TextEncoder(
-            tokenizer, positions if max_length is None else max_length, token_types=_token_types(model, tokenizer)
-        )
+        check_tokenizer("InferenceEngine", tokenizer, config.vocab_size)
+        length = checked_length("InferenceEngine", tokenizer, config.max_sequence_length, max_length)
+        if max_batch_tokens is not None:
+            checked_count("InferenceEngine", "max_batch_tokens", max_batch_tokens)
+        self._encoder = TextEncoder(tokenizer, length, token_types=_token_types(model, tokenizer))
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.labels = output_names(config, model.classifier.out_proj.out_features)
@@ -144,7 +134,7 @@ class InferenceEngine:
                 f"InferenceEngine: problem_type is {self.problem_type!r}; allowed: {SINGLE_LABEL}, {MULTI_LABEL}, "
                 f"{REGRESSION}"
             )
-        self.threshold = threshold
+        self.threshold = checked_threshold("InferenceEngine", threshold)
         self._known: dict[tuple[Any, str], _Resolved] = {}
         # By sub-network and length. Other architectures count positions by the ids.
         self._frames: dict[tuple[SubnetShape, int, torch.device], _Frame] = {}
@@ -272,13 +262,13 @@ class InferenceEngine:
         Raises:
             TypeError: a text that is no str, a pair that is not two.
             ValueError, naming the text's index: an empty text, or one that is too long. Also: a list of sub-networks of
-            another length,
-                a sub-network that does not fit the model, single texts mixed with pairs.
+                another length, a sub-network that does not fit the model, single texts mixed with pairs.
             RuntimeError: the model was put in training mode.
         """
         if isinstance(texts, (str, tuple)):
-            return self._predict_list([texts], subnet, truncate, progress, first_index=0)[0]
-        return self._predict_list(as_list(texts), subnet, truncate, progress, first_index=0)
+            return self._predict_list([texts], subnet, truncate, progress, range(1))[0]
+        listed = as_list(texts)
+        return self._predict_list(listed, subnet, truncate, progress, range(len(listed)))
 
     def predict_each(
         self,
@@ -294,10 +284,11 @@ class InferenceEngine:
         and errors as in `predict`.
         """
         listed, each = as_list(texts, "predict_each"), listed_subnets(subnets)
+        places = range(len(listed))
         if any(as_cascade(subnet) for subnet in each):
-            return [self._predict_list(listed, subnet, truncate, progress, first_index=0) for subnet in each]
+            return [self._predict_list(listed, subnet, truncate, progress, places) for subnet in each]
         wanted = [[self._resolve_one(subnet)] * len(listed) for subnet in each]
-        return self._answers(listed, wanted, truncate, progress, first_index=0)
+        return self._answers(listed, wanted, truncate, progress, places)
 
     def predict_iter(
         self,
@@ -310,8 +301,7 @@ class InferenceEngine:
         """Answer for a stream of texts, in order, holding at most ``lookahead`` texts at a time.
 
         Texts are read ``lookahead`` at a time, sorted and packed among themselves, and answered before more are read.
-        An error in a
-        text is raised when its window is read: answers of earlier windows have been yielded by then.
+        An error in a text is raised when its window is read: answers of earlier windows have been yielded by then.
 
         Args:
             texts: any iterable, also an endless generator, of texts or pairs.
@@ -327,9 +317,7 @@ class InferenceEngine:
             raise TypeError(
                 f"predict_iter: an iterable of texts is needed; got {type(texts).__name__}; for one text use predict"
             )
-        if lookahead < 1:
-            raise ValueError(f"predict_iter: lookahead is {lookahead}; allowed: 1 or more")
-        return self._stream(iter(texts), subnet, truncate, lookahead)
+        return self._stream(iter(texts), subnet, truncate, checked_count("predict_iter", "lookahead", lookahead))
 
     def predict_file(self, path_in: str | Path, path_out: str | Path, **options: Any) -> FileSummary:
         """Answer for every row of a file and write rows and answers; see `dynabert.engine.files.predict_file`."""
@@ -351,10 +339,12 @@ class InferenceEngine:
             (N, labels), float32 (float64 for a float64 model), in the order of ``encoded``.
 
         Raises:
-            ValueError: more or fewer sub-networks than texts; one that does not fit the model.
+            ValueError: more or fewer sub-networks than texts; one that does not fit the model; ids that it does not
+                take.
         """
         if len(subnets) != len(encoded):
             raise ValueError(other_count("logits", len(subnets), len(encoded)))
+        check_ids("logits", encoded, self.model.config.vocab_size, self.model.config.max_sequence_length)
         with _bar(len(subnets), progress) as bar:
             return self._run([(encoded, [self.model.shape(subnet) for subnet in subnets])], bar)
 
@@ -380,6 +370,8 @@ class InferenceEngine:
             RuntimeError: the model was put in training mode.
         """
         for name, numbers in (("lengths", lengths), ("counts", counts)):
+            if not isinstance(numbers, Sequence):
+                raise TypeError(f"warm_up: {name} must be a list of whole numbers; got {numbers!r}")
             if any(number < 1 for number in numbers):
                 raise ValueError(f"warm_up: {name} are {list(numbers)}; allowed: 1 or more each")
         if self.model.training:
@@ -416,25 +408,31 @@ class InferenceEngine:
                         f"predict_iter: the sub-networks ended at {start + len(chosen)} and the texts go on; give "
                         "one per text"
                     )
-            yield from self._predict_list(window, chosen, truncate, False, first_index=start)
-            start += len(window)
+            places = range(start, start + len(window))
+            yield from self._predict_list(window, chosen, truncate, False, places)
+            start = places.stop
 
     def _predict_list(
-        self, texts: list[Text], subnet: Any, truncate: bool, progress: bool | None, first_index: int
+        self, texts: list[Text], subnet: Any, truncate: bool, progress: bool | None, places: Sequence[int]
     ) -> list[Prediction]:
+        """``places``: of the texts among the caller's, for messages."""
         if (cascade := as_cascade(subnet)) is not None:
             for step in cascade.subnets:  # also those to which no text may go on
                 self._resolve_one(step)
 
-            def answer(some: list[Text], one: SubnetConfig) -> list[Prediction]:
-                return self._predict_list(some, one, truncate, progress, first_index)
+            def answer(some: list[Text], one: SubnetConfig, going: list[int]) -> list[Prediction]:
+                return self._predict_list(some, one, truncate, progress, [places[index] for index in going])
 
             return answer_in_turn(answer, texts, cascade, self.problem_type, self.threshold)
-        wanted = [self._resolve(subnet, len(texts), first_index)]
-        return self._answers(texts, wanted, truncate, progress, first_index)[0]
+        return self._answers(texts, [self._resolve(subnet, places)], truncate, progress, places)[0]
 
     def _answers(
-        self, texts: list[Text], wanted: list[list[_Resolved]], truncate: bool, progress: bool | None, first_index: int
+        self,
+        texts: list[Text],
+        wanted: list[list[_Resolved]],
+        truncate: bool,
+        progress: bool | None,
+        places: Sequence[int],
     ) -> list[list[Prediction]]:
         """For each entry of ``wanted``, which has a sub-network for every text, the answers."""
         if self.model.training:
@@ -443,13 +441,13 @@ class InferenceEngine:
             )
         if not texts or not wanted:
             return [[] for _ in wanted]
-        firsts, seconds = split_pairs(texts, first_index)
+        firsts, seconds = split_pairs(texts, places[0])
         starts, times = range(0, len(texts), BLOCK_TEXTS), len(wanted)
 
         def block(start: int) -> tuple[Encoded, list[SubnetShape]]:
             some = slice(start, start + BLOCK_TEXTS)
             pairs = None if seconds is None else seconds[some]
-            encoded = self._encoder.encode(firsts[some], pairs, truncate=truncate, first_index=first_index + start)
+            encoded = self._encoder.encode(firsts[some], pairs, truncate=truncate, first_index=places[start])
             if times > 1:
                 encoded = encoded.select([*range(len(encoded))] * times)
             return encoded, [one.shape for resolved in wanted for one in resolved[some]]
@@ -463,18 +461,18 @@ class InferenceEngine:
         each = np.concatenate([one.reshape(times, -1, logits.shape[1]) for one in blocks], axis=1)
         problem, labels, threshold = self.problem_type, self.labels, self.threshold
         return [
-            interpret(rows, problem, labels, [one.text for one in resolved], threshold, first_index=first_index)
+            interpret(rows, problem, labels, [one.text for one in resolved], threshold, places=places)
             for rows, resolved in zip(each, wanted, strict=True)
         ]
 
-    def _resolve(self, subnet: Any, count: int, first_index: int) -> list[_Resolved]:
+    def _resolve(self, subnet: Any, places: Sequence[int]) -> list[_Resolved]:
         if not is_many(subnet):
-            return [self._resolve_one(subnet)] * count
+            return [self._resolve_one(subnet)] * len(places)
         many = list(subnet)
-        if len(many) != count:
-            raise ValueError(other_count("predict", len(many), count) + ", or one for all")
+        if len(many) != len(places):
+            raise ValueError(other_count("predict", len(many), len(places)) + ", or one for all")
         known: dict[Any, _Resolved] = {}  # of this call: as many as there are
-        for index, one in enumerate(many, start=first_index):
+        for index, one in zip(places, many, strict=True):
             if is_many(one):
                 raise TypeError(f"predict: sub-network {index} is no sub-network; got {type(one).__name__}")
             if one not in known:

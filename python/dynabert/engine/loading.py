@@ -29,6 +29,8 @@ def check_there(path: str | Path) -> None:
     source = str(path)
     if Path(source).is_dir():
         return
+    if Path(source).is_file():
+        raise NotADirectoryError(f"from_pretrained: {source} is a file; give the folder of a checkpoint, or a hub id")
     if _nothing_to_ask() and not _is_kept(source, "config.json"):
         if any(_is_kept(source, name) for name in _VOCABULARIES):
             return
@@ -99,13 +101,14 @@ def load_model(
             CPU.
         OSError: no such model.
     """
+    from dynabert.configuration.run_folder import checked_source
     from dynabert.engine.device import checked_device
     from dynabert.modeling import ElasticBertForSequenceClassification
 
     if int8 and not str(device).startswith("cpu"):
         raise ValueError(f"from_pretrained: int8 runs on the CPU; device is {device}; use float16 or bfloat16 there")
     target = checked_device(device)
-    check_there(path)
+    check_there(checked_source(path))
     loaded: Any = ElasticBertForSequenceClassification.from_pretrained(
         str(path), dtype=dtype, output_loading_info=True, **options
     )

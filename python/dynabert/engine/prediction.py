@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from dynabert.data.examples import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TextError
 from dynabert.data.labels import label_probabilities, model_labels
 from dynabert.data.rows import listed
 
@@ -75,7 +76,7 @@ def interpret(
     subnets: list[str],
     threshold: float = 0.5,
     *,
-    first_index: int = 0,
+    places: Sequence[int] | None = None,
 ) -> list[Prediction]:
     """Turn logits (N, labels) into predictions, in float64 so that probabilities sum to one.
 
@@ -85,15 +86,17 @@ def interpret(
         names: names of the outputs.
         subnets: text form of the sub-network of each row.
         threshold: least probability of a label that a multi-label model assigns.
-        first_index: place of the first row among all texts, for messages.
+        places: of the rows among all texts, for messages; None: from 0.
     """
     values = logits.astype(np.float64)
     if not np.isfinite(values).all():
         broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        raise ValueError(
-            f"predict: the network's outputs are not finite for {len(broken)} of {len(values)} texts (the first: text "
-            f"{first_index + broken[0]}, sub-network {subnets[broken[0]]}); its weights hold NaN or infinity, or its "
-            "dtype overflows; check the checkpoint, or run it in float32"
+        first = int(broken[0])
+        raise TextError(
+            f"predict: the network's outputs are not finite for {len(broken)} of {len(values)} texts (the first: "
+            f"{{text}}, sub-network {subnets[first]}); its weights hold NaN or infinity, or its dtype overflows; check "
+            "the checkpoint, or run it in float32",
+            first if places is None else places[first],
         )
     if problem == SINGLE_LABEL:
         exponentials = np.exp(values - values.max(axis=1, keepdims=True))

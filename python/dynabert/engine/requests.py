@@ -48,6 +48,8 @@ def split_pairs(texts: list[Text], first_index: int) -> tuple[list[str], list[st
                 f"predict: text {index} is {'a pair' if not paired else 'a single text'}, text {first_index} is not; "
                 "do not mix them"
             )
+        if isinstance(text, list):
+            raise TypeError(f"predict: text {index} is a list; allowed: a str, or a pair as a tuple: (first, second)")
         if not paired:
             firsts.append(check_text(text, f"predict: text {index}"))
             continue

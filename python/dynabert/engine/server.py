@@ -32,6 +32,7 @@ from dynabert.engine.cascades import sureness
 from dynabert.engine.inference import InferenceEngine
 from dynabert.engine.ladder import SubnetTime, measure_ladder
 from dynabert.engine.lanes import AUTO, Batch, Queue, Request
+from dynabert.engine.limits import checked_number
 from dynabert.engine.prediction import Prediction, interpret
 from dynabert.engine.requests import Text, as_list, split_pairs
 
@@ -131,11 +132,16 @@ class ElasticServer:
         max_batch_tokens: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        if not isinstance(engine, InferenceEngine):
+            raise TypeError(
+                f"ElasticServer: engine must be an InferenceEngine; got {type(engine).__name__}; make one of the model "
+                "and its tokenizer"
+            )
         if isinstance(subnets, str) or not isinstance(subnets, Sequence):
             raise ValueError(f"ElasticServer: subnets are {subnets!r}; allowed: a list of one or more sub-networks")
         if not subnets:
             raise ValueError("ElasticServer: subnets are empty; allowed: a list of one or more sub-networks")
-        if not promise_ms > 0:
+        if not checked_number("ElasticServer", "promise_ms", promise_ms) > 0:
             raise ValueError(f"ElasticServer: promise_ms is {promise_ms}; allowed: above 0")
         if max_batch_tokens is None:
             max_batch_tokens = engine.max_batch_tokens

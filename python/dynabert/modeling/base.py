@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 import dynabert_kernels as dk
 from dynabert.configuration import Subnet
 from dynabert.configuration.elastic import ElasticBertConfig
-from dynabert.configuration.run_folder import network_folder
+from dynabert.configuration.run_folder import checked_source, network_folder
 from dynabert.modeling import checkpoint
 from dynabert.modeling.encoder import PACKING, ElasticLayer
 from dynabert.modeling.hub import push_folder
@@ -315,9 +315,9 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
 
         Raises ``OSError`` when there is no such checkpoint, ``ValueError`` when a file is broken, a tensor is missing,
         unknown or of another shape than the configuration says, or the network is of a kind that cannot be run;
-        ``TypeError`` for an unknown argument.
+        ``TypeError`` for an unknown argument, and for what is neither a folder nor a hub id.
         """
-        source = os.fspath(pretrained_model_name_or_path)
+        source = checked_source(pretrained_model_name_or_path)
         if not kwargs.get("subfolder"):
             source = network_folder(source)
         checkpoint.check_source(source)

@@ -52,7 +52,8 @@ def weight_files(source: str, hub: Mapping[str, Any], use_safetensors: bool | No
         if (index := find(source, f"{name}.index.json", hub)) is not None:
             return _shards(source, index, hub)
     looked = " or ".join(f"{name}, {name}.index.json" for name in wanted)
-    raise OSError(f"from_pretrained: {source} has no weights; looked for {looked}")
+    onnx = "; its model.onnx is for ONNX Runtime" if (Path(source) / "model.onnx").is_file() else ""
+    raise OSError(f"from_pretrained: {source} has no weights; looked for {looked}{onnx}")
 
 
 def _shards(source: str, index: Path, hub: Mapping[str, Any]) -> list[Path]:

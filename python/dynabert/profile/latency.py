@@ -82,7 +82,7 @@ def measure_latency(
         ValueError: a count below 1; ``seq_length`` beyond the model's positions; no sub-network, or one named twice.
     """
     check_classifier("measure_latency", model)
-    if isinstance(subnets, (str, SubnetConfig, SubnetShape)):
+    if subnets is None or isinstance(subnets, (str, SubnetConfig, SubnetShape)):
         raise TypeError("measure_latency: subnets is one sub-network; give a list of them")
     for name, value, least in (("batch_size", batch_size, 1), ("rounds", rounds, 1), ("warmup", warmup, 0)):
         if value < least:
