@@ -246,6 +246,11 @@ def train_elastic(
             f"{unlabelled.source}, which has no labels; leave one out: --label_weights, or --unlabelled_file and "
             "--augment"
         )
+    if validation is None and args.save_strategy == "best":
+        raise ValueError(
+            "train: --save_strategy is best and there is no labelled text to score, so no checkpoint would ever be "
+            "written; allowed: epoch, steps or no; or give --validation_file"
+        )
     for line in told_parts(student_config(model.config, recipe), recipe):
         say(line)
     args = with_defaults(args, model, begun_with(out).get("arguments", {}), say)
