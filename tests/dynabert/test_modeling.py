@@ -553,3 +553,15 @@ def test_embeddings_can_be_resized() -> None:
     assert model.config.vocab_size == 64
     assert model.get_input_embeddings().weight.shape == (64, 24)
     assert model(input_ids=torch.tensor([[63, 1]])).logits.shape == (1, 3)
+
+
+def test_a_problem_type_or_a_head_that_there_is_not_is_refused() -> None:
+    """Labels of an unknown kind were learned as if a text had several."""
+    model = ElasticBertForSequenceClassification(CONFIGS["bert"](**TINY))
+    model.config.problem_type = "single_label"
+    with pytest.raises(
+        ValueError, match="problem_type is 'single_label'; allowed: None, 'single_label_classification'"
+    ):
+        model(input_ids=torch.tensor([[5, 6]]), labels=torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="num_labels is 0; allowed: 1 or more"):
+        ElasticBertForSequenceClassification(CONFIGS["bert"](**{**TINY, "num_labels": 0}))
