@@ -21,6 +21,7 @@ from dynabert.data.labels import label_probabilities, model_labels, model_proble
 from dynabert.data.metrics import AGREEMENT, compute_metric, default_metrics, majority_score
 from dynabert.data.tokenisation import Encoded, check_ids
 from dynabert.modeling.model import check_classifier
+from dynabert.modeling.modes import evaluating
 from dynabert.modeling.stacking import stack
 from dynabert_kernels import Plan, SubnetShape
 
@@ -98,34 +99,28 @@ def compute_logits(
     lengths = encoded.lengths
     places: list[int] = []
     found: list[list[torch.Tensor]] = [[] for _ in shapes]
-    training = model.training
     stacked = model.device.type != "cpu" if stacked is None else stacked
-    model.eval()
-    try:
-        total = len(lengths) * len(shapes)
-        with (
-            torch.inference_mode(),
-            tqdm(
-                total=total, unit=" texts", desc="evaluate", disable=None if progress is None else not progress
-            ) as bar,
-        ):
-            for run in token_batches(lengths, max_batch_tokens, max_sequences=max_batch_size):
-                batch, _ = model.pack(*encoded.rows(run))
-                seqlens = [lengths[i] for i in run]
-                if stacked:
-                    copies = stack(batch, seqlens, shapes)
-                    both = model(batch=copies.batch, plan=copies.plan).logits.view(len(shapes), len(run), -1)
-                    for own, logits in zip(both.unbind(), found, strict=True):
-                        logits.append(own)
-                    bar.update(len(run) * len(shapes))
-                else:
-                    for shape, logits in zip(shapes, found, strict=True):
-                        plan = Plan.uniform(shape, seqlens, device=model.device)
-                        logits.append(model(batch=batch, plan=plan).logits)
-                        bar.update(len(run))
-                places += run
-    finally:
-        model.train(training)
+    total = len(lengths) * len(shapes)
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        tqdm(total=total, unit=" texts", desc="evaluate", disable=None if progress is None else not progress) as bar,
+    ):
+        for run in token_batches(lengths, max_batch_tokens, max_sequences=max_batch_size):
+            batch, _ = model.pack(*encoded.rows(run))
+            seqlens = [lengths[i] for i in run]
+            if stacked:
+                copies = stack(batch, seqlens, shapes)
+                both = model(batch=copies.batch, plan=copies.plan).logits.view(len(shapes), len(run), -1)
+                for own, logits in zip(both.unbind(), found, strict=True):
+                    logits.append(own)
+                bar.update(len(run) * len(shapes))
+            else:
+                for shape, logits in zip(shapes, found, strict=True):
+                    plan = Plan.uniform(shape, seqlens, device=model.device)
+                    logits.append(model(batch=batch, plan=plan).logits)
+                    bar.update(len(run))
+            places += run
     results: dict[str, npt.NDArray[np.floating]] = {}
     for name, logits in zip(names, found, strict=True):
         joined = torch.cat(logits)

@@ -124,6 +124,7 @@ def fine_tune(
     losses: list[float] = []
     generators = [model.device] if model.device.type != "cpu" else []
     seen = 0
+    optimizer.zero_grad(set_to_none=True)  # a gradient that was left behind is no part of the first step
     model.train()
     try:
         with (

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.modeling import ElasticBertForSequenceClassification
 from dynabert.modeling.model import check_classifier
+from dynabert.modeling.modes import evaluating
 from dynabert_kernels import Plan
 
 MODES = ("per_batch", "accumulated", "reference")
@@ -111,7 +112,7 @@ def compute_importance(
     total: list[Tensor] | None = None
     running: list[Tensor] | None = None
     count = 0
-    with _evaluating(model):
+    with _differentiating(model):
         for count, batch in enumerate(tqdm(batches, desc="importance", disable=not progress), 1):
             signed = _signed_scores(model, batch, count - 1)
             # Weights stand still, so scores are linear in the gradient: sums of scores are scores of sums.
@@ -185,17 +186,14 @@ def _check_whole(config: ElasticBertConfig, batch: Mapping[str, Any], number: in
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _differentiating(model: nn.Module) -> Iterator[None]:
     """Eval mode with gradients for all parameters; every flag is put back."""
-    training = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    for parameter, _ in wanted:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
+    with evaluating(model):
+        for parameter, _ in wanted:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter, flag in wanted:
+                parameter.requires_grad_(flag)

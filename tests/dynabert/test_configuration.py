@@ -315,6 +315,16 @@ def test_architectures_differ_where_they_should() -> None:
         ({"elastic": {"format": 1, "layer_heads": [4, 4]}}, "layer_heads has 2 entries, num_hidden_layers is 4"),
         ({"elastic": {"format": 1, "layer_heads": [4, 0, 4, 4]}}, "layer_heads is .4, 0, 4, 4.; allowed: 1 or more"),
         ({"elastic": {"format": 1, "depth_rule": "first"}}, "depth_rule is 'first'"),
+        ({"elastic": {"format": 1, "layer_heads": [4.0] * 4}}, "layer_heads is .4.0, .*; allowed: whole numbers"),
+        (
+            {"hidden_dropout_prob": 1.0},
+            "hidden_dropout_prob is 1.0; allowed: a number from 0 up to but not including 1",
+        ),
+        ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob is -0.1"),
+        ({"classifier_dropout": 1.0}, "classifier_dropout is 1.0"),  # a division by zero once it trained
+        ({"layer_norm_eps": -1.0}, "layer_norm_eps is -1.0; allowed: a number, 0 or more"),
+        ({"pad_token_id": 99}, "the padding token is 99 and vocab_size 61; allowed: a pad_token_id of the vocabulary"),
+        ({"problem_type": "single_label"}, "problem_type is 'single_label'; allowed: None, 'single_label_class"),
     ],
 )
 def test_networks_that_cannot_be_run(changes: dict[str, Any], message: str) -> None:

@@ -181,6 +181,8 @@ def test_refusals(tmp_path: Path) -> None:
         distillation_losses(student, teacher, batch, ["w1"], teacher_width="wide")
     with pytest.raises(ValueError, match="step is 'all'; allowed: 'stacked', 'loop'"):
         distillation_losses(student, teacher, batch, ["w1"], step="all")
+    with pytest.raises(ValueError, match=r"the batch says subnet 'w0\.5'; allowed: tokens alone; name the sub-net"):
+        distillation_losses(student, teacher, batch | {"subnet": "w0.5"}, ["w1"])
     with pytest.raises(ValueError, match="leave no loss"):
         distillation_losses(student, teacher, batch, ["w1"], 0.0, 0.0)
     with pytest.raises(ValueError, match="put both in one dtype"):

@@ -474,6 +474,15 @@ def test_an_option_that_would_do_nothing_is_refused(tmp_path: Path, option: dict
         arguments(tmp_path, **option)
 
 
+def test_a_float64_network_stays_one(tmp_path: Path) -> None:
+    """Stages open what the one before wrote; they must not go on in float32 in silence."""
+    model = elastic(plain_model("bert"), tmp_path / "start", torch.float64)
+    options: dict[str, Any] = SMALL | {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    found = train_elastic(model, arguments(tmp_path / "run", **options), texts(8), texts(4), say=lambda _: None)
+    for part in found:
+        assert ElasticBertForSequenceClassification.from_pretrained(part.folder, dtype="auto").dtype == torch.float64
+
+
 def test_an_option_that_says_what_is_done_anyway_is_taken(tmp_path: Path) -> None:
     given: dict[str, Any] = {
         "label_names": ["labels"],

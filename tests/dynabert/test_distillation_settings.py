@@ -46,6 +46,13 @@ def test_a_teacher_of_no_width_is_refused_before_anything_is_trained(
     assert not (tmp_path / "out").exists()
 
 
+def test_checkpoints_of_the_best_need_something_to_score(tmp_path: Path) -> None:
+    """None would be written, and a run that is cut would begin anew."""
+    with pytest.raises(ValueError, match="--save_strategy is best and there is no labelled text to score"):
+        train_elastic(network(tmp_path), arguments(tmp_path / "run", save_strategy="best"), texts(8))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -12,6 +12,8 @@ import torch
 from dynabert.configuration.grid import parse_subnets, subnet_grid, subnet_text
 from dynabert.data import Encoded, Examples, tokenise
 from dynabert.evaluation import compute_logits, evaluate, fidelity, paired_difference
+from dynabert.profile import measure_latency
+from dynabert.profile.remeasure import remeasure
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
 
@@ -83,6 +85,17 @@ def test_mode_is_put_back(training: bool) -> None:
     with pytest.raises(ValueError, match="width_mult"):
         evaluate(model, encoded(), ["w0.3"])
     assert model.training is training
+
+
+def test_the_mode_of_each_module_is_put_back() -> None:
+    """A module that was put in eval mode for good stays in it, in a model that trains."""
+    model = tiny_model().train()
+    model.encoder.layers[1].eval()
+    modes = [module.training for module in model.modules()]
+    evaluate(model, encoded(), ["w1"])
+    measure_latency(model, ["w1"], seq_length=4, rounds=1, warmup=0)
+    remeasure(model, [model.shape("w1")], 1, 4, rounds=1, warmup=0)
+    assert [module.training for module in model.modules()] == modes
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,18 @@ def test_it_learns(num_labels: int) -> None:
     assert score.score > (0.8 if num_labels == 1 else 0.9)
 
 
+def test_a_gradient_that_was_left_behind_is_not_learned_from() -> None:
+    runs = []
+    for left in (False, True):
+        model = fresh()
+        if left:
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+        fine_tune(model, data(), arguments(num_train_epochs=1))
+        runs.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
 def test_same_seed_same_weights_and_the_callers_random_state_stands() -> None:
     before = torch.random.get_rng_state()
     runs = []

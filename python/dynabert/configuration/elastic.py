@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from numbers import Integral
 from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -23,6 +25,7 @@ ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu"]] = {
     "relu": "relu",
 }
 
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 MPNET_BUCKETS = 32  # transformers' MPNet computes its buckets with 32, whatever the configuration says
 ELASTIC_FORMAT = 1
 _WRITER_KEYS = ("model_type", "transformers_version", "architectures", "auto_map")
@@ -58,7 +61,8 @@ class ElasticBertConfig(PreTrainedConfig):
 
     Make one from a plain configuration with :meth:`from_plain`. Raises ``ValueError`` for what the kernels cannot run:
     decoders, cross-attention, other position embeddings than absolute, other activations than gelu, gelu_new,
-    gelu_pytorch_tanh and relu, quantised checkpoints; and for sizes that contradict each other.
+    gelu_pytorch_tanh and relu, quantised checkpoints; for numbers out of range and an unknown ``problem_type``; and for
+    sizes that contradict each other.
     """
 
     model_type = "elastic_bert"
@@ -154,7 +158,30 @@ class ElasticBertConfig(PreTrainedConfig):
             raise ValueError(f"{name}: hidden_act is {self.hidden_act!r}; allowed: {', '.join(map(repr, ACTIVATIONS))}")
         if self.depth_rule not in DEPTH_RULES:
             raise ValueError(f"{name}: depth_rule is {self.depth_rule!r}; allowed: {', '.join(map(repr, DEPTH_RULES))}")
+        if (problem := getattr(self, "problem_type", None)) is not None and problem not in PROBLEM_TYPES:
+            raise ValueError(
+                f"{name}: problem_type is {problem!r}; allowed: None, {', '.join(map(repr, PROBLEM_TYPES))}"
+            )
+        self._check_numbers(name)
         self._check_sizes(name)
+
+    def _check_numbers(self, name: str) -> None:
+        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            value = getattr(self, key)
+            if value is None and key == "classifier_dropout":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}: {key} is {value!r}; allowed: a number from 0 up to but not including 1")
+        eps = self.layer_norm_eps
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0.0 <= eps < math.inf:
+            raise ValueError(f"{name}: layer_norm_eps is {eps!r}; allowed: a number, 0 or more")
+        if self.type_vocab_size < 0:
+            raise ValueError(f"{name}: type_vocab_size is {self.type_vocab_size}; allowed: 0 or more")
+        if self.padding_idx >= self.vocab_size:
+            raise ValueError(
+                f"{name}: the padding token is {self.padding_idx} and vocab_size {self.vocab_size}; allowed: a "
+                "pad_token_id of the vocabulary, or None"
+            )
 
     def _check_sizes(self, name: str) -> None:
         if self.num_hidden_layers < 1:
@@ -166,6 +193,8 @@ class ElasticBertConfig(PreTrainedConfig):
                     f"{name}: {key} has {len(values)} entries, num_hidden_layers is {self.num_hidden_layers}; "
                     "give one for each layer; to run fewer layers use a sub-network, not another configuration"
                 )
+            if not all(isinstance(value, Integral) for value in values):
+                raise ValueError(f"{name}: {key} is {list(values)}; allowed: whole numbers")
             if min(values) < (0 if key == "layer_index" else 1):
                 raise ValueError(f"{name}: {key} is {list(values)}; allowed: 1 or more in each layer")
         for key in ("vocab_size", "hidden_size", "head_dim", "max_position_embeddings"):

@@ -479,6 +479,11 @@ def checked_shapes(student: ElasticBertForSequenceClassification, subnets: Seque
 def _packed(model: ElasticBertForSequenceClassification, batch: Mapping[str, Any]) -> PackedBatch:
     if not isinstance(batch, Mapping):
         raise TypeError(f"distillation_losses: batch must be a mapping of tensors; got {type(batch).__name__}")
+    if batch.get("subnet") is not None:
+        raise ValueError(
+            f"distillation_losses: the batch says subnet {batch['subnet']!r}; allowed: tokens alone; name the "
+            "sub-networks in subnets"
+        )
     if "batch" in batch:
         return batch["batch"]
     return pack_padded(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
@@ -250,6 +251,11 @@ def train_elastic(
             f"{unlabelled.source}, which has no labels; leave one out: --label_weights, or --unlabelled_file and "
             "--augment"
         )
+    if validation is None and args.save_strategy == "best":
+        raise ValueError(
+            "train: --save_strategy is best and there is no labelled text to score, so no checkpoint would ever be "
+            "written; allowed: epoch, steps or no; or give --validation_file"
+        )
     for line in told_parts(student_config(model.config, recipe), recipe):
         say(line)
     args = with_defaults(args, model, begun_with(out).get("arguments", {}), say)
@@ -314,7 +320,7 @@ def _train_parts(
             teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say, callbacks
         )
     )
-    teacher = _open(teacher_folder)
+    teacher = _open(teacher_folder, model.dtype)
 
     rewired_folder = out / "rewired"
     with args.main_process_first(local=False, desc="rewired"):
@@ -343,8 +349,8 @@ def _train_parts(
         # from the fine-tuned one too. Both are taken in rewired order, so that a teacher at the student's width is its
         # leading part too. The fine-tuned network keeps all its layers also where the student starts from some.
         from_first = stage.name == "width" or recipe.second_teacher == "fine_tuned"
-        guide = None if stage.labels else _open(rewired_folder if from_first else previous)
-        student = _open(previous)
+        guide = None if stage.labels else _open(rewired_folder if from_first else previous, model.dtype)
+        student = _open(previous, model.dtype)
         if previous == rewired_folder:
             student = _started(student, recipe)
         data = train if stage.labels or unlabelled is None else unlabelled
@@ -405,7 +411,7 @@ def run_stage(
             clock.write()
     if trainer.is_world_process_zero():
         best = trainer.state.best_model_checkpoint
-        chosen = student if best is None else _open(Path(best))
+        chosen = student if best is None else _open(Path(best), student.dtype)
         rows = _scores(chosen, validation, stage, metric)
         _finish(folder, chosen, tokenizer, rows, clock.seconds(), args, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
@@ -423,8 +429,10 @@ def _started(model: ElasticBertForSequenceClassification, recipe: Recipe) -> Ela
     return model if recipe.starting_layers is None else model.extract(starting_shape(model.config, recipe))
 
 
-def _open(folder: Path) -> ElasticBertForSequenceClassification:
-    return ElasticBertForSequenceClassification.from_pretrained(folder)
+def _open(folder: Path, dtype: torch.dtype) -> ElasticBertForSequenceClassification:
+    """A part's network in the run's ``dtype``: half precision is stored weights alone, and trains in float32."""
+    wide = dtype if dtype == torch.float64 else torch.float32
+    return ElasticBertForSequenceClassification.from_pretrained(folder, dtype=wide)
 
 
 def _is_complete(folder: Path) -> bool:

@@ -50,8 +50,9 @@ def export_subnet(
 
     The folder is written beside its place, opened again by the tool that will open it, and compared with ``model``
     running ``subnet``: real texts where there is a tokenizer, and random ids of several lengths up to the longest.
-    Logits may differ by 1e-4 (by eight float32 roundings of the largest logit where that is more). Only then is it
-    renamed into place: a refused, failed or interrupted export leaves nothing, and what was there stays.
+    Logits may differ by 1e-4, or 2^-16 of what the head's weights can make of them where that is less (by eight float32
+    roundings of the largest logit in any case). Only then is it renamed into place: a refused, failed or interrupted
+    export leaves nothing, and what was there stays.
 
     ``model``: any elastic classifier; it is not changed. ``tokenizer``: saved beside the weights; None for none.
     ``subnet``: a ``SubnetConfig``, its text form, a ``SubnetShape``, or None for the whole network.

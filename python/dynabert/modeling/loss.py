@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynabert.configuration.elastic import ElasticBertConfig
+from dynabert.configuration.elastic import PROBLEM_TYPES, ElasticBertConfig
 
 IGNORED_LABEL = -100
 _INTEGERS = (torch.int64, torch.int32)
@@ -14,8 +14,13 @@ _INTEGERS = (torch.int64, torch.int32)
 
 def problem_type(config: ElasticBertConfig, labels: Tensor) -> str:
     """``config.problem_type``; where that is None, transformers' rule: one label is regression, integer labels are
-    classes, the rest is multi-label. Unlike there, the configuration is not changed."""
+    classes, the rest is multi-label. Unlike there, the configuration is not changed. ``ValueError`` for another one:
+    it may have been set since the model was made."""
     if config.problem_type is not None:
+        if config.problem_type not in PROBLEM_TYPES:
+            raise ValueError(
+                f"problem_type is {config.problem_type!r}; allowed: None, {', '.join(map(repr, PROBLEM_TYPES))}"
+            )
         return config.problem_type
     if config.num_labels == 1:
         return "regression"

@@ -255,6 +255,10 @@ class ElasticBertForSequenceClassification(ElasticBertPreTrainedModel):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
+        if self.config.num_labels is None or self.config.num_labels < 1:
+            raise ValueError(
+                f"{type(self).__name__}: num_labels is {self.config.num_labels}; allowed: 1 or more; give num_labels"
+            )
         self.num_labels = self.config.num_labels
         self.encoder = ElasticBertModel(self.config, add_pooling_layer=self.config.architecture == "bert")
         self.classifier = ElasticClassificationHead(self.config)

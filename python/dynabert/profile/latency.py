@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from dynabert.configuration import Subnet, SubnetConfig
 from dynabert.configuration.grid import subnet_text
 from dynabert.modeling.model import check_classifier
+from dynabert.modeling.modes import evaluating
 from dynabert.profile.served_pass import ServedPass
 from dynabert_kernels import SubnetShape
 
@@ -97,30 +98,24 @@ def measure_latency(
     chance = random.Random(seed)
     sequences = [[chance.randrange(model.config.vocab_size) for _ in range(seq_length)] for _ in range(batch_size)]
     times: list[list[float]] = [[] for _ in names]
-    training = model.training
-    model.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            tqdm(
-                total=rounds, unit=" rounds", desc="latency", disable=None if progress is None else not progress
-            ) as bar,
-        ):
-            served = ServedPass(model, sequences)
-            calls = [served.of(model.shape(subnet)) for subnet in subnets]
-            for _ in range(warmup):
-                for call in calls:
-                    call()
-            _wait(model.device)
-            for _ in range(rounds):
-                for index in chance.sample(range(len(calls)), len(calls)):
-                    start = time.perf_counter()
-                    calls[index]()
-                    _wait(model.device)
-                    times[index].append(1e3 * (time.perf_counter() - start))
-                bar.update()
-    finally:
-        model.train(training)
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        tqdm(total=rounds, unit=" rounds", desc="latency", disable=None if progress is None else not progress) as bar,
+    ):
+        served = ServedPass(model, sequences)
+        calls = [served.of(model.shape(subnet)) for subnet in subnets]
+        for _ in range(warmup):
+            for call in calls:
+                call()
+        _wait(model.device)
+        for _ in range(rounds):
+            for index in chance.sample(range(len(calls)), len(calls)):
+                start = time.perf_counter()
+                calls[index]()
+                _wait(model.device)
+                times[index].append(1e3 * (time.perf_counter() - start))
+            bar.update()
     dtype = "int8" if model.has_int8_weights else str(model.dtype).removeprefix("torch.")
     rows = []
     for name, taken in zip(names, times, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from dynabert.modeling.modes import evaluating
 from dynabert.profile.measuring import ModelTimer
 from dynabert.profile.timing import Sample, compared_time, typical_quantile, typical_times
 from dynabert_kernels import SubnetShape
@@ -54,20 +55,15 @@ def remeasure(
     if not 1 <= seq_length <= model.config.max_sequence_length:
         raise ValueError(f"remeasure: seq_length is {seq_length}; allowed: 1 to {model.config.max_sequence_length}")
     chance = random.Random(seed)
-    training = model.training
-    model.eval()
     taken: dict[int, list[Sample]] = {index: [] for index in range(len(shapes))}
-    try:
-        with torch.inference_mode():
-            timer = ModelTimer(model, batch_size, seq_length, chance)
-            for _ in range(warmup):
-                for shape in shapes:
-                    timer(shape)
-            for _ in range(rounds):
-                for index in chance.sample(range(len(shapes)), len(shapes)):
-                    taken[index].append(timer(shapes[index]))
-    finally:
-        model.train(training)
+    with evaluating(model), torch.inference_mode():
+        timer = ModelTimer(model, batch_size, seq_length, chance)
+        for _ in range(warmup):
+            for shape in shapes:
+                timer(shape)
+        for _ in range(rounds):
+            for index in chance.sample(range(len(shapes)), len(shapes)):
+                taken[index].append(timer(shapes[index]))
     quantile = typical_quantile(taken)
     return [
         Remeasured(
