@@ -24,7 +24,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification, ElasticBertModel, Importance, rewire
+from dynabert import (
+    ElasticBertConfig,
+    ElasticBertForSequenceClassification,
+    ElasticBertModel,
+    Importance,
+    compute_importance,
+    rewire,
+)
 from dynabert.modeling.names import to_plain
 from tests.dynabert.tiny_networks import CONFIGS, TINY, close, padded_batch, plain_model
 
@@ -540,3 +547,31 @@ def test_plain_state_dicts_that_do_not_fit(plain: PreTrainedModel) -> None:
     gone = next(name for name in state if "layer.1.output.dense.weight" in name)
     with pytest.raises(RuntimeError, match=r"layers.1.ffn_out_weight"):
         model.load_state_dict({name: tensor for name, tensor in state.items() if name != gone})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files are those of POSIX")
+def test_a_saved_network_may_be_read_by_whom_the_umask_lets(folder: Path, tmp_path: Path) -> None:
+    model = ElasticBertForSequenceClassification.from_pretrained(folder)
+    inputs = {"input_ids": torch.tensor([[1, 5, 9, 2]]), "labels": torch.tensor([1])}
+    before = os.umask(0o027)
+    try:
+        rewire(model, compute_importance(model, [inputs])).save_pretrained(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir() if path.is_file()}
+    assert {"model.safetensors", "elastic.safetensors", "config.json"} <= modes.keys()
+    assert set(modes.values()) == {0o640}
+
+
+def test_weights_that_may_not_be_read_are_told_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that they are not there; and of the file, by name."""
+    real = Path.open
+
+    def refused(self: Path, *rest: Any, **named: Any) -> Any:
+        if self.name == "model.safetensors":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(PermissionError, match=r"Permission denied: .*model\.safetensors"):
+        ElasticBertForSequenceClassification.from_pretrained(folder)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dynabert.configuration.elastic import ElasticBertConfig
@@ -327,6 +326,6 @@ def save_orders(
         tensors = {name: order.contiguous() for name, order in orders.items()}
         if scores is not None:
             tensors |= {name: score.cpu().contiguous() for name, score in zip(_SCORES, scores, strict=True)}
-        save_file(tensors, aside)
+        files.write_tensors(aside, tensors)
     else:
         aside.unlink(missing_ok=True)

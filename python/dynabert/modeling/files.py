@@ -75,10 +75,13 @@ def _shards(source: str, index: Path, hub: Mapping[str, Any]) -> list[Path]:
 def read_tensors(paths: list[Path]) -> dict[str, Tensor]:
     """All tensors of the files, in memory of their own (a mapped file would follow later changes on disk).
 
-    Pickles are read with ``weights_only=True``. Raises ``ValueError`` naming a file that is cut short or broken.
+    Pickles are read with ``weights_only=True``. Raises ``ValueError`` naming a file that is cut short or broken, and
+    ``OSError`` for one that may not be read.
     """
     tensors: dict[str, Tensor] = {}
     for path in paths:
+        with path.open("rb"):  # a file that may not be read is not there, as safetensors says it
+            pass
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt") as file:
@@ -93,6 +96,15 @@ def read_tensors(paths: list[Path]) -> dict[str, Tensor]:
     return tensors
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file that others may read as the process's umask says; the library's are their owner's
+    alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata=metadata)
+    path.chmod(mode)
+
+
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_size: int | str) -> None:
     """Writes ``model.safetensors``, or shards and their index, and removes what an earlier save left there."""
     split = split_torch_state_dict_into_shards(
@@ -101,7 +113,7 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], max_shard_size: i
     for name, keys in split.filename_to_tensors.items():
         # Beside, then renamed: the file may be the one that another process has mapped.
         part = folder / f"{name}.part"
-        save_file({key: tensors[key].contiguous() for key in keys}, part, metadata={"format": "pt"})
+        write_tensors(part, {key: tensors[key].contiguous() for key in keys}, {"format": "pt"})
         part.replace(folder / name)
     index = folder / f"{SAFE_WEIGHTS}.index.json"
     if split.is_sharded:
