@@ -130,7 +130,7 @@ def test_a_run_starts_from_them(tmp_path: Path, more: dict[str, Any]) -> None:
     assert recipe["starting_layers"] == [0, 2, 3]
     with pytest.raises(ValueError, match=r"recipe\.starting_layers was \[0, 2, 3\], now None"):
         train_elastic(
-            network(tmp_path), arguments(tmp_path / "run", **SMALL | {"depths": [1.0, 0.67]}), texts(16), texts(8)
+            network(tmp_path), arguments(tmp_path / "run", **SMALL | {"depths": [1.0, 0.75]}), texts(16), texts(8)
         )
 
 

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from dynabert import ElasticBertForSequenceClassification, Importance, rewire
+from dynabert.modeling import inputs
 from tests.dynabert.test_hugging_face import Hub
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
@@ -133,8 +134,10 @@ def test_the_best_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert own.evaluate()["eval_mean"] == pytest.approx(max(by_epoch.values()), rel=1e-5)
 
 
-def test_bf16_on_a_cpu(tmp_path: Path) -> None:
-    """Weights and answers stay float32; the products are taken in bfloat16, so the losses differ a little."""
+def test_bf16_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights and answers stay float32, and so do the layers, which is said; the head's products are taken in bfloat16,
+    so the losses differ a little."""
+    monkeypatch.setattr(inputs, "_said", set())
     losses = []
     for half in (False, True):
         model = tiny_model(num_labels=3)
@@ -142,6 +145,11 @@ def test_bf16_on_a_cpu(tmp_path: Path) -> None:
         losses.append(own.train().training_loss)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         assert own.predict(examples(SINGLE)).predictions.dtype == np.float32  # type: ignore[arg-type]
+        told = [record.getMessage() for record in caplog.records if "autocast" in record.getMessage()]
+        assert len(told) == half  # once
+    assert told[0].startswith(
+        "autocast to bfloat16 is on (as with bf16=True in transformers' Trainer): the layers comp"
+    )
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 

@@ -268,6 +268,20 @@ def _say_once_first_column_masked() -> None:
         )
 
 
+def say_once_of_autocast(weight: Tensor) -> None:
+    """Under autocast to another dtype than the weights': it saves no time, and who asked for it is to know."""
+    asked = torch.get_autocast_dtype(weight.device.type)
+    if asked != weight.dtype and "autocast" not in _said:
+        _said.add("autocast")
+        logger.warning(
+            "autocast to %s is on (as with bf16=True in transformers' Trainer): the layers compute in the weights' "
+            "dtype, %s, and only pooler and head in the other. To train in half precision use DistillationTrainer or "
+            "'dynabert train' with bf16; to serve in it load the model with that dtype.",
+            str(asked).removeprefix("torch."),
+            str(weight.dtype).removeprefix("torch."),
+        )
+
+
 def _places(keep: Tensor, order: Sequence[int] | None, tokens: int) -> Tensor:
     """(T,) int64: places of the real tokens in the flattened batch, in packing order. Does not synchronise."""
     if order is None:

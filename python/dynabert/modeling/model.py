@@ -26,7 +26,7 @@ from dynabert.modeling.encoder import (
     RelativePositionBias,
     served_weights,
 )
-from dynabert.modeling.inputs import PackedInputs, is_listed, pack_padded
+from dynabert.modeling.inputs import PackedInputs, is_listed, pack_padded, say_once_of_autocast
 from dynabert.modeling.loss import check_labels, classification_loss
 from dynabert.modeling.names import Parts
 from dynabert_kernels import PackedBatch, Plan
@@ -206,6 +206,8 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
             self.check_packed(batch, plan)
         if dropout_state is None:
             dropout_state = self.draw_dropout_state()
+        if not torch.compiler.is_compiling() and torch.is_autocast_enabled(self.device.type):
+            say_once_of_autocast(self.embeddings.word_embeddings.weight)
         x, states = self.encode(batch, plan, dropout_state, keep_states)
         first = x.index_select(0, batch.cu_seqlens[:-1])
         if batch.order is not None:
