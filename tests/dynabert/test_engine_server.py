@@ -550,3 +550,30 @@ def test_training_mode_is_refused() -> None:
     engine.model.train()
     with pytest.raises(RuntimeError, match="training mode; call model"):
         ElasticServer(engine, LADDER, promise_ms=10.0)
+
+
+def test_many_that_are_taken_back_cost_no_search(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    asked = server.ask_all(["good", "bad", "dull", "warm"])
+    asked[2].cancel()
+    asked[0].cancel()
+    assert server.stats().waiting == 2
+    hold.go.set()
+    assert [one.result(60).subnet for one in (asked[1], asked[3])] == ["w1-d1"] * 2
+
+
+def test_what_is_refused_is_not_tokenised(held: tuple[ElasticServer, Held], monkeypatch: pytest.MonkeyPatch) -> None:
+    server, _ = held
+    monkeypatch.setattr(server.engine._encoder, "encode", lambda *_, **__: 1 // 0)
+    with pytest.raises(ServerOverloaded, match="ask for fewer"):
+        server.ask_all(["good"] * 9)
+
+
+def test_names_that_callers_make_up_are_counted_together(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynabert.engine.server.COUNTED", 1)
+    with ElasticServer(engine, LADDER, promise_ms=SOON) as server:
+        for subnet in ("w0.75", "w0.75-d0.5", "w0.5", "w0.75", "w0.25"):
+            server.ask("good", subnet).result(60)
+        assert server.stats().by_subnet == {"w0.75-d1": 2, "w0.5-d1": 1, "others": 2}

@@ -13,7 +13,7 @@ import logging
 import statistics
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -34,6 +34,8 @@ from dynabert.engine.requests import Text, as_list, split_pairs
 AUTO = "auto"  # the server chooses
 REMEMBERED = 10_000  # latencies that the quantiles are taken of
 RESERVE = 0.2  # of a promise: for what the estimate misses
+COUNTED = 1000  # sub-networks that are counted by name: callers may ask for ever others
+OTHERS = "others"
 RATIOS = 15  # of the last batches' times to the ladder's; their median is the slowdown, so one that stalled is nothing
 
 
@@ -53,7 +55,8 @@ class ServerStats:
         waiting: requests that wait now.
         late: answers that came after their promise.
         batches: calls of the engine that gave answers.
-        by_subnet: answers of each sub-network; of a cascade, the one whose answer stood.
+        by_subnet: answers of each sub-network; of a cascade, the one whose answer stood. Beside the server's own,
+            those after the first 1,000 are counted together, as "others".
         p50_ms, p95_ms, p99_ms: from the request to its answer, of the last 10,000; None before the first.
         slowdown: by which batches take longer now than when the server was made.
     """
@@ -161,8 +164,9 @@ class ElasticServer:
         self.max_waiting, self.max_batch_tokens = max_waiting, max_batch_tokens
         self._clock = clock
         self.ladder: tuple[SubnetTime, ...] = measure_ladder(engine, subnets, clock=clock)
+        self._named = frozenset(own.subnet for own in self.ladder)
         self._first_cost = self._cost(self.ladder[0].subnet)
-        self._waiting: deque[_Request] = deque()
+        self._waiting: OrderedDict[int, _Request] = OrderedDict()  # by its future's id, so that any is soon taken back
         self._tokens, self._fixed_tokens = 0, 0.0  # of what waits
         self._ratios: deque[float] = deque([1.0] * RATIOS, maxlen=RATIOS)
         self._closed = False
@@ -236,6 +240,8 @@ class ElasticServer:
         listed = as_list(texts, "ask_all")
         if not listed:
             raise ValueError("ask_all: texts are empty; allowed: one or more")
+        with self._changed:
+            self._check_room(len(listed))  # what is refused should not cost its tokenising
         firsts, seconds = split_pairs(listed, 0)
         encoded = self.engine._encoder.encode(firsts, seconds, truncate=truncate)
         types = encoded.token_type_ids or [None] * len(encoded)
@@ -246,25 +252,30 @@ class ElasticServer:
             self._take_step(request, steps)
             request.answer.add_done_callback(self._forget_cancelled)
         with self._changed:
-            if self._closed:
-                raise RuntimeError("ask: the server is closed; make another")
-            if len(self._waiting) + len(requests) > self.max_waiting:
-                self._counts["refused"] += len(requests)
-                more = (
-                    "as many as max_waiting allows"
-                    if len(requests) == 1
-                    else f"{len(requests)} come at once, and max_waiting allows {self.max_waiting}"
-                )
-                raise ServerOverloaded(
-                    f"ask: {len(self._waiting)} requests wait already, {more}; ask "
-                    f"{'later' if len(requests) <= self.max_waiting else 'for fewer'}, or give the server narrower "
-                    "sub-networks or a larger max_waiting"
-                )
+            self._check_room(len(requests))
             for request in requests:
-                self._waiting.append(request)
+                self._waiting[id(request.answer)] = request
                 self._count_in(request, 1)
             self._changed.notify()
         return [request.answer for request in requests]
+
+    def _check_room(self, count: int) -> None:
+        """Raises where so many more may not wait; under the lock."""
+        if self._closed:
+            raise RuntimeError("ask: the server is closed; make another")
+        if len(self._waiting) + count <= self.max_waiting:
+            return
+        self._counts["refused"] += count
+        more = (
+            "as many as max_waiting allows"
+            if count == 1
+            else f"{count} come at once, and max_waiting allows {self.max_waiting}"
+        )
+        raise ServerOverloaded(
+            f"ask: {len(self._waiting)} requests wait already, {more}; ask "
+            f"{'later' if count <= self.max_waiting else 'for fewer'}, or give the server narrower sub-networks or a "
+            "larger max_waiting"
+        )
 
     async def answer(
         self, text: Text, subnet: Subnet | Cascade = AUTO, *, within_ms: float | None = None, truncate: bool = False
@@ -313,7 +324,7 @@ class ElasticServer:
             return
         with self._changed:
             self._closed = True
-            taken_back = list(self._waiting) if cancel else []
+            taken_back = list(self._waiting.values()) if cancel else []
             self._changed.notify()
         for request in taken_back:
             request.answer.cancel()
@@ -360,11 +371,9 @@ class ElasticServer:
         if not answer.cancelled():
             return
         with self._changed:
-            for index, request in enumerate(self._waiting):
-                if request.answer is answer:
-                    del self._waiting[index]
-                    self._count_in(request, -1)
-                    return
+            request = self._waiting.pop(id(answer), None)
+            if request is not None:
+                self._count_in(request, -1)
 
     def _worth(self, request: _Request, own: SubnetTime) -> float:
         """A request in a batch at this sub-network of the ladder, in tokens of it."""
@@ -379,7 +388,7 @@ class ElasticServer:
         except BaseException as error:  # a fault of the server's own: nobody is to wait for ever
             with self._changed:
                 self._closed = True
-                left = list(self._waiting)
+                left = list(self._waiting.values())
                 self._waiting.clear()
             for request in left:
                 if request.begun or _starts(request.answer):
@@ -388,6 +397,9 @@ class ElasticServer:
         finally:
             atexit.unregister(self.close)
 
+    def _first(self) -> _Request:
+        return next(iter(self._waiting.values()))
+
     def _next(self) -> tuple[list[_Request], Choice] | None:
         """The next batch, and its sub-network; None at the end."""
         with self._changed:
@@ -395,19 +407,20 @@ class ElasticServer:
                 if self._closed:
                     return None
                 self._changed.wait()
-            left = 1e3 * (min(request.aim for request in self._waiting) - self._clock())
-            state = Waiting(self._tokens, max(0.0, self._fixed_tokens), len(self._waiting[0].ids), left)
+            left = 1e3 * (min(request.aim for request in self._waiting.values()) - self._clock())
+            state = Waiting(self._tokens, max(0.0, self._fixed_tokens), len(self._first().ids), left)
             choice = choose(self.ladder, state, self.promise_ms, self.max_batch_tokens, statistics.median(self._ratios))
             own = self.ladder[choice.place]
             batch: list[_Request] = []
             tokens, worth = 0, 0.0
             while self._waiting:
-                request = self._waiting[0]
+                request = self._first()
                 tokens += len(request.ids)
                 worth += self._worth(request, own)
                 if batch and (tokens > self.max_batch_tokens or worth > choice.batch_tokens):
                     break
-                self._count_in(self._waiting.popleft(), -1)
+                del self._waiting[id(request.answer)]
+                self._count_in(request, -1)
                 batch.append(request)
         return batch, choice
 
@@ -420,13 +433,14 @@ class ElasticServer:
             with self._changed:
                 for request in reversed(unsure):  # before what came after them
                     self._take_step(request, request.steps)
-                    self._waiting.appendleft(request)
+                    self._waiting[id(request.answer)] = request
+                    self._waiting.move_to_end(id(request.answer), last=False)
                     self._count_in(request, 1)
         except BaseException as error:  # a fault of the server's own
             with self._changed:
-                waits = set(map(id, self._waiting))
+                waits = set(self._waiting)
             for request in batch:
-                if not request.answer.done() and id(request) not in waits:
+                if not request.answer.done() and id(request.answer) not in waits:
                     self._fail(request, error)
 
     def _fail(self, request: _Request, error: BaseException) -> None:
@@ -460,7 +474,10 @@ class ElasticServer:
             self._counts["batches"] += 1
             self._counts["answered"] += len(ended)
             self._counts["late"] += sum(now > request.ends for request, _ in ended)
-            self._by_subnet.update(prediction.subnet for _, prediction in ended)
+            for _, prediction in ended:
+                name = prediction.subnet
+                room = name in self._by_subnet or name in self._named or len(self._by_subnet) < COUNTED
+                self._by_subnet[name if room else OTHERS] += 1
             self._latencies.extend(1e3 * (now - request.arrived) for request, _ in ended)
             # Sub-networks that were never timed teach nothing, where most of the work is theirs.
             free = sum(len(request.ids) for request in batch if request.subnet == AUTO)
