@@ -373,6 +373,26 @@ def test_the_command_answers_what_is_there_before_it_ends(tmp_path: Path, name: 
         process.communicate()
 
 
+def test_a_second_signal_waits_for_nobody(tmp_path: Path) -> None:
+    argv = ["serve", "--model_name_or_path", str(tiny_folder(tmp_path / "model")), "--port", "0", "--threads", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "dynabert.cli", *argv], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        port = next(int(found[1]) for line in process.stderr if (found := re.search(r":(\d+)/predict", line)))
+        until(lambda: asked(port, "GET", "/health")[0] == 200)
+        with socket.create_connection(("127.0.0.1", port), 60) as one:
+            one.sendall(b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 500\r\n\r\n{")
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 143  # it would wait 30 s for the body
+        assert process.stderr.read() == "dynabert serve: ended by SIGTERM\n"
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def connects(port: int) -> bool:
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
