@@ -221,6 +221,23 @@ def labelled_as(
     )
 
 
+def agreement_scores(
+    model: ElasticBertForSequenceClassification,
+    encoded: Encoded,
+    logits: dict[str, npt.NDArray[np.floating]],
+    *,
+    threshold: float = 0.5,
+) -> dict[str, float | None]:
+    """The share of texts that each sub-network answers as the whole one does, from logits that `compute_logits` has
+    found, the whole network's among them; None for a regression. A text's answer is its set of labels, where it has
+    several."""
+    if model_problem(model.config) == REGRESSION:
+        return dict.fromkeys(logits)
+    alike = labelled_as(model, encoded, logits[subnet_text(None)], threshold=threshold)
+    rows = score_logits(model, alike, logits, metric=AGREEMENT, threshold=threshold)
+    return {row.subnet: row.score for row in rows}
+
+
 def score_logits(
     model: ElasticBertForSequenceClassification,
     encoded: Encoded,
@@ -422,6 +439,15 @@ def _metric(problem: str, metric: str | None) -> tuple[tuple[str, ...], str]:
             f"{'' if problem == REGRESSION else f', {AGREEMENT}'}"
         )
     return names, chosen
+
+
+def check_metric(
+    model: ElasticBertForSequenceClassification, metric: str | None = None, *, threshold: float = 0.5
+) -> None:
+    """Raises ``ValueError`` as `evaluate` does for a metric that does not fit the model, and for a threshold that is no
+    probability: before anything is measured."""
+    _metric(model_problem(model.config), metric)
+    _check_threshold(threshold)
 
 
 def _check_threshold(threshold: float) -> None:

@@ -110,3 +110,35 @@ def test_options_of_labels_are_refused(command: str, given: list[str], capsys: p
     limits = [] if command == "eval" else ["--min_retention", "0.9"]
     assert main([command, *given, *limits, "--label_column", "text"]) == 2
     assert "--label_column is of labels, and --metric agreement takes none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["pick", "cascade"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threshold", "2"], "threshold is 2.0; allowed: above 0 and below 1"),
+        (["--metric", "spearman"], "metric 'spearman' does not fit"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(
+    command: str, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "labelled.csv"
+    file.write_text("\n".join(["text,label", *(f"{text},{i % 3}" for i, text in enumerate(some_texts(30)))]) + "\n")
+    given = ["--model_name_or_path", str(tiny_folder(tmp_path / "model")), "--file", str(file), "--max_latency_ms", "9"]
+    assert main([command, *given, "--metric", "agreement", *options]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "measured" not in said
+    assert "timed" not in said
+
+
+def test_pick_with_several_labels_a_text_compares_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "unlabelled.csv"
+    file.write_text("\n".join(["text", *some_texts(60, seed=2)]) + "\n")
+    folder = tiny_folder(tmp_path / "model", problem_type=MULTI_LABEL)
+    given = ["--model_name_or_path", str(folder), "--file", str(file), "--metric", "agreement", "--threshold", "0.4"]
+    assert main(["pick", *given, "--min_score", "0.01", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["candidates"]
+    assert [row["agreement"] for row in rows] == [row["score"] for row in rows]
+    assert len({row["score"] for row in rows}) > 1

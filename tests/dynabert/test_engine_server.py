@@ -583,3 +583,20 @@ def test_training_mode_is_refused() -> None:
     engine.model.train()
     with pytest.raises(RuntimeError, match="training mode; call model"):
         ElasticServer(engine, LADDER, promise_ms=10.0)
+
+
+def test_many_that_are_taken_back_cost_no_search(held: tuple[ElasticServer, Held]) -> None:
+    server, hold = held
+    asked = server.ask_all(["good", "bad", "dull", "warm"])
+    asked[2].cancel()
+    asked[0].cancel()
+    assert server.stats().waiting == 2
+    hold.go.set()
+    assert [one.result(60).subnet for one in (asked[1], asked[3])] == ["w1-d1"] * 2
+
+
+def test_what_is_refused_is_not_tokenised(held: tuple[ElasticServer, Held], monkeypatch: pytest.MonkeyPatch) -> None:
+    server, _ = held
+    monkeypatch.setattr(server.engine._encoder, "encode", lambda *_, **__: 1 // 0)
+    with pytest.raises(ServerOverloaded, match="ask for fewer"):
+        server.ask_all(["good"] * 9)

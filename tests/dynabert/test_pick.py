@@ -417,8 +417,12 @@ def test_labels_of_another_task(run: Run, reviews: str, tmp_path: Path) -> None:
     ("given", "code", "wrong"),
     [
         (["--min_score", "0.5"], 2, "give either --task_name or --file"),
-        (["--scores", "s.json", "--file", "a.tsv", "--min_score", "0.5"], 2, "labelled data or --scores, not both"),
-        (["--scores", "s.json", "--metric", "f1", "--min_score", "0.5"], 2, "--metric belongs to labelled data"),
+        (["--scores", "s.json", "--file", "a.tsv", "--min_score", "0.5"], 2, "--file, or --scores, not both"),
+        (
+            ["--scores", "s.json", "--metric", "f1", "--min_score", "0.5"],
+            2,
+            "--metric belongs to --task_name or --file",
+        ),
         (["--file", "a.tsv", "--min_score", "0.5", "--any_device"], 2, "--any_device belongs to --profile"),
         (["--file", "a.tsv", "--min_score", "0.5", "--verify"], 2, "--verify belongs to --max_latency_ms"),
         (["--file", "a.tsv", "--max_latency_ms", "5", "--rounds", "0"], 2, "--rounds is 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import re
@@ -18,6 +19,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from dynabert import Cascade, InferenceEngine
 from dynabert.cli import main
@@ -93,6 +96,7 @@ def held_server(monkeypatch: pytest.MonkeyPatch) -> tuple[ElasticServer, Held]:
         ({"text": "the good film"}, ["the good film"], "w1-d1"),
         ({"text": ["the film", "it is good"], "subnet": "auto"}, [("the film", "it is good")], "w1-d1"),
         ({"texts": some_texts(30, seed=4), "subnet": "w0.5"}, some_texts(30, seed=4), "w0.5-d1"),
+        ({"text": None, "texts": ["good"], "within_ms": None, "truncate": None}, ["good"], "w1-d1"),
         ({"texts": [["a", "b"], ["c", "d"]], "within_ms": SOON}, [("a", "b"), ("c", "d")], "w1-d1"),
         ({"texts": some_texts(9), "subnet": "w0.25-d0.5@0.5/w1"}, some_texts(9), Cascade(["w0.25-d0.5", "w1"], 0.5)),
         ({"text": "good " * 600, "truncate": True, "subnet": None}, ["good " * 600], "w1-d1"),
@@ -118,7 +122,7 @@ def test_answers_are_the_engines(engine: InferenceEngine, port: int, body: Any, 
         ([1], "the body is a list of 1; allowed: an object"),
         ({}, 'give "text", or "texts"'),
         ({"text": "a", "texts": ["a"]}, 'give "text", or "texts"'),
-        ({"text": "a", "width": 1}, "unknown field 'width'; allowed: text, texts, subnet, within_ms, truncate"),
+        ({"text": "a", "width": 1}, 'unknown field "width"; allowed: text, texts, subnet, within_ms, truncate'),
         ({"texts": "a"}, '"texts" is "a"; allowed: a list of one or more texts'),
         ({"texts": []}, '"texts" is a list of 0'),
         ({"texts": ["a", None]}, "text 1 is null; allowed: a string, or a pair"),
@@ -128,6 +132,10 @@ def test_answers_are_the_engines(engine: InferenceEngine, port: int, body: Any, 
         ({"texts": ["a", "\ud800"]}, "text 1 is no valid Unicode"),
         ({"texts": ["a", "good " * 600]}, "too long"),
         ({"text": "a", "subnet": "w9"}, "width_mult is 9.0; allowed: above 0, up to 1"),
+        ({"text": "a", "subnet": "w" * 5000}, '"subnet" has 5000 characters; allowed: up to 1000'),
+        (b'{"text": "a", "text": "b"}', 'the body has "text" twice; give it once'),
+        ({"text": None, "texts": None}, 'give "text", or "texts"'),
+        ({"x" * 5000: 1}, f'unknown field "{"x" * 59}…; allowed: text'),
         ({"text": "a", "subnet": 0.5}, '"subnet" is 0.5; allowed: text such as "w0.5-d0.75", or "auto"'),
         ({"text": "a", "subnet": "h64-n64"}, "subnet has 1 layers, the network 4"),
         ({"text": "a", "within_ms": 0}, '"within_ms" is 0; allowed: a number above 0'),
@@ -212,6 +220,74 @@ def test_many_texts_are_taken_together_or_not_at_all(monkeypatch: pytest.MonkeyP
         assert first.result(60).subnet == "w1-d1"
 
 
+def raw(port: int, head: str, body: bytes = b"") -> bytes:
+    """What comes back for these lines, until the server closes the connection."""
+    lines = f"{head}\r\nHost: here\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), 60) as one:
+        one.sendall(lines.encode() + body)
+        return b"".join(iter(lambda: one.recv(65536), b""))
+
+
+def test_what_would_be_overlooked_is_refused(port: int) -> None:
+    found = raw(port, "POST /predict?subnet=w0.5 HTTP/1.1", b'{"text": "a"}')
+    assert found.startswith(b"HTTP/1.1 400")
+    assert b"/predict takes no query; give subnet, within_ms, truncate in the body, as JSON" in found
+    found = raw(port, "POST /predict HTTP/1.1\r\nContent-Encoding: gzip", b"\x1f\x8b")
+    assert found.startswith(b"HTTP/1.1 415")
+    assert b'Content-Encoding is \\"gzip\\"; allowed: none' in found
+
+
+def test_a_body_that_does_not_come(engine: InferenceEngine) -> None:
+    with served(http_app(ElasticServer(engine, LADDER, promise_ms=SOON), body_seconds=0.2)) as port:
+        with socket.create_connection(("127.0.0.1", port), 60) as one:
+            one.sendall(b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 500\r\n\r\n{")
+            found = b"".join(iter(lambda: one.recv(65536), b""))  # and the connection is closed
+        assert found.startswith(b"HTTP/1.1 408")
+        assert b"the body did not come in 0.2 s" in found
+    with pytest.raises(ValueError, match="body_seconds is 0; allowed: above 0"):
+        http_app(None, body_seconds=0)  # type: ignore[arg-type]
+
+
+def test_a_long_text_holds_up_nobody(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ElasticServer(engine, LADDER, promise_ms=SOON)
+    places: list[str] = []
+    with served(http_app(server, truncate=True)) as port:
+        ask = server.ask_all
+
+        def seen(*args: Any, **options: Any) -> Any:
+            places.append(threading.current_thread().name)
+            return ask(*args, **options)
+
+        monkeypatch.setattr(server, "ask_all", seen)
+        assert asked(port, "POST", "/predict", {"text": "good"})[0] == 200
+        assert asked(port, "POST", "/predict", {"text": "good " * 5000})[0] == 200
+    assert ["AnyIO" in name for name in places] == [False, True]
+
+
+def test_mounted_in_another_application(engine: InferenceEngine) -> None:
+    with ElasticServer(engine, LADDER, promise_ms=float("inf")) as server:
+        with served(Starlette(routes=[Mount("/v1", http_app(server))])) as port:
+            assert asked(port, "POST", "/v1/predict", {"text": "good"})[0] == 200
+            assert asked(port, "GET", "/v1/info")[1]["promise_ms"] is None
+            status, found, headers = asked(port, "GET", "/v1/predict")
+            assert (status, headers["allow"]) == (405, "POST")
+            assert found["error"] == "/v1/predict does not take GET; allowed: POST"
+            assert asked(port, "POST", "/v1/info", {})[2]["allow"] == "GET, HEAD"
+            found = asked(port, "GET", "/v1/nothing")[1]["error"]
+            assert found.startswith("no path /v1/nothing; allowed: POST /v1/predict; GET /v1/health, /v1/info")
+        assert server.running
+
+
+def test_a_fault_of_the_servers_own_is_an_error_as_others_are(
+    engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ElasticServer(engine, LADDER, promise_ms=SOON)
+    with served(http_app(server)) as port:
+        monkeypatch.setattr(server, "ask_all", lambda *_, **__: 1 // 0)
+        status, found, _ = asked(port, "POST", "/predict", {"text": "good"})
+    assert (status, found) == (500, {"error": "a fault of the server's own, which has logged it"})
+
+
 def test_all_texts_of_a_request_are_taken_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     server, hold = held_server(monkeypatch)
     with served(http_app(server)) as port:
@@ -221,15 +297,16 @@ def test_all_texts_of_a_request_are_taken_or_none(monkeypatch: pytest.MonkeyPatc
         status, found, headers = asked(port, "POST", "/predict", {"texts": ["bad"] * 4})
         assert (status, headers["retry-after"]) == (503, "1")
         assert "5 requests wait already, 4 come at once, and max_waiting allows 8; ask later" in found["error"]
-        status, found, _ = asked(port, "POST", "/predict", {"texts": ["bad"] * 9})
-        assert "ask for fewer" in found["error"]
+        status, found, headers = asked(port, "POST", "/predict", {"texts": ["bad"] * 9})  # it would never be taken
+        assert (status, "retry-after" in headers) == (413, False)
+        assert found["error"] == '"texts" is a list of 9; allowed: up to 8, as many as may wait; send fewer'
         assert server.stats().waiting == 5
-        assert server.stats().refused == 13
+        assert server.stats().refused == 4
         hold.go.set()
         assert all(one.result(60).subnet == "w1-d1" for one in [first, *waiting])
 
 
-def test_who_hangs_up_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_hangs_up_waits_no_longer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     server, hold = held_server(monkeypatch)
     with served(http_app(server)) as port:
         first = server.ask("the film")
@@ -241,7 +318,9 @@ def test_who_hangs_up_waits_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
         until(lambda: server.stats().waiting == 0)
         hold.go.set()
         assert first.result(60).subnet == "w1-d1"
+    gc.collect()
     assert [len(call) for call in hold.calls] == [1]
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_request_on_which_the_network_fails(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +363,8 @@ def test_a_server_that_has_ended(engine: InferenceEngine, monkeypatch: pytest.Mo
 # ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_answers_what_is_there_before_it_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_command_answers_what_is_there_before_it_ends(tmp_path: Path, name: str) -> None:
     folder = tiny_folder(tmp_path / "model")
     argv = ["serve", "--model_name_or_path", str(folder), "--subnets", "w1,w0.5", "--port", "0", "--threads", "1"]
     process = subprocess.Popen(
@@ -309,12 +389,33 @@ def test_the_command_answers_what_is_there_before_it_ends(tmp_path: Path) -> Non
         caller = threading.Thread(target=lambda: last.append(asked(port, "POST", "/predict", {"texts": texts})))
         caller.start()
         until(lambda: not caller.is_alive() or asked(port, "GET", "/stats")[1]["waiting"] > 0)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
+        process.send_signal(number := getattr(signal, name))
+        assert process.wait(60) == 128 + number
         caller.join(60)
         assert last[0][0] == 200
         assert len(last[0][1]["predictions"]) == 4000
         assert "w0.5-d1" in process.stdout.read()
+        assert process.stderr.read() == f"dynabert serve: ended by {name}\n"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_signal_waits_for_nobody(tmp_path: Path) -> None:
+    argv = ["serve", "--model_name_or_path", str(tiny_folder(tmp_path / "model")), "--port", "0", "--threads", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "dynabert.cli", *argv], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        port = next(int(found[1]) for line in process.stderr if (found := re.search(r":(\d+)/predict", line)))
+        until(lambda: asked(port, "GET", "/health")[0] == 200)
+        with socket.create_connection(("127.0.0.1", port), 60) as one:
+            one.sendall(b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 500\r\n\r\n{")
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 143  # it would wait 30 s for the body
+        assert process.stderr.read() == "dynabert serve: ended by SIGTERM\n"
     finally:
         process.kill()
         process.communicate()
@@ -332,6 +433,7 @@ def connects(port: int) -> bool:
         (["--promise_ms", "0"], 2, "--promise_ms is 0; allowed: above 0"),
         (["--max_waiting", "0"], 2, "--max_waiting is 0; allowed: 1 or more"),
         (["--host", "no address"], 1, "--host no address is no address"),
+        (["--host", "a" * 70], 1, f"--host {'a' * 70} is no address: encoding with 'idna' codec failed"),
         (["--subnets", "w9", "--port", "0"], 1, "width_mult is 9.0"),
         (["--max_seq_length", "4000", "--port", "0"], 1, "max_length is 4000; allowed: up to the model's"),
     ],
@@ -341,6 +443,26 @@ def test_what_the_command_refuses(
 ) -> None:
     assert main(["serve", "--model_name_or_path", str(tiny_folder(tmp_path / "model")), *options]) == code
     assert message in capsys.readouterr().err
+
+
+def test_without_uvicorn_nothing_is_loaded(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", "--model_name_or_path", "nowhere", "--port", "0"]) == 1
+    assert "uvicorn" in (said := capsys.readouterr().err)
+    assert "pip install 'dynabert-kernels[serve]'" in said
+
+
+def test_a_port_that_another_took_while_this_one_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tiny_folder(tmp_path / "model"))
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))  # it listens only once it is loaded, as this one does
+        port = other.getsockname()[1]
+        monkeypatch.setattr("dynabert.cli.serve._tell", lambda _: other.listen())
+        assert main(["serve", "--model_name_or_path", folder, "--port", str(port)]) == 1
+    assert f"--host 127.0.0.1 --port {port} cannot be listened on: Address already in use" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from dynabert.data import REGRESSION, model_problem
-    from dynabert.evaluation import compute_logits, labelled_as, score_function
+    from dynabert.evaluation import check_metric, compute_logits, labelled_as, score_function
     from dynabert.profile.cascades import FOLDS, choose_cascade
 
     args.batch_size = 1  # of the times, as `pick` reads them
@@ -133,6 +133,7 @@ def _run(args: argparse.Namespace) -> None:
             "a cascade goes by the probability of an answer, and this model's answers are numbers (regression); "
             "dynabert pick chooses one sub-network"
         )
+    check_metric(model, asked_metric(args), threshold=args.threshold)
     if model.device.type == "cpu" and args.dtype != "int8":
         model.pack_weights()
     encoded = encode(

@@ -148,6 +148,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    from dynabert.evaluation import check_metric
     from dynabert.profile.choice import Limits, list_candidates, no_solution, ranked, satisfiable
     from dynabert.profile.measuring import check_pass_size
 
@@ -166,6 +167,8 @@ def _run(args: argparse.Namespace) -> None:
     examples = None if given is not None else read_data(args, labels=labels)
     search_examples = read_search_texts(args) if args.search else None
     model, tokenizer = open_model(args)
+    if examples is not None:
+        check_metric(model, asked_metric(args), threshold=args.threshold)
     if model.device.type == "cpu" and args.dtype != "int8":  # as the engine serves it, and as a profile times it
         model.pack_weights()
     tokens = cost_tokens(args, model)
@@ -249,9 +252,9 @@ def _run(args: argparse.Namespace) -> None:
 def _check_usage(args: argparse.Namespace) -> None:
     """Options that contradict each other, before anything is opened."""
     if args.scores is not None and (args.task_name is not None or args.file is not None):
-        raise UsageError("give labelled data or --scores, not both")
+        raise UsageError("give --task_name or --file, or --scores, not both")
     if args.scores is not None and args.metric is not None:
-        raise UsageError("--metric belongs to labelled data; a file of scores has its own")
+        raise UsageError("--metric belongs to --task_name or --file; a file of scores has its own")
     if args.any_device and args.profile is None:
         raise UsageError("--any_device belongs to --profile")
     if args.verify and args.max_latency_ms is None:
@@ -374,8 +377,7 @@ def scored(
         known = with_scores(candidates, given.scores, whole=whole, majority=given.majority, examples=given.examples)
         return known, given, {}, None
 
-    from dynabert.data import REGRESSION, model_problem
-    from dynabert.evaluation import compute_logits, fidelity, labelled_as, score_logits
+    from dynabert.evaluation import agreement_scores, compute_logits, labelled_as, score_logits
 
     assert encoded is not None
     names = [WHOLE, *(c.subnet for c in candidates if c.subnet != WHOLE)]
@@ -383,10 +385,9 @@ def scored(
     if by_agreement(args):
         encoded = labelled_as(model, encoded, logits[WHOLE], threshold=args.threshold)
     rows = score_logits(model, encoded, logits, metric=asked_metric(args), threshold=args.threshold)
-    regression = model_problem(model.config) == REGRESSION
     scores = {row.subnet: row.score for row in rows}
     whole = rows[0].score
-    agreements = {name: fidelity(own, logits[WHOLE], regression=regression).agreement for name, own in logits.items()}
+    agreements = agreement_scores(model, encoded, logits, threshold=args.threshold)
     if whole <= 0.0 and args.min_retention is not None:
         raise ValueError(
             f"the whole network's {rows[0].metric} is {whole:.4g}, so no share of it can be retained; give "

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
+import logging
+import signal
 import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dynabert.cli.options import UsageError, add_command, add_model_options, cpu_threads
@@ -16,6 +23,8 @@ if TYPE_CHECKING:
     from dynabert.engine import ElasticServer, InferenceEngine
 
 _MOST_PORT = 65535
+_BACKLOG = 2048  # connections that wait to be accepted
+_LADDER_TOKENS, _SLOWER = 512, 1.2  # where one sub-network is clearly slower than another
 
 
 def add_parser(commands: Any) -> None:
@@ -59,7 +68,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
     _check_usage(args)
-    from dynabert.engine.http import http_app  # before the network is loaded: it may not be installed
+    http_app = _http_app()  # before the network is loaded
 
     with _listening(args.host, args.port) as listener, cpu_threads(args.threads):
         engine = _engine(args)
@@ -75,9 +84,21 @@ def run(args: argparse.Namespace) -> None:
             gc.collect()
             gc.freeze()
             try:
-                _answer(app, listener, args)
+                _answer(app, listener, server, args)
             finally:
                 gc.unfreeze()
+
+
+def _http_app() -> Callable[..., Any]:
+    """`dynabert.engine.http.http_app`; ``ImportError`` with advice where something that it or its server needs is not
+    installed."""
+    try:
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{error}; pip install 'dynabert-kernels[serve]'") from error
+    from dynabert.engine.http import http_app
+
+    return http_app
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -101,18 +122,23 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ValueError(f"--host {host} is no address: {error.strerror}; allowed: such as 127.0.0.1 or ::1") from error
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"--host {host} is no address: {why}; allowed: such as 127.0.0.1 or ::1") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise ValueError(
-            f"--host {host} --port {port} cannot be listened on: {error.strerror}; give another, or --port 0 for any "
-            "that is free"
-        ) from error
+        raise _not_listening(host, port, error) from error
     return listener
+
+
+def _not_listening(host: str, port: int, error: OSError) -> ValueError:
+    return ValueError(
+        f"--host {host} --port {port} cannot be listened on: {error.strerror}; give another, or --port 0 for any that "
+        "is free"
+    )
 
 
 def _engine(args: argparse.Namespace) -> InferenceEngine:
@@ -168,16 +194,67 @@ def _tell(server: ElasticServer) -> None:
         [[own.subnet, f"{own.fixed_ms:.2f}", f"{100 * own.ms_per_token:.2f}"] for own in server.ladder],
         title=f"the first of these at which all that waits is answered in {server.promise_ms:g} ms answers",
     )
+    for before, own in itertools.pairwise(server.ladder):
+        if own.milliseconds(_LADDER_TOKENS) > _SLOWER * before.milliseconds(_LADDER_TOKENS):
+            say(
+                f"{own.subnet} takes longer than {before.subnet}, which is asked first: it answers only those who name "
+                "it; give the one that is wanted most, which is the slowest, first"
+            )
 
 
-def _answer(app: Any, listener: socket.socket, args: argparse.Namespace) -> None:
-    """Until a signal ends it: requests that are there are answered first."""
+def _answer(app: Any, listener: socket.socket, server: ElasticServer, args: argparse.Namespace) -> None:
+    """Until a signal ends it: requests that are there are answered first. A second signal ends it at once."""
     import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            self.end()
+            super().handle_exit(sig, frame)
+
+        def end(self) -> None:
+            if self.should_exit:
+                self.force_exit = True
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # that it cuts requests off is known
+            self.should_exit = True
 
     config = uvicorn.Config(
         app, log_level="info" if args.access_log else "warning", access_log=args.access_log, lifespan="on"
     )
+    config.load()  # imports: a signal should not meet them
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:  # another one was bound to it too, and was loaded first
+        raise _not_listening(args.host, args.port, error) from error
     address, port = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     say(f"answering at http://{shown}:{port}/predict; Ctrl-C ends it")
-    uvicorn.Server(config).run(sockets=[listener])
+    own = Server(config)
+    try:
+        with _ended_by_hangup(own.end):
+            own.run(sockets=[listener])
+    finally:
+        if own.force_exit:
+            server.close(cancel=True)
+
+
+@contextmanager
+def _ended_by_hangup(end: Callable[[], None]) -> Iterator[None]:
+    """SIGHUP, which uvicorn leaves alone, ends it as SIGTERM does; where it is ignored (``nohup``) it stays so."""
+    kind = getattr(signal, "SIGHUP", None)  # Windows has none
+    before = None if kind is None else signal.getsignal(kind)
+    if kind is None or before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def hung_up(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        end()
+
+    signal.signal(kind, hung_up)
+    try:
+        yield
+    finally:
+        signal.signal(kind, before)
+    if came:
+        signal.raise_signal(kind)

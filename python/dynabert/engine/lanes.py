@@ -18,6 +18,7 @@ from dynabert.engine.prediction import Prediction
 
 AUTO = "auto"  # the server chooses
 RESERVE = 0.2  # of a promise: for what the estimate misses
+_FEW_PLACES = 64  # that may be empty, however few requests wait
 
 
 class Request:
@@ -60,20 +61,25 @@ class Request:
 
 
 class Lane:
-    """Requests in their order, and what they are worth."""
+    """Requests in their order, and what they are worth. Taking one back costs no search: its place stays, empty."""
 
     def __init__(self) -> None:
-        self._requests: deque[Request] = deque()
+        self._places: deque[Request] = deque()
+        self._here: dict[int, Request] = {}  # by their futures
         self.tokens, self._fixed_tokens = 0, 0.0
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._here)
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._requests)
+        return (request for request in self._places if id(request.answer) in self._here)
 
-    def __getitem__(self, place: int) -> Request:
-        return self._requests[place]
+    @property
+    def first(self) -> Request:
+        """The first one; ``IndexError`` where there is none."""
+        while id(self._places[0].answer) not in self._here:
+            self._places.popleft()
+        return self._places[0]
 
     @property
     def fixed_tokens(self) -> float:
@@ -82,40 +88,50 @@ class Lane:
 
     def append(self, request: Request) -> None:
         """At the end."""
-        self._requests.append(request)
-        self._count(request, 1)
+        self._places.append(request)
+        self._enter(request)
 
     def put_first(self, request: Request) -> None:
         """At the front."""
-        self._requests.appendleft(request)
-        self._count(request, 1)
+        self._places.appendleft(request)
+        self._enter(request)
 
     def put_by_aim(self, request: Request) -> None:
         """After the last one that is to be answered as soon, or sooner."""
-        place = len(self._requests)
-        while place and self._requests[place - 1].aim > request.aim:
+        place = len(self._places)
+        while place and self._places[place - 1].aim > request.aim:
             place -= 1
-        self._requests.insert(place, request)
-        self._count(request, 1)
+        self._places.insert(place, request)
+        self._enter(request)
 
     def pop(self) -> Request:
-        """The first one."""
-        request = self._requests.popleft()
-        self._count(request, -1)
+        """Takes the first one out."""
+        request = self.first
+        self._places.popleft()
+        self._leave(request)
         return request
 
     def remove(self, answer: Future[Prediction]) -> bool:
-        """The request of this future; False where it is not here."""
-        for index, request in enumerate(self._requests):
-            if request.answer is answer:
-                del self._requests[index]
-                self._count(request, -1)
-                return True
-        return False
+        """Takes the request of this future out; False where it is not here."""
+        request = self._here.get(id(answer))
+        if request is None:
+            return False
+        self._leave(request)
+        if len(self._places) > 2 * len(self._here) + _FEW_PLACES:
+            self._places = deque(self)
+        return True
 
     def left_ms(self, now: float) -> float:
         """Until the earliest promise of any."""
-        return 1e3 * (min(request.aim for request in self._requests) - now)
+        return 1e3 * (min(request.aim for request in self) - now)
+
+    def _enter(self, request: Request) -> None:
+        self._here[id(request.answer)] = request
+        self._count(request, 1)
+
+    def _leave(self, request: Request) -> None:
+        del self._here[id(request.answer)]
+        self._count(request, -1)
 
     def _count(self, request: Request, sign: int) -> None:
         if request.subnet == AUTO:
@@ -213,7 +229,7 @@ class Queue:
             choice = choose(ladder, state, promise_ms, most_tokens, slowdown)
             within_ms = min(left_ms, BATCH_SHARE * promise_ms) / slowdown
             # Urgent ones without end are not to hold the others up for ever: one that is late goes with every batch.
-            late = self.usual[0].aim < now
+            late = self.usual.first.aim < now
             filling.take_within(self.usual, ladder[choice.place], within_ms, at_least=1 if late else 0)
             return
         state = self._state(self.usual, self.usual.left_ms(now))
@@ -222,7 +238,7 @@ class Queue:
 
     @staticmethod
     def _state(lane: Lane, left_ms: float) -> Waiting:
-        return Waiting(lane.tokens, lane.fixed_tokens, len(lane[0].ids), left_ms)
+        return Waiting(lane.tokens, lane.fixed_tokens, len(lane.first.ids), left_ms)
 
 
 class _Filling:
@@ -242,8 +258,8 @@ class _Filling:
         """The lane's first one, and those after it while they are worth so many tokens at ``own``."""
         worth = 0.0
         while lane:
-            worth += lane[0].worth(own, self._first)
-            if self.requests and (self._tokens + len(lane[0].ids) > self._most_tokens or worth > most):
+            worth += lane.first.worth(own, self._first)
+            if self.requests and (self._tokens + len(lane.first.ids) > self._most_tokens or worth > most):
                 return
             self._add(lane.pop(), own)
 
@@ -251,8 +267,8 @@ class _Filling:
         """The lane's first ones while the batch takes no longer than ``most_ms``."""
         taken = 0
         while lane:
-            added = lane[0].worth(own, self._first) * own.ms_per_token + max(0.0, own.fixed_ms - self._fixed_ms)
-            fits = self._tokens + len(lane[0].ids) <= self._most_tokens and self.milliseconds + added <= most_ms
+            added = lane.first.worth(own, self._first) * own.ms_per_token + max(0.0, own.fixed_ms - self._fixed_ms)
+            fits = self._tokens + len(lane.first.ids) <= self._most_tokens and self.milliseconds + added <= most_ms
             if not fits and taken >= at_least:
                 return
             self._add(lane.pop(), own)
