@@ -19,11 +19,10 @@ import pytest
 from dynabert import InferenceEngine, SubnetConfig
 from dynabert.engine import ElasticServer, ServerOverloaded
 from dynabert.engine import server as server_module
-from dynabert.engine.ladder import Choice, SubnetTime, Waiting, choose, measure_ladder
+from dynabert.engine.ladder import SubnetTime, measure_ladder
 from tests.dynabert.tiny_texts import some_texts, tiny_folder, tiny_model, tiny_tokenizer
 
 LADDER = ("w1-d1", "w0.5-d1", "w0.25-d0.5")
-TIMES = (SubnetTime("wide", 1.0, 0.1), SubnetTime("half", 1.0, 0.05), SubnetTime("narrow", 1.0, 0.01))
 SOON = 60_000.0  # a promise that no machine is too slow for
 
 
@@ -65,40 +64,6 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ElasticServer, Held]
 
 # Which sub-network
 # ----------------------------------------------------------------------------------------------------------------
-
-
-def test_the_first_that_answers_all_in_time_is_chosen() -> None:
-    # 100 tokens: 11, 6 and 2 ms, in one batch while the promise is long.
-    for left, place in ((12.0, 0), (10.0, 1), (5.0, 2), (1.0, 2), (-3.0, 2)):
-        assert choose(TIMES, Waiting(100, 0.0, 10, left), 1000.0, 4096).place == place
-    # Everything takes twice as long now.
-    assert choose(TIMES, Waiting(100, 0.0, 10, 12.0), 1000.0, 4096, slowdown=2.0).place == 1
-
-
-def test_a_batch_takes_a_quarter_of_the_promise() -> None:
-    # 40 ms: a batch of 10, which are 90 tokens at the first. 1000 tokens are 12 batches and 112 ms; 6 and 56; 2 and 12.
-    assert choose(TIMES, Waiting(1000, 0.0, 10, 200.0), 40.0, 4096) == Choice(0, 90)
-    assert choose(TIMES, Waiting(1000, 0.0, 10, 60.0), 40.0, 4096) == Choice(1, 180)
-    assert choose(TIMES, Waiting(1000, 0.0, 10, 13.0), 40.0, 4096) == Choice(2, 900)
-    assert choose(TIMES, Waiting(1000, 0.0, 10, 1.0), 40.0, 500) == Choice(2, 500)
-    # A text that is longer: alone. A promise that no batch keeps: as many as take what the batch itself does.
-    assert choose(TIMES, Waiting(1000, 0.0, 300, 200.0), 40.0, 4096) == Choice(0, 300)
-    assert choose(TIMES, Waiting(1000, 0.0, 7, 400.0), 0.1, 4096) == Choice(0, 10)
-    assert choose(TIMES, Waiting(1000, 0.0, 7, 0.0), 0.1, 4096) == Choice(2, 100)
-    assert choose(TIMES, Waiting(1000, 0.0, 7, 0.0), 0.1, 64) == Choice(2, 64)
-
-
-def test_requests_of_their_own_sub_network_are_counted_by_their_cost() -> None:
-    # 100 tokens of any, and others that cost as much as 60 at the first: 1 + 10 + 6 ms, 1 + 5 + 6.
-    assert choose(TIMES, Waiting(100, 60.0, 10, 17.5), 1000.0, 4096).place == 0
-    assert choose(TIMES, Waiting(100, 60.0, 10, 16.0), 1000.0, 4096).place == 1
-    assert choose(TIMES, Waiting(0, 60.0, 10, 1.0), 1000.0, 4096).place == 0  # nothing to choose
-    # Nor are there fewer batches of them at a narrower one.
-    assert choose(TIMES, Waiting(0, 1000.0, 10, 1.0), 40.0, 4096).place == 0
-
-
-def test_one_sub_network_alone_is_always_chosen() -> None:
-    assert choose(TIMES[:1], Waiting(10**6, 0.0, 10, -1.0), 100.0, 64) == Choice(0, 64)
 
 
 def test_times_are_the_best_of_interleaved_rounds(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
     group = parser.add_argument_group("HTTP")
     group.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="0.0.0.0: every network of this machine")
     group.add_argument("--port", metavar="N", type=int, default=8000, help="0: any that is free; it is said which")
-    group.add_argument("--max_body_mb", metavar="N", type=int, default=8, help="most mebibytes of a request")
+    group.add_argument("--max_body_mb", metavar="N", type=int, default=2, help="most mebibytes of a request")
     group.add_argument("--access_log", action="store_true", help="a line on stderr for each request")
 
 

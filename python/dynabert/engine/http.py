@@ -46,7 +46,7 @@ except ImportError as error:
         f"an HTTP server needs starlette and uvicorn ({error}); pip install 'dynabert-kernels[serve]'"
     ) from error
 
-MAX_BODY_BYTES = 8 << 20
+MAX_BODY_BYTES = 2 << 20
 BODY_SECONDS = 30.0
 MAX_WITHIN_MS = 3.6e6
 MAX_SUBNET = 1000  # characters of a sub-network's name
