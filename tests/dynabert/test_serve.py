@@ -368,7 +368,13 @@ def test_the_command_answers_what_is_there_before_it_ends(tmp_path: Path, name: 
     folder = tiny_folder(tmp_path / "model")
     argv = ["serve", "--model_name_or_path", str(folder), "--subnets", "w1,w0.5", "--port", "0", "--threads", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "dynabert.cli", *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "dynabert.cli", *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGHUP, signal.SIG_DFL
+        ),  # under nohup it would be ignored, as it should
     )
     try:
         assert process.stderr is not None
