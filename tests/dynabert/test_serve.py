@@ -137,7 +137,13 @@ def test_answers_are_the_engines(engine: InferenceEngine, port: int, body: Any, 
         ({"text": None, "texts": None}, 'give "text", or "texts"'),
         ({"x" * 5000: 1}, f'unknown field "{"x" * 59}…; allowed: text'),
         ({"text": "a", "subnet": 0.5}, '"subnet" is 0.5; allowed: text such as "w0.5-d0.75", or "auto"'),
-        ({"text": "a", "subnet": "h64-n64"}, "subnet has 1 layers, the network 4"),
+        (
+            {"text": "a", "subnet": "w0.75"},
+            'sub-network "w0.75-d1" is not served here; allowed: auto, w1-d1, w0.5-d1, w0.25-d0.5, or a cascade such '
+            "as w0.25-d0.5@0.9/w1-d1; dynabert serve takes more with --subnets, and any with --any_subnet",
+        ),
+        ({"text": "a", "subnet": "w0.5@0.9/w0.75@0.9/w1"}, 'sub-network "w0.75-d1" is not served here'),
+        ({"text": "a", "subnet": "h64-n64"}, 'sub-network "h64-n64" is not served here'),
         ({"text": "a", "within_ms": 0}, '"within_ms" is 0; allowed: a number above 0'),
         ({"text": "a", "within_ms": "5"}, '"within_ms" is "5"'),
         ({"text": "a", "within_ms": True}, '"within_ms" is true'),
@@ -150,6 +156,16 @@ def test_what_is_wrong_with_a_request(port: int, body: Any, message: str) -> Non
     status, found, _ = asked(port, "POST", "/predict", body)
     assert status == 400
     assert message in found["error"]
+
+
+def test_any_sub_network_where_that_is_wanted(engine: InferenceEngine) -> None:
+    server = ElasticServer(engine, ["w1"], promise_ms=SOON)
+    with served(http_app(server, any_subnet=True)) as port:
+        status, found, _ = asked(port, "POST", "/predict", {"text": "good", "subnet": "w0.75-d0.5"})
+        assert (status, found["predictions"][0]["subnet"]) == (200, "w0.75-d0.5")
+        status, found, _ = asked(port, "POST", "/predict", {"text": "good", "subnet": "h64-n64"})
+        assert status == 400
+        assert "subnet has 1 layers, the network 4" in found["error"]
 
 
 def test_paths_and_methods(port: int) -> None:

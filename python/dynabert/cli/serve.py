@@ -47,6 +47,9 @@ def add_parser(commands: Any) -> None:
         "the widths that the checkpoint was trained for, at full depth, or the whole network alone",
     )
     parser.add_argument(
+        "--any_subnet", action="store_true", help="requests may name any sub-network of the network, trained or not"
+    )
+    parser.add_argument(
         "--promise_ms", metavar="X", type=float, default=100.0, help="milliseconds in which a request is to be answered"
     )
     parser.add_argument("--max_waiting", metavar="N", type=int, default=4096, help="texts that may wait")
@@ -78,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
                 model_name=args.model_name_or_path,
                 max_body_bytes=args.max_body_mb << 20,
                 truncate=args.truncate,
+                any_subnet=args.any_subnet,
             )
             _tell(server)
             # A full collection else walks through all of PyTorch while requests wait.

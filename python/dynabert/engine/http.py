@@ -3,7 +3,8 @@
 Bodies are JSON in UTF-8. An error is ``{"error": "what was wrong, and what is allowed"}``.
 
     POST /predict   {"text": "a film"} or {"texts": ["a film", ["a first text", "and its second"], ...]}, and, each
-                    optional, "subnet": "w0.5-d1" or a cascade, "within_ms": 20, "truncate": true
+                    optional, "subnet": "w0.5-d1" or a cascade (of those that are served), "within_ms": 20,
+                    "truncate": true
                     -> {"predictions": [{"label", "score", "scores", "labels", "logits", "subnet"}, ...]}, in order
     GET  /health    {"status": "ok"}; 503 where the server has ended
     GET  /info      what is served: sub-networks and their times, the promise, labels
@@ -74,6 +75,7 @@ def http_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     body_seconds: float = BODY_SECONDS,
     truncate: bool = False,
+    any_subnet: bool = False,
     close: bool = True,
 ) -> Starlette:
     """An ASGI application that answers through ``server``; see this module for its paths.
@@ -84,6 +86,8 @@ def http_app(
         max_body_bytes: of a request; a larger one is refused.
         body_seconds: in which the body of a request must have come, else it is refused.
         truncate: whether a request that does not say so has its long texts cut, else they are refused.
+        any_subnet: whether a request may name others than the server's sub-networks. Callers could then ask for some
+            that were never trained, and take the device's time with ever new ones.
         close: True closes ``server`` when the application ends; what waits is answered first. An application that this
             one is mounted in does not tell it of the end: there, close the server in the outer one's lifespan.
 
@@ -103,7 +107,7 @@ def http_app(
 
     async def predict(request: Request) -> Response:
         body = await _body(request, max_body_bytes, body_seconds)
-        asked = functools.partial(_ask, server, body, truncate)
+        asked = functools.partial(_ask, server, body, truncate, any_subnet)
         futures = asked() if len(body) <= _SHORT else await run_in_threadpool(asked)
         waiting = [asyncio.wrap_future(one) for one in futures]
         answers = asyncio.gather(*waiting)
@@ -213,9 +217,11 @@ async def _body(request: Request, most: int, seconds: float) -> bytes:
     return b"".join(parts)
 
 
-def _ask(server: ElasticServer, body: bytes, truncate: bool) -> list[Future[Prediction]]:
+def _ask(server: ElasticServer, body: bytes, truncate: bool, any_subnet: bool) -> list[Future[Prediction]]:
     """Puts the texts of a body into the server's queue."""
     texts, options = _read(body, truncate, server.max_waiting)
+    if not any_subnet:
+        _check_served(options["subnet"], [own.subnet for own in server.ladder])
     try:
         return server.ask_all(texts, **options)
     except ServerOverloaded as error:
@@ -293,6 +299,18 @@ def _subnet(given: object) -> str | SubnetConfig | Cascade:
         return as_cascade(given) or SubnetConfig.parse(given)
     except (TypeError, ValueError) as error:
         raise _Refused(400, str(error)) from None
+
+
+def _check_served(subnet: str | SubnetConfig | Cascade, served: list[str]) -> None:
+    named = subnet.subnets if isinstance(subnet, Cascade) else () if subnet == AUTO else (subnet,)
+    others = [str(one) for one in named if str(one) not in served]
+    if others:
+        cascade = f", or a cascade such as {served[-1]}@0.9/{served[0]}" if len(served) > 1 else ""
+        raise _Refused(
+            400,
+            f"sub-network {_shown(others[0])} is not served here; allowed: {AUTO}, {', '.join(served)}{cascade}; "
+            "dynabert serve takes more with --subnets, and any with --any_subnet",
+        )
 
 
 def _is_number(given: object) -> bool:
