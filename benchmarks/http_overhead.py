@@ -219,9 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
         "environment": facts,
     }
-    print(report(row))
-    if options.out is not None:
+    if options.out is not None:  # first: a reader that stops early must not take it along
         options.out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    print(report(row))
     return 0
 
 

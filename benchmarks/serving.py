@@ -259,9 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     row = {"model": model, "dtype": options.dtype, "texts": source, "seconds": options.seconds, **found}
     row |= {"urgent_share": options.urgent_share, "urgent_ms": options.urgent_ms} if options.urgent_share else {}
     row["environment"] = facts
-    print(urgent_report(row) if options.urgent_share else report(row))
-    if options.out is not None:
+    if options.out is not None:  # first: a reader that stops early must not take it along
         options.out.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    print(urgent_report(row) if options.urgent_share else report(row))
     return 0
 
 
