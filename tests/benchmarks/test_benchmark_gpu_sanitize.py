@@ -109,9 +109,7 @@ def test_the_summary_comes_in_time_and_names_what_was_left_out(tmp_path: Path) -
     assert done.returncode == 1
     assert len([call for call in calls if call.startswith("sanitizer")]) == 4
     summary = (tmp_path / "out" / "gpu_sanitize" / "summary.txt").read_text(encoding="utf-8")
-    assert (
-        len(re.findall(r"STOPPED after [0-2] s", summary)) == 4
-    )  # on a busy machine a second is over before it begins
+    assert len(re.findall(r"STOPPED after [12] s", summary)) == 4  # on a busy machine a second is over before it begins
     assert summary.count("LEFT OUT: the 2 s of all were over") == 4
     assert summary.endswith("NOT CLEAN\n")
 

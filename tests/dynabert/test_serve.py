@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import http.client
 import json
@@ -506,3 +507,8 @@ def test_which_sub_networks_are_served(tmp_path: Path) -> None:
     rows = [{"subnet": name} for name in ("w0.5-d1", "w0.5-d0.5", "w1-d1", "w0.25-d1", "w1-d0.5")]
     (folder / "complete.json").write_text(json.dumps({"rows": rows, "history": [1]}))
     assert [*map(str, ladder_subnets(None, str(folder), config))] == ["w1-d1", "w0.5-d1", "w0.25-d1"]
+    uneven = copy.deepcopy(config)  # layers that differ, as a pruned network's may
+    uneven.layer_heads = (4, 2, *config.layer_heads[2:])
+    rows = [{"subnet": name} for name in ("w0.5-d1", "h4,2,4,0-n8,8,8,0", "w1-d1", "w1-d0.5")]
+    (folder / "complete.json").write_text(json.dumps({"rows": rows, "history": [1]}))
+    assert [*map(str, ladder_subnets(None, str(folder), uneven))] == ["w1-d1", "w0.5-d1"]

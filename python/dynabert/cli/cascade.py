@@ -17,6 +17,7 @@ from dynabert.cli.options import (
     add_command,
     add_data_options,
     add_model_options,
+    add_score_options,
     asked_metric,
     by_agreement,
     cpu_threads,
@@ -75,15 +76,7 @@ def add_parser(commands: Any) -> None:
         "or all",
     )
     add_data_options(parser, split="validation", file_names=("--validation_file", "--file"))
-    parser.add_argument(
-        "--metric",
-        metavar="METRIC",
-        help="the score; agreement, with the whole network, needs no labels; default: the task's own, or its kind's "
-        "first",
-    )
-    parser.add_argument(
-        "--threshold", metavar="P", type=float, default=0.5, help="least probability at which a label is assigned"
-    )
+    add_score_options(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the folds, and of the texts of --check")
     parser.add_argument("--out", metavar="FILE", help="write all of it to this .json file")
     parser.add_argument("--overwrite", action="store_true", help="replace the --out file if it is there")

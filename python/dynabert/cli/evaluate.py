@@ -9,6 +9,7 @@ from dynabert.cli.options import (
     add_command,
     add_data_options,
     add_model_options,
+    add_score_options,
     asked_metric,
     by_agreement,
     encode,
@@ -36,20 +37,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--subnets", metavar="LIST", default="w1-d1", help="all (the paper's 12), or a list such as w1,w0.5-d0.75"
     )
-    parser.add_argument(
-        "--metric",
-        metavar="METRIC",
-        help="accuracy, f1, matthews_correlation, pearson or spearman; for several labels a text micro_f1, macro_f1 or "
-        "subset_accuracy; agreement, with the whole network, for text without labels; default: the task's own, or the "
-        "first of its kind",
-    )
-    parser.add_argument(
-        "--threshold",
-        metavar="P",
-        type=float,
-        default=0.5,
-        help="least probability at which a multi-label model assigns a label",
-    )
+    add_score_options(parser)
     parser.add_argument(
         "--per_device_eval_batch_size", metavar="N", type=int, help="most examples of a batch; default: no bound"
     )

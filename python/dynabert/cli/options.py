@@ -106,6 +106,29 @@ def add_data_options(parser: argparse.ArgumentParser, *, split: str, file_names:
     group.add_argument("--max_samples", metavar="N", type=int, help="use only the first so many examples")
 
 
+def add_threshold_option(parser: argparse.ArgumentParser) -> None:
+    """From which probability a label is assigned where a text may have several."""
+    parser.add_argument(
+        "--threshold",
+        metavar="P",
+        type=float,
+        default=0.5,
+        help="least probability at which a multi-label model assigns a label",
+    )
+
+
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    """By which score sub-networks are compared."""
+    parser.add_argument(
+        "--metric",
+        metavar="METRIC",
+        help="accuracy, f1, matthews_correlation, pearson or spearman; for several labels a text micro_f1, macro_f1 or "
+        "subset_accuracy; agreement, with the whole network, for text without labels; default: the task's own, or the "
+        "first of its kind",
+    )
+    add_threshold_option(parser)
+
+
 def read_data(args: argparse.Namespace, *, labels: bool = True) -> Examples:
     """The labelled examples that the options name; ``labels`` False: their text alone, labelled or not."""
     from dynabert.data import load_task, read_examples

@@ -11,6 +11,7 @@ from dynabert.cli.options import (
     add_command,
     add_data_options,
     add_model_options,
+    add_score_options,
     asked_metric,
     by_agreement,
     cpu_threads,
@@ -104,15 +105,7 @@ def add_parser(commands: Any) -> None:
         "--scores", metavar="FILE", help="scores from dynabert eval --json or dynabert train, in place of labelled data"
     )
     add_data_options(parser, split="validation", file_names=("--validation_file", "--file"))
-    parser.add_argument(
-        "--metric",
-        metavar="METRIC",
-        help="the score; agreement, with the whole network, needs no labels; default: the task's own, or its kind's "
-        "first",
-    )
-    parser.add_argument(
-        "--threshold", metavar="P", type=float, default=0.5, help="least probability at which a label is assigned"
-    )
+    add_score_options(parser)
     add_search_options(parser)
     parser.add_argument("--output_dir", metavar="FOLDER", help="folder for tables, pictures and the chosen sub-network")
     parser.add_argument("--overwrite", action="store_true", help="write into the folder although it is not empty")

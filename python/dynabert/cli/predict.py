@@ -7,7 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dynabert.cli.options import UsageError, add_column_options, add_command, add_model_options
+from dynabert.cli.options import (
+    UsageError,
+    add_column_options,
+    add_command,
+    add_model_options,
+    add_threshold_option,
+)
 from dynabert.cli.output import print_json, print_table, say
 from dynabert.cli.pick_files import say_if_untrained
 
@@ -48,13 +54,7 @@ def add_parser(commands: Any) -> None:
         "--out", metavar="FILE", help="with --file: write rows and answers to this .tsv, .csv or .jsonl file"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the --out file if it is there")
-    parser.add_argument(
-        "--threshold",
-        metavar="P",
-        type=float,
-        default=0.5,
-        help="least probability at which a multi-label model assigns a label",
-    )
+    add_threshold_option(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

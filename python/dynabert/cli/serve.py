@@ -14,7 +14,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from dynabert.cli.options import UsageError, add_command, add_model_options, cpu_threads
+from dynabert.cli.options import (
+    UsageError,
+    add_command,
+    add_model_options,
+    add_threshold_option,
+    cpu_threads,
+)
 from dynabert.cli.output import print_table, say
 from dynabert.cli.pick_files import say_if_untrained, trained_subnets
 
@@ -54,13 +60,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--max_waiting", metavar="N", type=int, default=4096, help="texts that may wait")
     parser.add_argument("--threads", metavar="N", type=int, help="threads on the CPU; default: torch's own")
-    parser.add_argument(
-        "--threshold",
-        metavar="P",
-        type=float,
-        default=0.5,
-        help="least probability at which a multi-label model assigns a label",
-    )
+    add_threshold_option(parser)
     group = parser.add_argument_group("HTTP")
     group.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="0.0.0.0: every network of this machine")
     group.add_argument("--port", metavar="N", type=int, default=8000, help="0: any that is free; it is said which")
@@ -187,7 +187,7 @@ def ladder_subnets(asked: str | None, folder: str, config: ElasticBertConfig) ->
     for name in trained_subnets(folder):
         one = SubnetConfig.parse(name)
         shape = config.shape(one)
-        if len(shape.heads) == config.num_hidden_layers and len(set(shape.heads)) == 1 and min(shape.heads) > 0:
+        if one.heads is None and min(shape.heads) > 0:
             found.setdefault(shape, one)
     return [found[shape] for shape in sorted(found, key=lambda shape: -sum(shape.work))]
 
