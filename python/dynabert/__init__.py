@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from dynabert.engine import InferenceEngine
     from dynabert.export import ExportReport, export_subnet
     from dynabert.importance import Importance, compute_importance
-    from dynabert.modeling import ElasticBertForSequenceClassification, ElasticBertModel
+    from dynabert.modeling import (
+        ElasticBertForSentenceEmbedding,
+        ElasticBertForSequenceClassification,
+        ElasticBertModel,
+        Pooling,
+    )
     from dynabert.rewiring import rewire, undo_rewiring
 
 _HOME = {
@@ -24,11 +29,13 @@ _HOME = {
     "DistillationArguments": "dynabert.distill",
     "DistillationTrainer": "dynabert.distill",
     "ElasticBertConfig": "dynabert.modeling",  # with the models, so that the Auto classes know both
+    "ElasticBertForSentenceEmbedding": "dynabert.modeling",
     "ElasticBertForSequenceClassification": "dynabert.modeling",
     "ElasticBertModel": "dynabert.modeling",
     "ExportReport": "dynabert.export",
     "Importance": "dynabert.importance",
     "InferenceEngine": "dynabert.engine",
+    "Pooling": "dynabert.modeling",
     "SubnetConfig": "dynabert.configuration",
     "compute_importance": "dynabert.importance",
     "distillation_losses": "dynabert.distill",
@@ -42,11 +49,13 @@ __all__ = [
     "DistillationArguments",
     "DistillationTrainer",
     "ElasticBertConfig",
+    "ElasticBertForSentenceEmbedding",
     "ElasticBertForSequenceClassification",
     "ElasticBertModel",
     "ExportReport",
     "Importance",
     "InferenceEngine",
+    "Pooling",
     "SubnetConfig",
     "compute_importance",
     "distillation_losses",

@@ -9,12 +9,16 @@ hold the network, they give that class: the whole network, without sub-networks.
 
 from dynabert.configuration.elastic import ElasticBertConfig
 from dynabert.modeling.model import ElasticBertForSequenceClassification, ElasticBertModel, ElasticBertPreTrainedModel
+from dynabert.modeling.pooling import Pooling
+from dynabert.modeling.sentence_embedding import ElasticBertForSentenceEmbedding
 from dynabert.modeling.subnet_pipeline import SubnetTextClassificationPipeline
 
 __all__ = [
     "ElasticBertConfig",
+    "ElasticBertForSentenceEmbedding",
     "ElasticBertForSequenceClassification",
     "ElasticBertModel",
     "ElasticBertPreTrainedModel",
+    "Pooling",
     "SubnetTextClassificationPipeline",
 ]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from dynabert.modeling.model import ElasticBertModel
 
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class ElasticBertPreTrainedModel(PreTrainedModel):
@@ -321,7 +321,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
         if not kwargs.get("subfolder"):
             source = network_folder(source)
         checkpoint.check_source(source)
-        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         dtype, device = take_options(kwargs, config, dtype, device)
         output_loading_info = kwargs.pop("output_loading_info", False)
         if config is None:

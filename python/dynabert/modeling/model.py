@@ -235,20 +235,42 @@ class ElasticBertModel(ElasticBertPreTrainedModel):
         Returns ``last_hidden_state``, (B, S, C) and zero at padding (packed, (T, C), through the second door);
         ``pooler_output`` (B, C) or None; ``hidden_states`` if asked for.
         """
-        keep_states = _keep_states(self.config, output_hidden_states, subnet)
-        packed = None
-        if batch is None and plan is None:
-            packed = pack_padded(
-                self.config, input_ids, attention_mask, token_type_ids, position_ids, subnet, device=self.device
-            )
-        else:
-            _only_packed(input_ids, attention_mask, token_type_ids, position_ids, subnet)
+        packed, keep_states = self.doors(
+            input_ids, attention_mask, token_type_ids, position_ids, subnet, output_hidden_states, batch, plan
+        )
         first, x, states = self.run(packed, batch, plan, dropout_state, keep_states)
         output = BaseModelOutputWithPooling(
             last_hidden_state=x if packed is None else packed.padded(x),  # type: ignore[arg-type]
             pooler_output=None if self.pooler is None else self.pooler(first),
             hidden_states=states,  # type: ignore[arg-type]
         )
+        return self.returned(output, return_dict)
+
+    def doors(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        subnet: Subnet | Sequence[Subnet],
+        output_hidden_states: bool | None,
+        batch: PackedBatch | None,
+        plan: Plan | None,
+    ) -> tuple[PackedInputs | None, bool]:
+        """What came by the first door, packed, or None where batch and plan were given; and whether states are kept."""
+        keep_states = _keep_states(self.config, output_hidden_states, subnet)
+        if batch is None and plan is None:
+            packed = pack_padded(
+                self.config, input_ids, attention_mask, token_type_ids, position_ids, subnet, device=self.device
+            )
+            return packed, keep_states
+        _only_packed(input_ids, attention_mask, token_type_ids, position_ids, subnet)
+        return None, keep_states
+
+    def returned(
+        self, output: BaseModelOutputWithPooling, return_dict: bool | None
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        """As a mapping or a tuple, whichever is asked for."""
         return output if _as_dict(self.config, return_dict) else output.to_tuple()
 
 
