@@ -30,8 +30,10 @@ MODEL_ROOMS = {
     "processor": set(),
     "engine": {"modeling", "configuration", "data"},
     "evaluation": {"modeling", "configuration", "data"},
+    "similarity": {"evaluation", "modeling", "configuration", "data"},
     "finetuning": {"modeling", "configuration", "data"},
     "distill": {
+        "similarity",
         "evaluation",
         "finetuning",
         "rewiring",

@@ -23,10 +23,10 @@ from dynabert.data.tokenisation import Encoded, check_ids
 from dynabert.modeling.model import check_classifier
 from dynabert.modeling.modes import evaluating
 from dynabert.modeling.stacking import stack
-from dynabert_kernels import Plan, SubnetShape
+from dynabert_kernels import PackedBatch, Plan, SubnetShape
 
 if TYPE_CHECKING:
-    from dynabert.modeling import ElasticBertForSequenceClassification
+    from dynabert.modeling import ElasticBertForSequenceClassification, ElasticBertPreTrainedModel
 
 MAX_BATCH_TOKENS = 4096
 
@@ -89,6 +89,30 @@ def compute_logits(
             infinite.
     """
     _check_types(model, encoded, subnets)
+    return compute_outputs(
+        model,
+        encoded,
+        subnets,
+        lambda batch, plan: model(batch=batch, plan=plan).logits,
+        max_batch_tokens=max_batch_tokens,
+        max_batch_size=max_batch_size,
+        stacked=stacked,
+        progress=progress,
+    )
+
+
+def compute_outputs(
+    model: ElasticBertPreTrainedModel,
+    encoded: Encoded,
+    subnets: Sequence[Subnet],
+    outputs: Callable[[PackedBatch, Plan], torch.Tensor],
+    *,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_size: int | None = None,
+    stacked: bool | None = None,
+    progress: bool | None = False,
+) -> dict[str, npt.NDArray[np.floating]]:
+    """As `compute_logits`, of any elastic model: ``outputs(batch, plan)`` is a row for each sequence."""
     if not len(encoded):
         raise ValueError("evaluate: no examples; at least one is needed")
     check_ids("evaluate", encoded, model.config.vocab_size, model.config.max_sequence_length)
@@ -111,14 +135,14 @@ def compute_logits(
             seqlens = [lengths[i] for i in run]
             if stacked:
                 copies = stack(batch, seqlens, shapes)
-                both = model(batch=copies.batch, plan=copies.plan).logits.view(len(shapes), len(run), -1)
+                both = outputs(copies.batch, copies.plan).view(len(shapes), len(run), -1)
                 for own, logits in zip(both.unbind(), found, strict=True):
                     logits.append(own)
                 bar.update(len(run) * len(shapes))
             else:
                 for shape, logits in zip(shapes, found, strict=True):
                     plan = Plan.uniform(shape, seqlens, device=model.device)
-                    logits.append(model(batch=batch, plan=plan).logits)
+                    logits.append(outputs(batch, plan))
                     bar.update(len(run))
             places += run
     results: dict[str, npt.NDArray[np.floating]] = {}

@@ -20,7 +20,7 @@ from dynabert.data.labels import model_problem
 from dynabert.data.tokenisation import Encoded, check_ids
 
 if TYPE_CHECKING:
-    from dynabert.modeling import ElasticBertForSequenceClassification
+    from dynabert.modeling import ElasticBertForSequenceClassification, ElasticBertPreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,25 @@ def labelled_batches(
         run = range(start, min(start + batch_size, len(encoded)))
         batch, plan = model.pack(*encoded.rows(run))
         yield {"batch": batch, "plan": plan, "labels": _targets(model, encoded, run)}
+
+
+def packed_batches(
+    model: ElasticBertPreTrainedModel, encoded: Encoded, batch_size: int = 32
+) -> Iterator[dict[str, Any]]:
+    """As `labelled_batches`, without labels: what `dynabert.compute_importance` takes for a sentence embedder.
+
+    Yields:
+        ``{"batch": PackedBatch, "plan": Plan}`` for the full network, on the model's device.
+
+    Raises:
+        ValueError: ids that the model does not take; a ``batch_size`` below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"packed_batches: batch_size is {batch_size}; allowed: 1 or more")
+    check_ids("packed_batches", encoded, model.config.vocab_size, model.config.max_sequence_length)
+    for start in range(0, len(encoded), batch_size):
+        batch, plan = model.pack(*encoded.rows(range(start, min(start + batch_size, len(encoded)))))
+        yield {"batch": batch, "plan": plan}
 
 
 def _check_data(model: ElasticBertForSequenceClassification, encoded: Encoded) -> None:

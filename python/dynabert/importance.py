@@ -1,4 +1,5 @@
-"""How much each head and neuron matters to the loss of a fine-tuned network: first-order Taylor scores.
+"""How much each head and neuron matters to the loss of a fine-tuned network, or to the vectors of a sentence embedder:
+first-order Taylor scores.
 
 DynaBERT, arXiv 2004.04037, section 2.1; for heads also Michel et al. 2019, for the criterion Molchanov et al. 2017.
 """
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dynabert.configuration.elastic import ElasticBertConfig
-from dynabert.modeling import ElasticBertForSequenceClassification
+from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification
 from dynabert.modeling.model import check_classifier
 from dynabert.modeling.modes import evaluating
 from dynabert_kernels import Plan
@@ -71,11 +72,12 @@ class Importance:
 
 
 def compute_importance(
-    model: ElasticBertForSequenceClassification,
+    model: ElasticBertForSequenceClassification | ElasticBertForSentenceEmbedding,
     batches: Iterable[Mapping[str, Any]],
     mode: str = "per_batch",
     *,
     progress: bool = False,
+    seed: int = 0,
 ) -> Importance:
     """Scores every head and neuron of ``model`` by how much the task loss would change, to first order, without it.
 
@@ -89,20 +91,34 @@ def compute_importance(
     ``<Wo_h, dWo_h> = sum_t do_t' Wo_h ctx_th = sum_t <dctx_th, ctx_th>``: the inner product of the head's columns of
     the attention output weight with their gradient, exactly.
 
+    A sentence embedder has no labels, and its vectors are what shall not change. Its loss is the inner product of each
+    text's vector with a random vector of signs: a head's derivative of that, over the draws, is as large in the root
+    mean square as the length of the vectors' own derivative, so that the score says how far the vectors of a batch
+    would move, to first order, without the head. Nothing but one backward pass a batch is needed for it.
+
     ``model``: runs at full width in eval mode on its own device; its training flags, ``requires_grad`` flags and
     gradients are left as they were.
     ``batches``: mappings of tensors with ``labels``, as the model takes them; moved to its device. They say tokens and
-    labels: one that says a sub-network (``subnet``, or a ``plan`` of one) is refused.
+    labels: one that says a sub-network (``subnet``, or a ``plan`` of one) is refused. A sentence embedder takes batches
+    without labels.
     ``mode``: ``"per_batch"``: absolute values per batch, added. ``"accumulated"``: gradients of all batches added, then
     scored once (the paper's Algorithm 1). ``"reference"``: after each batch the score of the running sum is added (its
     released code).
-    ``progress``: shows a bar.
+    A sentence embedder takes ``"per_batch"`` alone: a sum over draws of signs would be one draw.
+    ``progress``: shows a bar. ``seed``: of the signs.
 
     Returns float32 scores; the inner products are taken in float64. Raises ``ValueError`` for an unknown mode, no
     batch, a batch without labels or with a sub-network, and a loss or score that is not finite; ``TypeError`` for
     another model or batch type.
     """
-    check_classifier("compute_importance", model)
+    embedder = isinstance(model, ElasticBertForSentenceEmbedding)
+    if not embedder:
+        check_classifier("compute_importance", model)
+    elif mode in MODES[1:]:
+        raise ValueError(
+            f"compute_importance: mode is {mode!r} and the model a sentence embedder; allowed: 'per_batch'; its loss "
+            "is drawn anew for every batch"
+        )
     if mode not in MODES:
         raise ValueError(f"compute_importance: mode is {mode!r}; allowed: {', '.join(map(repr, MODES))}")
     if isinstance(batches, Mapping):
@@ -114,7 +130,7 @@ def compute_importance(
     count = 0
     with _differentiating(model):
         for count, batch in enumerate(tqdm(batches, desc="importance", disable=not progress), 1):
-            signed = _signed_scores(model, batch, count - 1)
+            signed = _signed_scores(model, batch, count - 1, seed)
             # Weights stand still, so scores are linear in the gradient: sums of scores are scores of sums.
             running = signed if running is None else [a + b for a, b in zip(running, signed, strict=True)]
             if mode == "accumulated":
@@ -123,16 +139,25 @@ def compute_importance(
             new = [score.abs() for score in (signed if mode == "per_batch" else running)]
             total = new if total is None else [a + b for a, b in zip(total, new, strict=True)]
     if total is None:
-        raise ValueError("compute_importance: no batch given; give at least one, with labels")
+        labelled = "" if embedder else ", with labels"
+        raise ValueError(f"compute_importance: no batch given; give at least one{labelled}")
     heads, inward, outward = (score.abs() for score in total)
     return Importance(heads.float().cpu(), (inward + outward).float().cpu())
 
 
-def _signed_scores(model: ElasticBertForSequenceClassification, batch: Mapping[str, Any], number: int) -> list[Tensor]:
+def _signed_scores(
+    model: ElasticBertForSequenceClassification | ElasticBertForSentenceEmbedding,
+    batch: Mapping[str, Any],
+    number: int,
+    seed: int,
+) -> list[Tensor]:
     """Of one batch, before the absolute value: heads (L, H), FFN in (L, F), FFN out (L, F), float64."""
     if not isinstance(batch, Mapping):
         raise TypeError(f"compute_importance: batch {number} must be a mapping of tensors; got {type(batch).__name__}")
-    if batch.get("labels") is None:
+    embedder = isinstance(model, ElasticBertForSentenceEmbedding)
+    if embedder and batch.get("labels") is not None:
+        batch = {name: value for name, value in batch.items() if name != "labels"}
+    if not embedder and batch.get("labels") is None:
         raise ValueError(f"compute_importance: batch {number} has no labels; the score is a gradient of the task loss")
     _check_whole(model.config, batch, number)
     inputs = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
@@ -143,9 +168,11 @@ def _signed_scores(model: ElasticBertForSequenceClassification, batch: Mapping[s
         for weight in (layer.attention_weight, layer.ffn_in_weight, layer.ffn_in_bias, layer.ffn_out_weight)
     ]
     with torch.enable_grad():
-        loss = model(**inputs, return_dict=True).loss
+        output = model(**inputs, return_dict=True)
+        loss = _projected(output.pooler_output, number, seed) if embedder else output.loss
         if not bool(loss.isfinite()):
-            raise ValueError(f"compute_importance: batch {number} has a loss of {loss.item()}; check its labels")
+            check = "weights" if embedder else "labels"
+            raise ValueError(f"compute_importance: batch {number} has a loss of {loss.item()}; check its {check}")
         gradients = torch.autograd.grad(loss, weights)
     config = model.config
     shape = (config.num_hidden_layers, config.intermediate_size)
@@ -162,6 +189,13 @@ def _signed_scores(model: ElasticBertForSequenceClassification, batch: Mapping[s
         if not bool(score.isfinite().all()):
             raise ValueError(f"compute_importance: the gradients of batch {number} are not finite; check the weights")
     return [heads, inward, outward]
+
+
+def _projected(vectors: Tensor, number: int, seed: int) -> Tensor:
+    """The sum of each vector's inner product with signs of its own; ``vectors`` (B, C)."""
+    chance = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+    signs = torch.randint(0, 2, tuple(vectors.shape), generator=chance) * 2 - 1
+    return (vectors * signs.to(vectors)).sum()
 
 
 def _check_whole(config: ElasticBertConfig, batch: Mapping[str, Any], number: int) -> None:

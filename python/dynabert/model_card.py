@@ -47,6 +47,7 @@ _SETTINGS = (
 _UNUSED: dict[str, Any] = {
     "relation_weights": [0.0, 0.0],
     "label_weights": [0.0, 0.0],
+    "embedding_weights": [0.0, 0.0],
     "starting_layers": None,
     "second_teacher": "width",
 }

@@ -233,6 +233,13 @@ class DistillationArguments(TrainingArguments):
             "default: 0"
         },
     )
+    embedding_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "of the loss of a sentence embedder's vectors in the first and the second stage; default: 1 in "
+            "--recipe embedding, else 0"
+        },
+    )
     relation_heads: int | None = field(
         default=None,
         metadata={"help": "heads that the relations are cut into; default: as many as a head has numbers"},
@@ -298,7 +305,7 @@ class DistillationArguments(TrainingArguments):
             given = getattr(self, name)
             if given is not None and given not in values:
                 raise ValueError(f"--{name} is {given!r}; allowed: {', '.join(values)}")
-        for name in ("logit_weights", "hidden_weights", "relation_weights", "label_weights"):
+        for name in ("logit_weights", "hidden_weights", "relation_weights", "label_weights", "embedding_weights"):
             given = getattr(self, name)
             if given is not None and len(given) != 2:
                 raise ValueError(f"--{name} has {len(given)} numbers; allowed: 2, for the first and the second stage")
@@ -351,6 +358,7 @@ class DistillationArguments(TrainingArguments):
             "hidden_weights",
             "relation_weights",
             "label_weights",
+            "embedding_weights",
             "relation_heads",
             "regression_logits",
             "sampling",

@@ -4,6 +4,10 @@ and, where it is asked for, the relations between the last layer's queries, keys
     SCE = - mean over sequences of sum_c softmax(t)_c log_softmax(s)_c
     HID = sum over states j of MSE(student state j, teacher state K[j])
 
+A sentence embedder has vectors in the place of logits:
+
+    EMB = mean over sequences of sum_c (s_c - t_c)^2, which is 2 - 2 cos(s, t) where vectors have length 1
+
 DynaBERT, arXiv 2004.04037, section 2.2. The student's states are what enters each layer that the sub-network keeps, and
 the last; K[j] is what enters the same layer of the teacher, and its last. So the two are compared layer by layer in
 place: a group that skips a layer has no loss there. A student of fewer layers than its teacher was cut out of the same
@@ -16,8 +20,8 @@ only the trainer knows how many sequences and tokens that has.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +32,12 @@ from dynabert.configuration import ElasticBertConfig, Subnet, SubnetConfig
 from dynabert.data.examples import MULTI_LABEL, REGRESSION
 from dynabert.distill.relations import Relations, chunks_of, project, relation_sum, resolved_relation_heads
 from dynabert.modeling.inputs import pack_padded
-from dynabert.modeling.model import check_classifier
+from dynabert.modeling.model import ElasticBertForSequenceClassification, check_classifier
+from dynabert.modeling.sentence_embedding import ElasticBertForSentenceEmbedding
 from dynabert.modeling.stacking import Stack, stack
 from dynabert_kernels import PackedBatch, SubnetShape
 
-if TYPE_CHECKING:
-    from dynabert.modeling import ElasticBertForSequenceClassification
+Network: TypeAlias = ElasticBertForSequenceClassification | ElasticBertForSentenceEmbedding
 
 TEACHER_WIDTHS = ("full", "same")
 STEPS = ("stacked", "loop")
@@ -45,13 +49,15 @@ class LossSums:
 
     ``logits``: over sequences (for several outputs of a regression: their mean), or None where it was not asked for.
     ``hidden``: over states, tokens and features, or None. ``task``: of the task's own loss over sequences, or None.
-    ``relation``: of the relations' loss over sequences, or None.
+    ``relation``: of the relations' loss over sequences, or None. ``embedding``: of the squared distances of a sentence
+    embedder's vectors, over sequences, or None.
     """
 
     logits: Tensor | None
     hidden: Tensor | None
     task: Tensor | None = None
     relation: Tensor | None = None
+    embedding: Tensor | None = None
 
     def weighted(
         self,
@@ -62,12 +68,13 @@ class LossSums:
         hidden_numbers: float,
         relation_weight: float = 0.0,
         label_weight: float = 1.0,
+        embedding_weight: float = 0.0,
     ) -> Tensor:
-        """(S,): ``logit_weight * SCE + hidden_weight * HID + relation_weight * REL + label_weight * TASK``, of those
-        that there are.
+        """(S,): ``logit_weight * SCE + hidden_weight * HID + relation_weight * REL + label_weight * TASK +
+        embedding_weight * EMB``, of those that there are.
 
-        ``num_sequences``: over which SCE, REL and TASK are means. ``hidden_numbers``: tokens times features, over which
-        HID is.
+        ``num_sequences``: over which SCE, REL, TASK and EMB are means. ``hidden_numbers``: tokens times features, over
+        which HID is.
         """
         parts = []
         if self.task is not None:
@@ -78,6 +85,8 @@ class LossSums:
             parts.append(self.hidden * (hidden_weight / hidden_numbers))
         if self.relation is not None:
             parts.append(self.relation * (relation_weight / num_sequences))
+        if self.embedding is not None:
+            parts.append(self.embedding * (embedding_weight / num_sequences))
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -88,16 +97,18 @@ class LossSums:
 class TeacherOutput:
     """What the teacher said of a batch, without gradient, at ``W`` widths.
 
-    ``logits``: (W*B, labels). ``states``: what enters each layer, and the last, each (W*T, C). ``copies``: for each
-    sub-network of the step, which of the ``W`` it is compared with. ``layer_index``: the teacher's, see its
-    configuration. ``relations``: what the last layer's relations are made of, or None where they were not asked for.
+    ``logits``: (W*B, labels), or None of a sentence embedder, whose ``vectors`` are (W*B, C). ``states``: what enters
+    each layer, and the last, each (W*T, C). ``copies``: for each sub-network of the step, which of the ``W`` it is
+    compared with. ``layer_index``: the teacher's, see its configuration. ``relations``: what the last layer's relations
+    are made of, or None where they were not asked for.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     states: tuple[Tensor, ...]
     copies: tuple[int, ...]
     layer_index: tuple[int, ...]
     relations: Relations | None = None
+    vectors: Tensor | None = None
 
 
 def teacher_shapes(
@@ -158,14 +169,29 @@ def teacher_layers(student: ElasticBertConfig, layer_index: Sequence[int]) -> tu
     return tuple(places[own] for own in student.layer_index)
 
 
-def check_pair(
-    student: ElasticBertForSequenceClassification,
-    teacher: ElasticBertForSequenceClassification,
-    *,
-    relation: bool = False,
-) -> None:
+def check_network(name: str, model: object) -> None:
+    """``TypeError`` that begins with ``name`` where a model can be neither student nor teacher."""
+    if not is_embedder(model):
+        check_classifier(name, model)
+
+
+def is_embedder(model: object) -> bool:
+    """Whether a network is a sentence embedder, which has vectors in the place of logits."""
+    return isinstance(model, ElasticBertForSentenceEmbedding)
+
+
+def check_pair(student: Network, teacher: Network, *, relation: bool = False) -> None:
     """Raises ``ValueError`` where the teacher's states and logits, and with ``relation`` its heads, are not of the
     student's kind. It may have more layers: see `teacher_layers`."""
+    if is_embedder(student) != is_embedder(teacher):
+        raise ValueError(
+            f"distillation: the student is an {type(student).__name__}, the teacher an {type(teacher).__name__}; "
+            "allowed: one class; open both with the same one"
+        )
+    if isinstance(student, ElasticBertForSentenceEmbedding) and isinstance(teacher, ElasticBertForSentenceEmbedding):
+        ours, theirs = (replace(own.pooling, max_seq_length=None) for own in (student, teacher))
+        if ours != theirs:
+            raise ValueError(f"distillation: the student pools by {ours}, the teacher by {theirs}; allowed: equal")
     teacher_layers(student.config, teacher.config.layer_index)
     names = ("architecture", "hidden_size", "vocab_size", "num_labels")
     for name in (*names, "head_dim") if relation else names:
@@ -182,7 +208,7 @@ def check_pair(
         )
 
 
-def problem_of(model: ElasticBertForSequenceClassification) -> str:
+def problem_of(model: Network) -> str:
     """``config.problem_type``; where that is None, one output is a regression and several are classes."""
     config = model.config
     if config.problem_type is not None:
@@ -192,7 +218,7 @@ def problem_of(model: ElasticBertForSequenceClassification) -> str:
 
 @torch.no_grad()
 def run_teacher(
-    teacher: ElasticBertForSequenceClassification,
+    teacher: Network,
     batch: PackedBatch,
     seqlens: Sequence[int],
     shapes: Sequence[SubnetShape],
@@ -202,7 +228,8 @@ def run_teacher(
     relation: bool = False,
     relation_heads: int | None = None,
 ) -> TeacherOutput:
-    """The teacher's logits and, with ``hidden``, states, in one forward, without dropout whatever its mode is.
+    """The teacher's logits (a sentence embedder's vectors) and, with ``hidden``, states, in one forward, without
+    dropout whatever its mode is.
 
     ``relation``: also what the relations of its last layer are made of; ``relation_heads``: into how many heads they
     are cut, None for the size of a head. ``ValueError`` where a width cannot be cut so.
@@ -210,7 +237,11 @@ def run_teacher(
     wanted, copies = teacher_shapes(teacher.config, shapes, teacher_width)
     stacked = stack(batch, seqlens, wanted)
     x, states = teacher.encoder.encode(stacked.batch, stacked.plan, None, keep_states=hidden or relation)
-    logits = teacher.classify(x.index_select(0, stacked.batch.cu_seqlens[:-1]))
+    logits = vectors = None
+    if isinstance(teacher, ElasticBertForSentenceEmbedding):
+        vectors = teacher.pooling(x, stacked.batch.cu_seqlens)
+    else:
+        logits = teacher.classify(x.index_select(0, stacked.batch.cu_seqlens[:-1]))
     relations = None
     if relation:
         assert states is not None  # asked for above
@@ -218,11 +249,11 @@ def run_teacher(
         relations = Relations(
             tuple(_last_projections(teacher, stacked, states)), chunks_of(seqlens, cut, batch.device), cut
         )
-    return TeacherOutput(logits, states or (), copies, teacher.config.layer_index, relations)
+    return TeacherOutput(logits, states or (), copies, teacher.config.layer_index, relations, vectors)
 
 
 def loss_sums(
-    student: ElasticBertForSequenceClassification,
+    student: Network,
     stacked: Stack,
     teacher: TeacherOutput,
     *,
@@ -231,9 +262,12 @@ def loss_sums(
     hidden: bool = True,
     relation: bool = False,
     targets: Tensor | None = None,
+    embedding: bool = False,
     dropout_state: Tensor | None = None,
 ) -> LossSums:
     """The sums of every sub-network in ``stacked``, which are number ``first`` and on of the teacher's ``copies``.
+
+    ``logits`` and ``targets`` are for a classifier, ``embedding`` for a sentence embedder.
 
     ``targets``: labels of the sequences, for the task's own loss beside the others; None without it.
     ``dropout_state``: (2,) int64 or None; sub-network ``s`` draws with the offset plus ``first + s``, so that its masks
@@ -244,8 +278,10 @@ def loss_sums(
     copies = teacher.copies[first : first + stacked.num_groups]
     found = task = None
     if logits or targets is not None:
+        assert isinstance(student, ElasticBertForSequenceClassification)  # the callers have checked
         own = student.classify(x.index_select(0, stacked.batch.cu_seqlens[:-1]), state, stacked.num_groups)
         if logits:
+            assert teacher.logits is not None  # a pair of one kind
             found = logit_sums(student, own, stacked, teacher.logits, copies)
         if targets is not None:
             task = task_sums(student, own, targets, stacked.num_groups)
@@ -261,7 +297,16 @@ def loss_sums(
         told = teacher.relations
         pairs = zip(_last_projections(student, stacked, states), copies, strict=True)
         apart = torch.stack([relation_sum(mine, told.projections[copy], told) for mine, copy in pairs])
-    return LossSums(found, total, task, apart)
+    distance = None
+    if embedding:
+        assert isinstance(student, ElasticBertForSentenceEmbedding)  # the callers have checked
+        assert teacher.vectors is not None  # a pair of one kind
+        own = student.pooling(x, stacked.batch.cu_seqlens)
+        rows = _of_copies(stacked.sequence_rows, copies, stacked.sequence_rows.shape[0] // stacked.num_groups)
+        distance = dk.distillation_loss(
+            own, teacher.vectors, rows=stacked.sequence_borders, teacher_rows=rows, kind="squared_error"
+        )
+    return LossSums(found, total, task, apart, distance)
 
 
 def task_sums(
@@ -345,9 +390,7 @@ def _hidden_sums(
     return torch.stack([*sums, last]).sum(0)
 
 
-def _last_projections(
-    model: ElasticBertForSequenceClassification, stacked: Stack, states: Sequence[Tensor]
-) -> Iterator[Tensor]:
+def _last_projections(model: Network, stacked: Stack, states: Sequence[Tensor]) -> Iterator[Tensor]:
     """For each group the queries, keys and values of the last layer that it keeps, (T, 3, h*D), from what enters it."""
     plan = stacked.plan
     kept = [layer for layer in range(plan.num_layers) if plan.max_heads[layer] > 0]
@@ -359,8 +402,8 @@ def _last_projections(
 
 
 def distillation_losses(
-    student: ElasticBertForSequenceClassification,
-    teacher: ElasticBertForSequenceClassification,
+    student: Network,
+    teacher: Network,
     batch: Mapping[str, Any],
     subnets: Sequence[Subnet],
     logit_weight: float = 1.0,
@@ -370,12 +413,14 @@ def distillation_losses(
     *,
     relation_weight: float = 0.0,
     relation_heads: int | None = None,
+    embedding_weight: float = 1.0,
     step: str = "stacked",
     dropout_state: Tensor | None = None,
 ) -> Tensor:
     """The distillation loss of each sub-network on one batch.
 
-    ``logit_weight * SCE + hidden_weight * HID + relation_weight * REL``.
+    ``logit_weight * SCE + hidden_weight * HID + relation_weight * REL``; of two sentence embedders ``embedding_weight *
+    EMB + hidden_weight * HID + relation_weight * REL``.
 
     Args:
         student: the network that learns. In training mode each sub-network has its own dropout masks.
@@ -392,6 +437,8 @@ def distillation_losses(
             the values of the last layer that the sub-network keeps, against those of the teacher's last layer.
         relation_heads: into how many heads the vectors of all active heads, side by side, are cut for it. None: as
             many as a head has numbers, which fits every width.
+        embedding_weight: of two sentence embedders: weight of the squared distance of their vectors, which takes the
+            place of the logits' loss.
         step: ``"stacked"``: all sub-networks in one launch. ``"loop"``: one by one. The same losses and gradients.
         dropout_state: (2,) int64, seed and offset, to repeat a draw; None draws one in training mode.
 
@@ -409,17 +456,20 @@ def distillation_losses(
     """
     if step not in STEPS:
         raise ValueError(f"distillation_losses: step is {step!r}; allowed: {', '.join(map(repr, STEPS))}")
-    check_classifier("distillation_losses", student)
-    check_classifier("distillation_losses: teacher", teacher)
+    check_network("distillation_losses", student)
+    check_network("distillation_losses: teacher", teacher)
     check_pair(student, teacher, relation=relation_weight != 0.0)
     shapes = checked_shapes(student, subnets)
     packed = _packed(student, batch)
     seqlens = packed.cu_seqlens.diff().tolist()
+    wants_vectors = is_embedder(student) and embedding_weight != 0.0
     wants_logits = logit_weight != 0.0 and (regression_logits or problem_of(student) != REGRESSION)
+    wants_logits = wants_logits and not is_embedder(student)
     wants_hidden, wants_relation = hidden_weight != 0.0, relation_weight != 0.0
-    if not wants_logits and not wants_hidden and not wants_relation:
+    if not (wants_logits or wants_hidden or wants_relation or wants_vectors):
+        first = ("embedding_weight", embedding_weight) if is_embedder(student) else ("logit_weight", logit_weight)
         raise ValueError(
-            f"distillation_losses: logit_weight {logit_weight}, hidden_weight {hidden_weight} and relation_weight "
+            f"distillation_losses: {first[0]} {first[1]}, hidden_weight {hidden_weight} and relation_weight "
             f"{relation_weight} leave no loss; give one of them"
         )
     output = run_teacher(
@@ -445,6 +495,7 @@ def distillation_losses(
             logits=wants_logits,
             hidden=wants_hidden,
             relation=wants_relation,
+            embedding=wants_vectors,
             dropout_state=dropout_state,
         )
         done += len(run)
@@ -453,6 +504,7 @@ def distillation_losses(
                 logit_weight=logit_weight,
                 hidden_weight=hidden_weight,
                 relation_weight=relation_weight,
+                embedding_weight=embedding_weight,
                 num_sequences=len(seqlens),
                 hidden_numbers=sum(seqlens) * student.config.hidden_size,
             )
@@ -460,7 +512,7 @@ def distillation_losses(
     return torch.cat(losses)
 
 
-def checked_shapes(student: ElasticBertForSequenceClassification, subnets: Sequence[Subnet]) -> list[SubnetShape]:
+def checked_shapes(student: Network, subnets: Sequence[Subnet]) -> list[SubnetShape]:
     """The shape of each sub-network; ``ValueError`` where there is none or one twice."""
     if subnets is None or isinstance(subnets, (str, SubnetConfig, SubnetShape)):
         raise TypeError("distillation_losses: subnets is one sub-network; give a list of them")
@@ -476,7 +528,7 @@ def checked_shapes(student: ElasticBertForSequenceClassification, subnets: Seque
     return shapes
 
 
-def _packed(model: ElasticBertForSequenceClassification, batch: Mapping[str, Any]) -> PackedBatch:
+def _packed(model: Network, batch: Mapping[str, Any]) -> PackedBatch:
     if not isinstance(batch, Mapping):
         raise TypeError(f"distillation_losses: batch must be a mapping of tensors; got {type(batch).__name__}")
     if batch.get("subnet") is not None:

@@ -1,5 +1,7 @@
 """From a plain checkpoint to an elastic one: teacher, importance and rewiring, and the stages, each done once.
 
+A classifier is fine-tuned first. A sentence embedder is its own teacher as it comes, and needs no labels.
+
 Every part leaves a folder with its network and a `complete.json`. A run that was cut goes on from its last checkpoint;
 a part that is complete is not repeated; other settings in the same folder are refused.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ from dynabert.data.tokenisation import Encoded, check_ids, with_length
 from dynabert.distill.arguments import USUAL_RATE, DistillationArguments
 from dynabert.distill.card import versions, write_card
 from dynabert.distill.checkpoints import bring_best_here, last_checkpoint, room_warning, write_error
-from dynabert.distill.losses import STEPS, teacher_shapes
+from dynabert.distill.losses import STEPS, Network, check_network, is_embedder, teacher_shapes
 from dynabert.distill.progress import StageClock, StageProgress, told
 from dynabert.distill.relations import resolved_relation_heads
 from dynabert.distill.run_lock import run_lock
@@ -34,11 +36,11 @@ from dynabert.distill.stages import Recipe, Stage
 from dynabert.distill.taken_parts import COMPLETE, check_sources, take_parts
 from dynabert.distill.trainer import DistillationTrainer
 from dynabert.evaluation import EvaluationRow, evaluate, label_targets
-from dynabert.finetuning import labelled_batches
+from dynabert.finetuning import labelled_batches, packed_batches
 from dynabert.importance import compute_importance
-from dynabert.modeling import ElasticBertForSequenceClassification
-from dynabert.modeling.model import check_classifier
+from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification
 from dynabert.rewiring import rewire
+from dynabert.similarity import SimilaritySet, compute_vectors, score_similarity
 from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def student_config(config: ElasticBertConfig, recipe: Recipe) -> ElasticBertConf
     return config if recipe.starting_layers is None else config.cut(starting_shape(config, recipe))
 
 
-def stage_costs(model: ElasticBertForSequenceClassification, recipe: Recipe) -> list[dict[str, Any]]:
+def stage_costs(model: Network, recipe: Recipe) -> list[dict[str, Any]]:
     """For each stage: its sub-networks with parameters and GFLOP (one text of 128 tokens), and what a step costs in
     forward passes of the full network."""
     length = min(128, model.config.max_sequence_length)
@@ -115,7 +117,7 @@ def stage_costs(model: ElasticBertForSequenceClassification, recipe: Recipe) -> 
     return found
 
 
-def check_recipe(model: ElasticBertForSequenceClassification, recipe: Recipe) -> None:
+def check_recipe(model: Network, recipe: Recipe) -> None:
     """``ValueError`` for a sub-network that the model has not, or that a stage's teacher cannot be for: before
     anything is trained, though it would fail in the second stage only."""
     student, teacher = student_config(model.config, recipe), model.config
@@ -150,7 +152,7 @@ def told_parts(config: ElasticBertConfig, recipe: Recipe) -> list[str]:
 
 def with_defaults(
     args: DistillationArguments,
-    model: ElasticBertForSequenceClassification,
+    model: Network,
     begun: dict[str, Any],
     say: Callable[[str], None],
 ) -> DistillationArguments:
@@ -180,10 +182,10 @@ def with_defaults(
 
 
 def train_elastic(
-    model: ElasticBertForSequenceClassification,
+    model: Network,
     args: DistillationArguments,
     train: Encoded,
-    validation: Encoded | None = None,
+    validation: Encoded | SimilaritySet | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     fine_tuned: bool = False,
@@ -199,11 +201,13 @@ def train_elastic(
     Args:
         model: the network to start from; the teacher, once it is fine-tuned.
         args: see `DistillationArguments`; ``num_train_epochs`` and ``max_steps`` hold for each stage.
-        train: labelled token ids: the teacher learns from the labels, and importance is taken on them.
-        validation: labelled token ids that every sub-network is scored on, or None.
+        train: labelled token ids: the teacher learns from the labels, and importance is taken on them. For a sentence
+            embedder token ids, whose labels are not looked at.
+        validation: labelled token ids that every sub-network is scored on, or None. For a sentence embedder a
+            `dynabert.similarity.SimilaritySet`; its stages end with their last checkpoint.
         tokenizer: saved beside each network, with the length of the training's texts (``train.max_length``) as its
             ``model_max_length``, which is what `dynabert.InferenceEngine` and the commands then allow by default.
-        fine_tuned: True: ``model`` is the teacher as it is.
+        fine_tuned: True: ``model`` is the teacher as it is. A sentence embedder always is.
         unlabelled: token ids for the distillation stages in place of ``train`` (augmented or unlabelled text).
         rewiring: False leaves heads and neurons in their order: for comparison.
         metric: name of the score; None: the task's usual one.
@@ -223,19 +227,29 @@ def train_elastic(
             differences; a folder of ``parts_of`` without a run; a loss that is not finite; data without labels or with
             others than the network's; a frozen parameter; what the trainer refuses.
     """
-    check_classifier("train_elastic", model)
+    check_network("train_elastic", model)
+    fine_tuned = fine_tuned or is_embedder(model)
     if not isinstance(args, DistillationArguments):
         raise TypeError(f"train_elastic: args must be DistillationArguments; got {type(args).__name__}")
-    for name, data in (("train", train), ("validation", validation), ("unlabelled", unlabelled)):
+    pairs = validation if isinstance(validation, SimilaritySet) else None
+    if validation is not None and is_embedder(model) != (pairs is not None):
+        wanted = "a SimilaritySet (dynabert.similarity)" if is_embedder(model) else "Encoded (dynabert.data.tokenise)"
+        raise TypeError(
+            f"train_elastic: validation is {type(validation).__name__} and the model {type(model).__name__}; allowed: "
+            f"{wanted}, or None"
+        )
+    scored = pairs.texts if pairs is not None else validation
+    for name, data in (("train", train), ("validation", scored), ("unlabelled", unlabelled)):
         if data is not None and not isinstance(data, Encoded):
             raise TypeError(
                 f"train_elastic: {name} must be Encoded (dynabert.data.tokenise); got {type(data).__name__}"
             )
         if data is not None:
             check_ids("train_elastic", data, model.config.vocab_size, model.config.max_sequence_length)
-    for data in (train, validation):
-        if data is not None:
-            label_targets(model, data, "train_elastic")
+    if isinstance(model, ElasticBertForSequenceClassification):
+        for labelled in (train, validation):
+            if isinstance(labelled, Encoded):
+                label_targets(model, labelled, "train_elastic")
     still = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     if still and not fine_tuned:
         raise ValueError(
@@ -280,11 +294,11 @@ def train_elastic(
 
 
 def _train_parts(
-    model: ElasticBertForSequenceClassification,
+    model: Network,
     args: DistillationArguments,
     recipe: Recipe,
     train: Encoded,
-    validation: Encoded | None,
+    validation: Encoded | SimilaritySet | None,
     unlabelled: Encoded | None,
     tokenizer: PreTrainedTokenizerBase | None,
     fine_tuned: bool,
@@ -320,7 +334,10 @@ def _train_parts(
             teacher_stage, model, None, args, train, validation, tokenizer, metric, teacher_folder, say, callbacks
         )
     )
-    teacher = _open(teacher_folder, model.dtype)
+    teacher = _open(teacher_folder, model)
+    if isinstance(validation, SimilaritySet) and isinstance(teacher, ElasticBertForSentenceEmbedding):
+        (whole,) = compute_vectors(teacher, validation.texts, [None]).values()
+        validation = replace(validation, whole=whole)  # the teacher's, from here on
 
     rewired_folder = out / "rewired"
     with args.main_process_first(local=False, desc="rewired"):
@@ -330,8 +347,12 @@ def _train_parts(
             if rewiring:
                 say("rewired: importance of heads and neurons on the training data")
                 size = args.per_device_train_batch_size
+                if isinstance(teacher, ElasticBertForSequenceClassification):
+                    rows_of = labelled_batches(teacher, train, size)
+                else:
+                    rows_of = packed_batches(teacher, train, size)
                 batches = told(
-                    labelled_batches(teacher, train, size),
+                    rows_of,
                     -(-len(train) // size),
                     "importance",
                     say,
@@ -349,8 +370,8 @@ def _train_parts(
         # from the fine-tuned one too. Both are taken in rewired order, so that a teacher at the student's width is its
         # leading part too. The fine-tuned network keeps all its layers also where the student starts from some.
         from_first = stage.name == "width" or recipe.second_teacher == "fine_tuned"
-        guide = None if stage.labels else _open(rewired_folder if from_first else previous, model.dtype)
-        student = _open(previous, model.dtype)
+        guide = None if stage.labels else _open(rewired_folder if from_first else previous, model)
+        student = _open(previous, model)
         if previous == rewired_folder:
             student = _started(student, recipe)
         data = train if stage.labels or unlabelled is None else unlabelled
@@ -367,11 +388,11 @@ def _train_parts(
 
 def run_stage(
     stage: Stage,
-    student: ElasticBertForSequenceClassification,
-    teacher: ElasticBertForSequenceClassification | None,
+    student: Network,
+    teacher: Network | None,
     args: DistillationArguments,
     train: Encoded,
-    validation: Encoded | None,
+    validation: Encoded | SimilaritySet | None,
     tokenizer: PreTrainedTokenizerBase | None,
     metric: str | None,
     folder: Path,
@@ -385,7 +406,8 @@ def run_stage(
     clock = StageClock(folder / SECONDS)
     own = copy.copy(args)
     own.output_dir = str(folder)
-    if validation is not None and own.eval_strategy == "no":
+    labelled = validation if isinstance(validation, Encoded) else None
+    if labelled is not None and own.eval_strategy == "no":
         # Scores are what the best checkpoint is chosen by: wherever one is written they are taken.
         own.eval_strategy = "epoch" if own.save_strategy == "best" else own.save_strategy
         own.eval_steps = own.save_steps
@@ -393,7 +415,7 @@ def run_stage(
         own.metric_for_best_model = "score"  # or a sub-network that only a later stage has
     set_seed(args.seed)
     both = [StageProgress(stage.name), clock, *callbacks]
-    trainer = DistillationTrainer(student, own, stage, train, validation, teacher, tokenizer, metric, callbacks=both)
+    trainer = DistillationTrainer(student, own, stage, train, labelled, teacher, tokenizer, metric, callbacks=both)
     for usual in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(usual)  # ours says more
     last, passed_over = last_checkpoint(folder)
@@ -411,7 +433,7 @@ def run_stage(
             clock.write()
     if trainer.is_world_process_zero():
         best = trainer.state.best_model_checkpoint
-        chosen = student if best is None else _open(Path(best), student.dtype)
+        chosen = student if best is None else _open(Path(best), student)
         rows = _scores(chosen, validation, stage, metric)
         _finish(folder, chosen, tokenizer, rows, clock.seconds(), args, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
@@ -419,20 +441,26 @@ def run_stage(
 
 
 def _scores(
-    model: ElasticBertForSequenceClassification, validation: Encoded | None, stage: Stage, metric: str | None
+    model: Network, validation: Encoded | SimilaritySet | None, stage: Stage, metric: str | None
 ) -> list[EvaluationRow]:
-    return [] if validation is None else evaluate(model, validation, list(stage.subnets), metric=metric)
+    if validation is None:
+        return []
+    if isinstance(model, ElasticBertForSentenceEmbedding):
+        assert isinstance(validation, SimilaritySet)  # checked at the door
+        return score_similarity(model, validation, list(stage.subnets))
+    assert isinstance(validation, Encoded)
+    return evaluate(model, validation, list(stage.subnets), metric=metric)
 
 
-def _started(model: ElasticBertForSequenceClassification, recipe: Recipe) -> ElasticBertForSequenceClassification:
+def _started(model: Network, recipe: Recipe) -> Network:
     """What the first stage trains of the rewired network: all of it, or ``recipe.starting_layers``."""
     return model if recipe.starting_layers is None else model.extract(starting_shape(model.config, recipe))
 
 
-def _open(folder: Path, dtype: torch.dtype) -> ElasticBertForSequenceClassification:
-    """A part's network in the run's ``dtype``: half precision is stored weights alone, and trains in float32."""
-    wide = dtype if dtype == torch.float64 else torch.float32
-    return ElasticBertForSequenceClassification.from_pretrained(folder, dtype=wide)
+def _open(folder: Path, like: Network) -> Network:
+    """A part's network, of the run's class and dtype: half precision is stored weights alone, and trains in float32."""
+    wide = like.dtype if like.dtype == torch.float64 else torch.float32
+    return type(like).from_pretrained(folder, dtype=wide)
 
 
 def _is_complete(folder: Path) -> bool:
@@ -441,7 +469,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _finish(
     folder: Path,
-    model: ElasticBertForSequenceClassification,
+    model: Network,
     tokenizer: PreTrainedTokenizerBase | None,
     rows: Sequence[EvaluationRow],
     seconds: float,

@@ -17,7 +17,8 @@ from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
 from dynabert.distill.run_lock import LOCK
 from dynabert.distill.stages import Recipe
-from dynabert.modeling import ElasticBertForSequenceClassification
+from dynabert.modeling import ElasticBertPreTrainedModel
+from dynabert.similarity import SimilaritySet
 
 SETTINGS = "settings.json"
 # What may differ when a run goes on: where and how it is shown, and how much memory it may take. A launch of another
@@ -84,18 +85,20 @@ def write_json(path: Path, content: Any) -> None:
 def settings_of(
     args: DistillationArguments,
     train: Encoded,
-    validation: Encoded | None,
+    validation: Encoded | SimilaritySet | None,
     unlabelled: Encoded | None,
     fine_tuned: bool,
     rewiring: bool,
-    model: ElasticBertForSequenceClassification,
+    model: ElasticBertPreTrainedModel,
     metric: str | None,
 ) -> dict[str, Any]:
     """What decides the weights of a run, as plain data. A set's ``source`` is for people: its ``digest`` decides."""
     values = {name: value for name, value in args.to_dict().items() if name not in FREE}
     recipe = asdict(replace(args.make_recipe()))
     recipe.pop("stages")
-    sets = {"train": train, "validation": validation, "unlabelled": unlabelled}
+    pairs = validation if isinstance(validation, SimilaritySet) else None
+    scored = validation if isinstance(validation, (Encoded, type(None))) else validation.texts
+    sets: dict[str, Encoded | None] = {"train": train, "validation": scored, "unlabelled": unlabelled}
     data = {
         name: None
         if found is None
@@ -103,7 +106,10 @@ def settings_of(
         for name, found in sets.items()
     }
     content = {"arguments": values, "recipe": recipe, "data": data, "fine_tuned": fine_tuned, "rewiring": rewiring}
-    if validation is not None:
+    if pairs is not None:
+        # Reported; nothing is chosen by it.
+        content["similarity"] = None if pairs.labels is None else list(pairs.labels)
+    elif validation is not None:
         # A score is taken where a checkpoint is written, and the best one is the result.
         saves = [str(args.save_strategy.value)]  # type: ignore[attr-defined]  # transformers makes it an enumeration
         content["saves"] = [*saves, args.save_steps] if saves == ["steps"] else saves
@@ -125,7 +131,7 @@ def _digest(encoded: Encoded) -> str:
     return found.hexdigest()
 
 
-def _network_digest(model: ElasticBertForSequenceClassification) -> str:
+def _network_digest(model: ElasticBertPreTrainedModel) -> str:
     """Of the network that a run starts from: its weights, and what its configuration says of it."""
     found = hashlib.blake2b(digest_size=12)
     said = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
@@ -154,11 +160,11 @@ def check_settings(
     out: Path,
     args: DistillationArguments,
     train: Encoded,
-    validation: Encoded | None,
+    validation: Encoded | SimilaritySet | None,
     unlabelled: Encoded | None,
     fine_tuned: bool,
     rewiring: bool,
-    model: ElasticBertForSequenceClassification,
+    model: ElasticBertPreTrainedModel,
     metric: str | None,
 ) -> dict[str, Any]:
     """Writes the settings into a fresh folder, and returns them; ``ValueError`` where the folder was begun with

@@ -10,9 +10,10 @@ from itertools import pairwise
 from dynabert.configuration import SubnetConfig
 from dynabert.configuration.grid import DEPTHS, WIDTHS
 
-RECIPES = ("best", "paper", "reference", "sandwich")
+RECIPES = ("best", "paper", "reference", "sandwich", "embedding")
 SAMPLING = ("all", "sandwich")
 SECOND_TEACHERS = ("width", "fine_tuned")
+EMBEDDING_HIDDEN_WEIGHTS = (1.0, 1.0)
 
 
 def grid(widths: Sequence[float], depths: Sequence[float]) -> tuple[SubnetConfig, ...]:
@@ -31,6 +32,7 @@ class Stage:
         subnets: those of a step, largest first.
         logit_weight, hidden_weight, relation_weight: of the distillation loss; all 0 in a stage that learns from
             labels.
+        embedding_weight: of the loss of a sentence embedder's vectors; 0 for a classifier.
         teacher_width: ``"full"`` or ``"same"``.
         sampling: ``"all"``: each of ``subnets`` in every step. ``"sandwich"``: the first, the last and two others.
         labels: True: the task's own loss on labels, without a teacher.
@@ -52,14 +54,16 @@ class Stage:
     relation_weight: float = 0.0
     relation_heads: int | None = None
     label_weight: float = 0.0
+    embedding_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.subnets:
             raise ValueError(f"stage {self.name}: no sub-network; give at least one")
         if self.sampling not in SAMPLING:
             raise ValueError(f"stage {self.name}: sampling is {self.sampling!r}; allowed: {', '.join(SAMPLING)}")
-        weights = [self.logit_weight, self.hidden_weight, self.relation_weight, self.label_weight]
-        for name in ("logit_weight", "hidden_weight", "relation_weight", "label_weight"):
+        names = ("logit_weight", "hidden_weight", "relation_weight", "label_weight", "embedding_weight")
+        weights = [getattr(self, name) for name in names]
+        for name in names:
             if not getattr(self, name) >= 0.0:
                 raise ValueError(f"stage {self.name}: {name} is {getattr(self, name)}; allowed: 0 or more")
         if self.relation_heads is not None and self.relation_heads < 1:
@@ -104,7 +108,8 @@ class Recipe:
         widths, depths: the multipliers; the first stage trains the widths, the second every pair.
         subnets: named sub-networks in place of the grid, largest first; the first stage trains those that keep every
             layer. None for the grid.
-        logit_weights, hidden_weights, relation_weights, label_weights: of the first and the second stage.
+        logit_weights, hidden_weights, relation_weights, label_weights, embedding_weights: of the first and the second
+            stage.
         relation_heads: of the relations' loss; None: as many as a head has numbers.
         starting_layers: the teacher's layers that the student starts from, 0-based and rising; its sub-networks are
             parts of these alone. None: all.
@@ -136,6 +141,7 @@ class Recipe:
     starting_layers: tuple[int, ...] | None = None
     second_teacher: str = "width"
     label_weights: tuple[float, float] = (0.0, 0.0)
+    embedding_weights: tuple[float, float] = (0.0, 0.0)
     stages: tuple[Stage, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
@@ -173,6 +179,7 @@ class Recipe:
                     relation_weight=self.relation_weights[0],
                     relation_heads=self.relation_heads,
                     label_weight=self.label_weights[0],
+                    embedding_weight=self.embedding_weights[0],
                 )
             )
         stages.append(
@@ -187,13 +194,22 @@ class Recipe:
                 relation_weight=self.relation_weights[1],
                 relation_heads=self.relation_heads,
                 label_weight=self.label_weights[1],
+                embedding_weight=self.embedding_weights[1],
             )
         )
         if self.final:
             stages.append(Stage("final", both, 0.0, 0.0, sampling=self.sampling, labels=True))
         if not self.distillation:
             stages = [
-                replace(stage, logit_weight=0.0, hidden_weight=0.0, relation_weight=0.0, label_weight=0.0, labels=True)
+                replace(
+                    stage,
+                    logit_weight=0.0,
+                    hidden_weight=0.0,
+                    relation_weight=0.0,
+                    label_weight=0.0,
+                    embedding_weight=0.0,
+                    labels=True,
+                )
                 for stage in stages
             ]
         object.__setattr__(self, "stages", tuple(stages))
@@ -211,6 +227,8 @@ def recipe(name: str) -> Recipe:
       network at full width, and a last stage from labels. What each is worth: docs/results.md.
     * ``"reference"``: the released code's choices.
     * ``"sandwich"``: four sub-networks a step in the second stage.
+    * ``"embedding"``: for a sentence embedder, whose vectors and hidden states are distilled, and nothing else: text
+      without labels will do. Both stages learn from the whole network as it came.
 
     Raises ``ValueError`` for another name.
     """
@@ -229,4 +247,13 @@ def recipe(name: str) -> Recipe:
         )
     if name == "sandwich":
         return replace(paper, sampling="sandwich", teacher_width="full")
+    if name == "embedding":
+        return replace(
+            paper,
+            logit_weights=(0.0, 0.0),
+            embedding_weights=(1.0, 1.0),
+            hidden_weights=EMBEDDING_HIDDEN_WEIGHTS,
+            teacher_width="full",
+            second_teacher="fine_tuned",
+        )
     raise ValueError(f"recipe is {name!r}; allowed: {', '.join(RECIPES)}")

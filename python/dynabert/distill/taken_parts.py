@@ -24,10 +24,11 @@ TAKEN_FROM = "taken_from"  # in a part's `complete.json`: the folder that it was
 _OF_THE_RECIPE = {
     *("recipe", "widths", "depths", "subnets", "starting_layers", "depth_rule", "importance_mode", "teacher_width"),
     *("logit_weights", "hidden_weights", "relation_weights", "relation_heads", "regression_logits", "sampling"),
-    *("final_stage", "distillation", "second_teacher", "label_weights"),
+    *("final_stage", "distillation", "second_teacher", "label_weights", "embedding_weights"),
 }
 # Recipe's fields that the parts before a stage do not depend on.
-_PAIRS = ("logit_weights", "hidden_weights", "relation_weights", "label_weights")  # of the first and the second stage
+# Of the first and the second stage.
+_PAIRS = ("logit_weights", "hidden_weights", "relation_weights", "label_weights", "embedding_weights")
 _AFTER_THE_FIRST = {"teacher_width", "second_teacher", "sampling", "final"}
 _OF_THE_STAGES = {*_PAIRS, "relation_heads", "regression_logits", "distillation", *_AFTER_THE_FIRST}
 _OF_THE_REWIRING = {"importance_mode"}

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,11 @@ from dynabert.distill.arguments import DistillationArguments
 from dynabert.distill.checkpoints import last_checkpoint, write_error
 from dynabert.distill.losses import (
     LossSums,
+    Network,
     TeacherOutput,
+    check_network,
     check_pair,
+    is_embedder,
     loss_sums,
     problem_of,
     run_teacher,
@@ -51,12 +54,9 @@ from dynabert.distill.step_weights import StepWeights, compact
 from dynabert.distill.steps import EncodedRows, Sequences, StepLoader, StepSampler
 from dynabert.evaluation import compute_logits, label_targets, score_logits
 from dynabert.modeling.files import ELASTIC_FILE
-from dynabert.modeling.model import check_classifier
+from dynabert.modeling.model import ElasticBertForSequenceClassification, check_classifier
 from dynabert.modeling.stacking import Stack, stack
 from dynabert_kernels import SubnetShape
-
-if TYPE_CHECKING:
-    from dynabert.modeling import ElasticBertForSequenceClassification
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -68,7 +68,7 @@ class NotFiniteError(ValueError):
 class _StudentStep(nn.Module):
     """A forward and its losses as one module, so that it can run on other parameters than the student's own."""
 
-    def __init__(self, student: ElasticBertForSequenceClassification) -> None:
+    def __init__(self, student: Network) -> None:
         super().__init__()
         self.student = student
 
@@ -80,6 +80,7 @@ class _StudentStep(nn.Module):
         state = options["dropout_state"]
         x, _ = self.student.encoder.encode(stacked.batch, stacked.plan, state)
         first = x.index_select(0, stacked.batch.cu_seqlens[:-1])
+        assert isinstance(self.student, ElasticBertForSequenceClassification)  # checked at construction
         logits = self.student.classify(first, state, stacked.num_groups)
         assert targets is not None  # a stage without a teacher has labels
         return LossSums(None, None, task_sums(self.student, logits, targets, stacked.num_groups))
@@ -100,13 +101,13 @@ class DistillationTrainer(Trainer):
     """Trains the sub-networks of one stage together.
 
     Args:
-        model: the student, an ``ElasticBertForSequenceClassification`` in float32 (float64 for checks); trained in
-            place.
+        model: the student, an ``ElasticBertForSequenceClassification`` or an ``ElasticBertForSentenceEmbedding`` in
+            float32 (float64 for checks); trained in place.
         args: see `DistillationArguments`.
         stage: which sub-networks learn, and by which loss; see `Stage`. It decides: what ``args`` say of the recipe is
             for those who make stages from it (``args.make_recipe().stages``), and so is the network's depth rule.
         train_dataset: token ids; labels are used only by a stage that learns from them.
-        eval_dataset: labelled token ids, or None.
+        eval_dataset: labelled token ids for a classifier, or None.
         teacher: the network that is learned from; frozen. None in a stage that learns from labels.
         processing_class: the tokenizer, saved beside each checkpoint.
         metric: name of the score that sub-networks are judged by; None: the task's usual one.
@@ -122,19 +123,20 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        model: ElasticBertForSequenceClassification,
+        model: Network,
         args: DistillationArguments,
         stage: Stage,
         train_dataset: Encoded,
         eval_dataset: Encoded | None = None,
-        teacher: ElasticBertForSequenceClassification | None = None,
+        teacher: Network | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         metric: str | None = None,
         callbacks: list[Any] | None = None,
     ) -> None:
-        check_classifier("DistillationTrainer", model)
+        check_network("DistillationTrainer", model)
         if teacher is not None:
-            check_classifier("DistillationTrainer: teacher", teacher)
+            check_network("DistillationTrainer: teacher", teacher)
+        _check_kind(model, stage, eval_dataset)
         for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if data is not None and not isinstance(data, Encoded):
                 raise TypeError(
@@ -154,19 +156,22 @@ class DistillationTrainer(Trainer):
         if not len(train_dataset):
             raise ValueError(f"DistillationTrainer: {train_dataset.source} has no examples; at least one is needed")
         for data in (train_dataset, eval_dataset):
-            if data is not None and data.labels and is_multi_label(data.labels) != (problem_of(model) == MULTI_LABEL):
+            if is_embedder(model) or data is None or not data.labels:
+                continue
+            if is_multi_label(data.labels) != (problem_of(model) == MULTI_LABEL):
                 raise ValueError(
                     f"DistillationTrainer: the labels of {data.source} are not of the model's kind, "
                     f"{problem_of(model)}; give a model with their problem_type"
                 )
-        if stage.reads_labels:
-            label_targets(model, train_dataset, "DistillationTrainer")
-        if eval_dataset is not None:
-            label_targets(model, eval_dataset, "DistillationTrainer")
+        if isinstance(model, ElasticBertForSequenceClassification):
+            if stage.reads_labels:
+                label_targets(model, train_dataset, "DistillationTrainer")
+            if eval_dataset is not None:
+                label_targets(model, eval_dataset, "DistillationTrainer")
         if not stage.labels and teacher is None:
             raise ValueError(f"DistillationTrainer: stage {stage.name} distils and has no teacher; give teacher=")
         told = stage.regression_logits or problem_of(model) != REGRESSION
-        others = stage.hidden_weight, stage.relation_weight, stage.label_weight
+        others = stage.hidden_weight, stage.relation_weight, stage.label_weight, stage.embedding_weight
         if not stage.labels and not any(others) and not told:
             raise ValueError(
                 f"DistillationTrainer: stage {stage.name} leaves out a regression's logits and has a hidden_weight of "
@@ -281,7 +286,7 @@ class DistillationTrainer(Trainer):
 
     def _launch(
         self,
-        student: ElasticBertForSequenceClassification,
+        student: Network,
         launch: Sequences,
         shapes: Sequence[SubnetShape],
         state: Tensor | None,
@@ -318,6 +323,7 @@ class DistillationTrainer(Trainer):
             if output is not None:
                 options |= {"first": done, "logits": self._wants_logits(student)}
                 options |= {"hidden": wants_hidden, "relation": wants_relation}
+                options["embedding"] = stage.embedding_weight != 0.0
             elif state is not None:
                 options["dropout_state"] = state + torch.tensor([0, done]).to(state.device)
             given = (stack(packed, seqlens, run), output, targets)
@@ -327,6 +333,7 @@ class DistillationTrainer(Trainer):
                 hidden_weight=stage.hidden_weight,
                 relation_weight=stage.relation_weight,
                 label_weight=1.0 if stage.labels else stage.label_weight,
+                embedding_weight=stage.embedding_weight,
                 num_sequences=sequences,
                 hidden_numbers=tokens * student.config.hidden_size,
             )
@@ -336,21 +343,22 @@ class DistillationTrainer(Trainer):
         self._weights.finish()
         return torch.cat(found)
 
-    def _wants_logits(self, student: ElasticBertForSequenceClassification) -> bool:
+    def _wants_logits(self, student: Network) -> bool:
         if self.stage.logit_weight == 0.0:
             return False
         return problem_of(student) != REGRESSION or self.stage.regression_logits
 
-    def _targets(self, student: ElasticBertForSequenceClassification, launch: Sequences) -> Tensor:
+    def _targets(self, student: Network, launch: Sequences) -> Tensor:
         assert launch.labels is not None  # checked at construction
         found = label_array(launch.labels, problem_of(student), student.config.num_labels or 0)
         return torch.from_numpy(found).to(student.device)
 
-    def _dropout_state(self, student: ElasticBertForSequenceClassification, launch: int) -> Tensor | None:
+    def _dropout_state(self, student: Network, launch: int) -> Tensor | None:
         """Seed and offset of a launch: they follow from the run's seed and the place in it, so a resumed run draws the
         same. Processes and steps differ in the seed, launches and sub-networks in the offset."""
         config = student.config
-        if not (config.hidden_dropout_prob or config.attention_probs_dropout_prob or student.classifier.dropout.p):
+        head = student.classifier.dropout.p if isinstance(student, ElasticBertForSequenceClassification) else 0.0
+        if not (config.hidden_dropout_prob or config.attention_probs_dropout_prob or head):
             return None
         # The key: run and process in its upper half, the step in its lower one. The counter: 256 batches of a step,
         # 65,536 launches of each, and 256 sub-networks, whose number is added to the offset.
@@ -470,6 +478,8 @@ class DistillationTrainer(Trainer):
             raise ValueError("evaluate: no eval_dataset was given")
         self._check_weights()
         student, encoded = self._step.student, rows.encoded  # type: ignore[union-attr]
+        check_classifier("evaluate", student)
+        assert isinstance(student, ElasticBertForSequenceClassification)
         if self.args.world_size == 1:
             logits = compute_logits(student, encoded, list(self.stage.subnets))
         else:
@@ -505,6 +515,30 @@ class DistillationTrainer(Trainer):
                 if found is not None:
                     whole[name][process::world] = found[name]
         return whole
+
+
+def _check_kind(model: Network, stage: Stage, eval_dataset: Encoded | None) -> None:
+    """``ValueError`` for a loss, or scores, of another kind of network."""
+    if not is_embedder(model):
+        if stage.embedding_weight != 0.0:
+            raise ValueError(
+                f"DistillationTrainer: stage {stage.name} has an embedding_weight of {stage.embedding_weight} and the "
+                "model is a classifier; allowed: 0; the weight is for an ElasticBertForSentenceEmbedding"
+            )
+        return
+    given = {"logit_weight": stage.logit_weight, "label_weight": stage.label_weight, "labels": stage.labels}
+    wrong = [f"{name} {value}" for name, value in given.items() if value]
+    if wrong:
+        raise ValueError(
+            f"DistillationTrainer: stage {stage.name} has {', '.join(wrong)} and the model is a sentence embedder, "
+            "which has neither logits nor labels; allowed: hidden_weight, relation_weight and embedding_weight "
+            "(--recipe embedding)"
+        )
+    if eval_dataset is not None:
+        raise ValueError(
+            "DistillationTrainer: eval_dataset is labelled text and the model is a sentence embedder; allowed: None; "
+            "score its vectors with dynabert.similarity.score_similarity"
+        )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
