@@ -175,6 +175,8 @@ class CardTraining:
     def best_checkpoint(self) -> bool:
         """Whether the stages kept their best checkpoint by the scores that the card shows."""
         strategy = self.settings.get("arguments", {}).get("save_strategy", "epoch")
+        if "similarity" in self.settings:  # a sentence embedder's stages end with their last checkpoint
+            return False
         return str(strategy) != "no" and bool((self.settings.get("data") or {}).get("validation"))
 
     @classmethod
@@ -196,6 +198,7 @@ def model_card(
     language: str | Sequence[str] | None = None,
     datasets: Sequence[str] | None = None,
     tags: Sequence[str] = (),
+    embedder: bool | None = None,
 ) -> str:
     """The text of a README.md: metadata, a table of sub-networks, how to load it, recipe and limits.
 
@@ -209,6 +212,8 @@ def model_card(
         language: code such as ``"en"``, or several.
         datasets: hub ids of the training sets.
         tags: tags beside `TAGS`.
+        embedder: whether it is a sentence embedder, and no classifier; None: as the model is, and a configuration is a
+            classifier's.
 
     Raises:
         TypeError: another kind of model.
@@ -218,15 +223,17 @@ def model_card(
     if not isinstance(config, ElasticBertConfig):
         raise TypeError(f"model_card: model must be an elastic model, or its configuration; got {type(model).__name__}")
     name = repo_id or "path/to/this/folder"
-    front = _metadata(config, scores, repo_id, base_model, license, language, datasets, tags)
+    if embedder is None:
+        embedder = hasattr(model, "pooling")
+    front = _metadata(config, scores, repo_id, base_model, license, language, datasets, tags, embedder)
     parts = [
         f"---\n{front}\n---",
         f"# {repo_id.rpartition('/')[2] if repo_id else 'An elastic ' + config.architecture + ' network'}",
-        _opening(config, base_model, license),
+        _opening(config, base_model, license, embedder),
         "## Sub-networks\n\n" + _table(config, scores, latency, training),
-        "## How to load it\n\n" + _loading(config, name),
+        "## How to load it\n\n" + (_embedder_loading if embedder else _loading)(config, name),
         "## Recipe\n\n" + _recipe(training),
-        "## Limits\n\n" + _limits(config, scores, latency, training),
+        "## Limits\n\n" + _limits(config, scores, latency, training, embedder),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -284,13 +291,15 @@ def _metadata(
     language: str | Sequence[str] | None,
     datasets: Sequence[str] | None,
     tags: Sequence[str],
+    embedder: bool,
 ) -> str:
     results = None
+    task = "sentence-similarity" if embedder else "text-classification"
     if scores is not None:
         source = public_name(scores.data) if scores.data else "not recorded"
         results = [
             EvalResult(
-                task_type="text-classification",
+                task_type=task,
                 dataset_type=source,
                 dataset_name=source,
                 metric_type=scores.metric,
@@ -302,8 +311,8 @@ def _metadata(
     data = ModelCardData(
         language=language if language is None or isinstance(language, str) else list(language),
         license=license_name,
-        library_name="transformers",
-        pipeline_tag="text-classification",
+        library_name="sentence-transformers" if embedder and config.plain_obstacle() is None else "transformers",
+        pipeline_tag=task,
         base_model=base_model if is_hub_id(base_model) else None,
         datasets=list(datasets) if datasets else None,
         metrics=None if scores is None else [scores.metric],
@@ -314,7 +323,7 @@ def _metadata(
     return data.to_yaml().strip()
 
 
-def _opening(config: ElasticBertConfig, base_model: str | None, license_name: str | None) -> str:
+def _opening(config: ElasticBertConfig, base_model: str | None, license_name: str | None, embedder: bool) -> str:
     if base_model is None:
         origin = "The network it was trained from is not recorded here."
     elif is_hub_id(base_model):
@@ -322,13 +331,15 @@ def _opening(config: ElasticBertConfig, base_model: str | None, license_name: st
     else:
         origin = f"It was trained from a local folder named `{public_name(base_model)}`."
     heads, neurons = _span(config.layer_heads), _span(config.layer_neurons)
-    labels = ", ".join(f"`{label}`" for label in config.id2label.values()) if config.id2label else "none named"
+    names = ", ".join(f"`{label}`" for label in config.id2label.values()) if config.id2label else "none named"
+    labels = "" if embedder else f" Labels: {names}."
+    kind = "sentence embedder" if embedder else "text classifier"
     return (
-        f"A {config.architecture} text classifier of {config.num_hidden_layers} layers, {heads} heads and {neurons} "
+        f"A {config.architecture} {kind} of {config.num_hidden_layers} layers, {heads} heads and {neurons} "
         f"neurons a layer and a hidden size of {config.hidden_size}, that runs at any width and depth in place: a "
         "sub-network is the leading heads and neurons of the layers that stay (DynaBERT, arXiv 2004.04037). "
         "`w0.5-d0.75` is half the heads and neurons in three quarters of the layers.\n\n"
-        f"{origin} Labels: {labels}. License: {license_name or 'none is stated; ask the author before you use it'}."
+        f"{origin}{labels} License: {license_name or 'none is stated; ask the author before you use it'}."
     )
 
 
@@ -408,7 +419,7 @@ def _legend(scores: CardScores | None, latency: CardLatency | None, corrected: b
                 f"from both; undefined where `{_WHOLE}` is no better than that answer."
             )
         if scores.teacher is not None:
-            lines.append(f"The fine-tuned network that taught it scores {100 * scores.teacher:.1f}.")
+            lines.append(f"The network that taught it scores {100 * scores.teacher:.1f}.")
     if latency is None:
         lines.append("Latency: not measured.")
     else:
@@ -456,6 +467,26 @@ def _loading(config: ElasticBertConfig, name: str) -> str:
     return "\n\n".join((plain, auto, elastic))
 
 
+def _embedder_loading(config: ElasticBertConfig, name: str) -> str:
+    obstacle = config.plain_obstacle()
+    if obstacle is None:
+        plain = (
+            "With sentence-transformers, without any other package: the whole network, no sub-networks.\n\n"
+            "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
+            f'model = SentenceTransformer("{name}")\n```'
+        )
+    else:
+        plain = f"With sentence-transformers alone: not possible, since {obstacle}."
+    example = "w0.5-d0.5" if fits(config, "w0.5-d0.5") else "d0.5"
+    elastic = (
+        "With `dynabert-kernels`, at any sub-network:\n\n```python\n"
+        "from dynabert import EmbeddingEngine\n\n"
+        f'engine = EmbeddingEngine.from_pretrained("{name}")\n'
+        f'vectors = engine.embed(["some text", "another"], subnet="{example}")\n```'
+    )
+    return "\n\n".join((plain, elastic))
+
+
 def _recipe(training: CardTraining | None) -> str:
     if training is None:
         return "Not recorded."
@@ -465,9 +496,8 @@ def _recipe(training: CardTraining | None) -> str:
     if training.seconds:
         told = ", ".join(f"{part} ({seconds:.0f} s)" for part, seconds in training.seconds.items())
         lines.append(f"parts, in order: {told}")
-    lines.append(
-        "the teacher was given fine-tuned" if settings.get("fine_tuned") else "the teacher was fine-tuned here"
-    )
+    given = "it was its own teacher, as it came" if "pooling" in settings else "the teacher was given fine-tuned"
+    lines.append(given if settings.get("fine_tuned") else "the teacher was fine-tuned here")
     if settings.get("rewiring") is False:
         lines.append("heads and neurons were not rewired")
     else:
@@ -479,6 +509,7 @@ def _recipe(training: CardTraining | None) -> str:
         ("hidden_weights", "weight of the hidden states' loss, width and depth stage"),
         ("relation_weights", "weight of the loss of query, key and value relations, width and depth stage"),
         ("label_weights", "weight of the task's own loss on labels, width and depth stage"),
+        ("embedding_weights", "weight of the loss of vectors, width and depth stage"),
         ("starting_layers", "layers of the teacher that the student started from, the first is 0"),
         ("teacher_width", "the depth stage's teacher"),
         ("second_teacher", "the network that the depth stage learned from"),
@@ -511,7 +542,11 @@ def _plain(value: Any) -> str:
 
 
 def _limits(
-    config: ElasticBertConfig, scores: CardScores | None, latency: CardLatency | None, training: CardTraining | None
+    config: ElasticBertConfig,
+    scores: CardScores | None,
+    latency: CardLatency | None,
+    training: CardTraining | None,
+    embedder: bool,
 ) -> str:
     lines = [f"Texts of up to {config.max_sequence_length} tokens."]
     if training is not None:
@@ -524,8 +559,12 @@ def _limits(
                 "good."
             )
     if scores is None:
-        lines.append("No score is known; try it on labelled text of your own (`dynabert eval`) before you rely on it.")
+        how = "" if embedder else " (`dynabert eval`)"
+        lines.append(f"No score is known; try it on labelled text of your own{how} before you rely on it.")
     if latency is not None:
         lines.append("Latencies hold for the named device and conditions alone; on yours: `dynabert profile`.")
-    lines.append("It answers with the labels it was trained on, whatever the text is about.")
+    if embedder:
+        lines.append("Vectors of different sub-networks are near each other, and not the same: index with one of them.")
+    else:
+        lines.append("It answers with the labels it was trained on, whatever the text is about.")
     return "\n".join(f"* {line}" for line in lines)

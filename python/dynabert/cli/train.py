@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = (
     "Train an elastic checkpoint: fine-tune the network (the teacher), sort its heads and neurons by importance, then "
-    "distil it into all its sub-networks, in DynaBERT's stages. A run that was cut goes on where it was. Options may "
+    "distil it into all its sub-networks, in DynaBERT's stages. With --recipe embedding the network is a sentence "
+    "embedder, which needs text without labels. A run that was cut goes on where it was. Options may "
     "also stand in one .json or .yaml file, given alone."
 )
 
@@ -152,7 +153,12 @@ def parse(argv: Sequence[str]) -> tuple[InputArguments, DistillationArguments]:
 
 def run_arguments(argv: Sequence[str], callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Do what the options say; ``callbacks`` as in `dynabert.distill.pipeline.train_elastic`."""
+    from dynabert.cli.train_embedding import RECIPE, train_embedder
+
     inputs, args = parse(argv)
+    if args.recipe == RECIPE:
+        train_embedder(inputs, args, callbacks)
+        return
     _train(inputs, args, callbacks)
 
 

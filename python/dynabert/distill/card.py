@@ -41,12 +41,17 @@ def _commit(root: Path) -> str | None:
 
 
 def write_card(
-    folder: Path, settings: Mapping[str, Any], results: Mapping[str, Any], base_model: str | None = None
+    folder: Path,
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any],
+    base_model: str | None = None,
+    *,
+    embedder: bool = False,
 ) -> None:
     """Writes `README.md` into the folder of a trained network, unless one is there.
 
     ``settings``, ``results``: what the run's `settings.json` and `results.json` hold. ``base_model``: hub id or folder
-    of the network that the run began with.
+    of the network that the run began with. ``embedder``: whether it is a sentence embedder.
     """
     path = folder / CARD
     if path.exists():
@@ -57,6 +62,7 @@ def write_card(
         training=CardTraining.read(settings, results),
         base_model=base_model,
         datasets=run_datasets(settings),
+        embedder=embedder,
     )
     path.write_text(text, encoding="utf-8")
 

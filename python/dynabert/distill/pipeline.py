@@ -34,7 +34,7 @@ from dynabert.distill.run_lock import run_lock
 from dynabert.distill.run_settings import SETTINGS, begun_with, check_settings, read_json, write_json
 from dynabert.distill.stages import Recipe, Stage
 from dynabert.distill.taken_parts import COMPLETE, check_sources, take_parts
-from dynabert.distill.trainer import DistillationTrainer
+from dynabert.distill.trainer import DistillationTrainer, check_kind
 from dynabert.evaluation import EvaluationRow, evaluate, label_targets
 from dynabert.finetuning import labelled_batches, packed_batches
 from dynabert.importance import compute_importance
@@ -122,6 +122,7 @@ def check_recipe(model: Network, recipe: Recipe) -> None:
     anything is trained, though it would fail in the second stage only."""
     student, teacher = student_config(model.config, recipe), model.config
     for stage in recipe.stages:
+        check_kind(model, stage)
         shapes = [student.shape(subnet) for subnet in stage.subnets]
         if not stage.labels:
             wanted, _ = teacher_shapes(teacher, shapes, stage.teacher_width)
@@ -265,10 +266,11 @@ def train_elastic(
             f"{unlabelled.source}, which has no labels; leave one out: --label_weights, or --unlabelled_file and "
             "--augment"
         )
-    if validation is None and args.save_strategy == "best":
+    if not isinstance(validation, Encoded) and args.save_strategy == "best":
+        instead = "" if is_embedder(model) else "; or give --validation_file"
         raise ValueError(
             "train: --save_strategy is best and there is no labelled text to score, so no checkpoint would ever be "
-            "written; allowed: epoch, steps or no; or give --validation_file"
+            f"written; allowed: epoch, steps or no{instead}"
         )
     for line in told_parts(student_config(model.config, recipe), recipe):
         say(line)
@@ -382,7 +384,8 @@ def _train_parts(
     if args.should_save:
         _write_results(out, results, args)
         settings = read_json(out / SETTINGS, "give another --output_dir")
-        write_card(results[-1].folder, settings, read_json(out / RESULTS, "delete it"), base_model)
+        found = read_json(out / RESULTS, "delete it")
+        write_card(results[-1].folder, settings, found, base_model, embedder=is_embedder(model))
     return results
 
 

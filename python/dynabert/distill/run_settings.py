@@ -17,7 +17,7 @@ from dynabert.data.tokenisation import Encoded
 from dynabert.distill.arguments import DistillationArguments
 from dynabert.distill.run_lock import LOCK
 from dynabert.distill.stages import Recipe
-from dynabert.modeling import ElasticBertPreTrainedModel
+from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertPreTrainedModel
 from dynabert.similarity import SimilaritySet
 
 SETTINGS = "settings.json"
@@ -106,6 +106,8 @@ def settings_of(
         for name, found in sets.items()
     }
     content = {"arguments": values, "recipe": recipe, "data": data, "fine_tuned": fine_tuned, "rewiring": rewiring}
+    if isinstance(model, ElasticBertForSentenceEmbedding):
+        content["pooling"] = asdict(model.pooling)
     if pairs is not None:
         # Reported; nothing is chosen by it.
         content["similarity"] = None if pairs.labels is None else list(pairs.labels)

@@ -18,6 +18,7 @@ from dynabert.distill.run_settings import FREE, SETTINGS, differences
 from dynabert.distill.stages import Recipe
 
 COMPLETE = "complete.json"
+_CHECKPOINT = "checkpoint-"
 
 TAKEN_FROM = "taken_from"  # in a part's `complete.json`: the folder that it was copied from
 # Arguments that only say which recipe it is. The recipe itself stands beside them.
@@ -136,6 +137,8 @@ def _copy(source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and path.name != COMPLETE:
             shutil.copyfile(path, aside / path.name)
+        elif path.is_dir() and not path.name.startswith(_CHECKPOINT):  # such as sentence-transformers' pooling
+            shutil.copytree(path, aside / path.name)
     content = json.loads((source / COMPLETE).read_text(encoding="utf-8"))
     content.setdefault(TAKEN_FROM, str(source))
     (aside / COMPLETE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -136,7 +136,7 @@ class DistillationTrainer(Trainer):
         check_network("DistillationTrainer", model)
         if teacher is not None:
             check_network("DistillationTrainer: teacher", teacher)
-        _check_kind(model, stage, eval_dataset)
+        check_kind(model, stage, eval_dataset)
         for name, data in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if data is not None and not isinstance(data, Encoded):
                 raise TypeError(
@@ -517,7 +517,7 @@ class DistillationTrainer(Trainer):
         return whole
 
 
-def _check_kind(model: Network, stage: Stage, eval_dataset: Encoded | None) -> None:
+def check_kind(model: Network, stage: Stage, eval_dataset: Encoded | None = None) -> None:
     """``ValueError`` for a loss, or scores, of another kind of network."""
     if not is_embedder(model):
         if stage.embedding_weight != 0.0:
