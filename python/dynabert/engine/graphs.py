@@ -33,7 +33,7 @@ from dynabert_kernels.ops.providers import forced_provider
 from dynabert_kernels.triton.tiles import ATTENTION_HEAD_SIZES
 
 if TYPE_CHECKING:
-    from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification
+    from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification, Pooling
 
     PackedNetwork: TypeAlias = ElasticBertForSentenceEmbedding | ElasticBertForSequenceClassification
 
@@ -123,7 +123,13 @@ class Frame(NamedTuple):
         )
 
 
-_Key: TypeAlias = tuple[Frame, str | None]  # and the provider that was asked for: another one, other kernels
+class _Key(NamedTuple):
+    """What a graph was captured for: a frame, the provider that was asked for (another one, other kernels), and how an
+    embedder makes its vectors."""
+
+    frame: Frame
+    provider: str | None
+    pooling: Pooling | None
 
 
 class _Parts(NamedTuple):
@@ -281,7 +287,7 @@ class GraphRunner:
     @property
     def frames(self) -> list[Frame]:
         """Of the graphs that are kept, the one used last at the end."""
-        return [frame for frame, _ in self._graphs]
+        return [key.frame for key in self._graphs]
 
     @property
     def why_off(self) -> str | None:
@@ -301,7 +307,7 @@ class GraphRunner:
         """
         config = self._model.config
         frame = Frame.of(batch, plan, (config.layer_heads, config.layer_neurons), config.max_sequence_length)
-        key = frame, forced_provider()
+        key = _Key(frame, forced_provider(), getattr(self._model, "pooling", None))
         with self._lock, torch.inference_mode():
             self._forget_moved()
             captured = self._graphs.get(key)
@@ -331,7 +337,7 @@ class GraphRunner:
                 self._graphs.popitem(last=False)
         self._met.pop(key, None)
         try:
-            captured = _Captured(self._model, key[0], self._capture)
+            captured = _Captured(self._model, key.frame, self._capture)
         except Exception as error:  # a compiler's own errors too: without a graph the same batch may well run
             self._failures += 1
             why, _, _ = str(error).strip().partition("\n")

@@ -16,8 +16,9 @@ Text: TypeAlias = str | tuple[str, str]
 def as_list(texts: object, call: str = "predict") -> list[Any]:
     """The texts of an iterable; ``TypeError`` for what holds none, for one text, and for what has no order."""
     if not isinstance(texts, Iterable) or isinstance(texts, (str, tuple, bytes, Mapping, set, frozenset)):
-        one = "a str, a pair (str, str), or a list of them" if call == "predict" else "a list of str or of pairs"
-        raise TypeError(f"{call}: texts are no texts; got {type(texts).__name__}; allowed: {one}")
+        one = {"predict": "a str, a pair (str, str), or a list of them", "embed": "a str, or a list of them"}
+        allowed = one.get(call, "a list of str or of pairs")
+        raise TypeError(f"{call}: texts are no texts; got {type(texts).__name__}; allowed: {allowed}")
     return list(texts)
 
 
