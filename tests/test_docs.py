@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.dynabert.tiny_texts import some_texts, tiny_folder
+from tests.dynabert.tiny_texts import some_texts, tiny_embedder_folder, tiny_folder
 from tests.pages import ROOT, Page, broken_links, commands, missing_files, pages, spans
 
 PAGES = pages()
@@ -22,10 +22,11 @@ WITH_PYTHON = [page for page in PAGES if page.code("python") and page.name != "R
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the pages' Python finds where it runs: a plain checkpoint, an elastic one, labelled text."""
+    """What the pages' Python finds where it runs: a plain checkpoint, an elastic one, an embedder, labelled text."""
     names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     tiny_folder(tmp_path / "plain", num_labels=2, **names)
     tiny_folder(tmp_path / "elastic", num_labels=2, **names)
+    tiny_embedder_folder(tmp_path / "embedder")
     with (tmp_path / "reviews.csv").open("w", encoding="utf-8", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["text", "label"])

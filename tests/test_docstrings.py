@@ -70,7 +70,7 @@ def test_every_public_method_has_a_docstring(name: str) -> None:
 
 
 def test_a_class_that_is_called_says_its_arguments() -> None:
-    for name in ("SubnetConfig", "InferenceEngine", "DistillationTrainer"):
+    for name in ("SubnetConfig", "InferenceEngine", "EmbeddingEngine", "DistillationTrainer"):
         thing = getattr(dynabert, name)
         assert not lacking(thing.__init__, inspect.getdoc(thing) or ""), name
     for name in ("Plan", "PackedBatch", "SubnetShape"):

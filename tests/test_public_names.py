@@ -21,6 +21,9 @@ MODEL_NAMES = [
     "DistillationTrainer",
     "distillation_losses",
     "InferenceEngine",
+    "EmbeddingEngine",
+    "ElasticBertForSentenceEmbedding",
+    "Pooling",
     "export_subnet",
     "ExportReport",
 ]

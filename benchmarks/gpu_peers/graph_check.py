@@ -48,7 +48,7 @@ def check_graphs(setting: Setting, batches: int = BATCHES) -> dict[str, Any]:
             wanted = model.packed_logits(*model.pack(texts, subnet=subnets)).float().cpu()
         for _ in range(3):
             known, begun = len(runner.frames), time.perf_counter()
-            found = runner.logits(batch, plan).float().cpu()
+            found = runner.outputs(batch, plan).float().cpu()
             if len(runner.frames) > known:
                 capturing_s += time.perf_counter() - begun
             if batch.order is not None:
@@ -58,9 +58,9 @@ def check_graphs(setting: Setting, batches: int = BATCHES) -> dict[str, Any]:
             wrong += not difference <= ALLOWED[setting.dtype]
         if why_not is None:
             # Both as graphs: without one the same batch runs at its own size, where other tiles may be chosen.
-            found = runner.logits(batch, plan, capture_now=True)
+            found = runner.outputs(batch, plan, capture_now=True)
             with programmatic_launch():
-                again = dependent.logits(batch, plan, capture_now=True)
+                again = dependent.outputs(batch, plan, capture_now=True)
             differ += not torch.equal(again, found)
     return {
         "batches": 3 * batches,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynabert.configuration import Cascade, ElasticBertConfig, SubnetConfig
     from dynabert.distill import DistillationArguments, DistillationTrainer, distillation_losses
-    from dynabert.engine import InferenceEngine
+    from dynabert.engine import EmbeddingEngine, InferenceEngine
     from dynabert.export import ExportReport, export_subnet
     from dynabert.importance import Importance, compute_importance
     from dynabert.modeling import (
@@ -32,6 +32,7 @@ _HOME = {
     "ElasticBertForSentenceEmbedding": "dynabert.modeling",
     "ElasticBertForSequenceClassification": "dynabert.modeling",
     "ElasticBertModel": "dynabert.modeling",
+    "EmbeddingEngine": "dynabert.engine",
     "ExportReport": "dynabert.export",
     "Importance": "dynabert.importance",
     "InferenceEngine": "dynabert.engine",
@@ -52,6 +53,7 @@ __all__ = [
     "ElasticBertForSentenceEmbedding",
     "ElasticBertForSequenceClassification",
     "ElasticBertModel",
+    "EmbeddingEngine",
     "ExportReport",
     "Importance",
     "InferenceEngine",

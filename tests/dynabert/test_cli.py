@@ -56,6 +56,7 @@ def test_help(run: Run) -> None:
     for command in (
         "train",
         "predict",
+        "embed",
         "eval",
         "rewire",
         "profile",
@@ -68,7 +69,7 @@ def test_help(run: Run) -> None:
     ):
         assert command in out
         assert run(command, "--help")[0] == 0
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 13
 
 
 def test_version(run: Run) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dynabert import InferenceEngine
-from dynabert.engine import inference
+from dynabert.engine import packed
 from dynabert.engine.overlap import made_ahead
 from tests.dynabert.tiny_texts import some_texts, tiny_model, tiny_tokenizer
 
@@ -53,7 +53,7 @@ def test_blocks_answer_as_one(monkeypatch: pytest.MonkeyPatch, subnets: str | No
     texts = some_texts(50)
     chosen = None if subnets is None else [("w1-d1", "w0.5-d0.75", "w0.25-d0.5")[i % 3] for i in range(50)]
     whole = engine.predict(texts, subnet=chosen)
-    monkeypatch.setattr(inference, "BLOCK_TEXTS", 7)
+    monkeypatch.setattr(packed, "BLOCK_TEXTS", 7)
     blocks = engine.predict(texts, subnet=chosen)
     assert [one.label for one in blocks] == [one.label for one in whole]
     for a, b in zip(blocks, whole, strict=True):
@@ -63,7 +63,7 @@ def test_blocks_answer_as_one(monkeypatch: pytest.MonkeyPatch, subnets: str | No
 
 def test_a_bad_text_of_a_later_block_is_named_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = InferenceEngine(tiny_model(), tiny_tokenizer(), max_length=8)
-    monkeypatch.setattr(inference, "BLOCK_TEXTS", 4)
+    monkeypatch.setattr(packed, "BLOCK_TEXTS", 4)
     texts = ["a good film"] * 10
     texts[9] = "good " * 30
     with pytest.raises(ValueError, match="text 9 is too long; got 32 tokens; allowed: 8"):
@@ -101,7 +101,7 @@ def test_nothing_of_a_text_is_kept() -> None:
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = InferenceEngine(tiny_model(), tiny_tokenizer())
-    monkeypatch.setattr(inference, "KNOWN_FRAMES", 3)
+    monkeypatch.setattr(packed, "KNOWN_FRAMES", 3)
     for words in range(1, 9):
         engine.predict("good " * words)
     assert len(engine._frames) == 3

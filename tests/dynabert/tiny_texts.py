@@ -10,7 +10,12 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from dynabert import ElasticBertConfig, ElasticBertForSequenceClassification
+from dynabert import (
+    ElasticBertConfig,
+    ElasticBertForSentenceEmbedding,
+    ElasticBertForSequenceClassification,
+    Pooling,
+)
 from tests.dynabert.tiny_networks import CONFIGS, TINY, VOCABULARY
 
 WORDS = (  # noqa: SIM905  (one word a line would be a page)
@@ -70,6 +75,29 @@ def tiny_model(architecture: str = "bert", seed: int = 0, **changes: Any) -> Ela
 def tiny_folder(path: Path, architecture: str = "bert", **changes: Any) -> Path:
     """A checkpoint folder with model and tokenizer."""
     tiny_model(architecture, **changes).save_pretrained(path)
+    tiny_tokenizer(architecture).save_pretrained(path)
+    return path
+
+
+def tiny_embedder(
+    architecture: str = "bert", pooling: Pooling | None = None, **changes: Any
+) -> ElasticBertForSentenceEmbedding:
+    """The encoder of `tiny_model`'s kind, with weights that matter, and a pooling."""
+    torch.manual_seed(0)
+    config = ElasticBertConfig.from_plain(CONFIGS[architecture](**(TINY | changes)))
+    model = ElasticBertForSentenceEmbedding(config, pooling)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
+
+
+def tiny_embedder_folder(
+    path: Path, architecture: str = "bert", pooling: Pooling | None = None, **changes: Any
+) -> Path:
+    """A folder of sentence-transformers with model and tokenizer."""
+    tiny_embedder(architecture, pooling, **changes).save_pretrained(path)
     tiny_tokenizer(architecture).save_pretrained(path)
     return path
 

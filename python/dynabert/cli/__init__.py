@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from dynabert.cli import card, cascade, demo, env, evaluate, export, pick, predict, profile, rewire, serve, train
+from dynabert.cli import card, cascade, demo, embed, env, evaluate, export, pick, predict, profile, rewire, serve, train
 from dynabert.cli.options import UsageError
 from dynabert.configuration.run_folder import network_folder
 
-COMMANDS = (train, predict, serve, evaluate, rewire, profile, pick, cascade, export, card, demo, env)
+COMMANDS = (train, predict, embed, serve, evaluate, rewire, profile, pick, cascade, export, card, demo, env)
 
 # What a user's data, files or machine can bring about. Anything else is a fault of ours and keeps its traceback.
 _REFUSALS = (ValueError, TypeError, OSError, ImportError, RuntimeError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,11 +65,16 @@ def add_model_options(parser: argparse.ArgumentParser, *, int8: bool = False) ->
     group.add_argument("--max_batch_tokens", metavar="N", type=int, default=4096, help="most tokens of a batch")
 
 
-def add_column_options(parser: argparse.ArgumentParser, *, label: bool) -> None:
-    """Names of the columns in the user's own file."""
+def add_text_column_option(parser: argparse.ArgumentParser) -> None:
+    """Name of the column that holds the text."""
     parser.add_argument(
         "--text_column", metavar="NAME", help="name of the text's column; default: found by its usual names"
     )
+
+
+def add_column_options(parser: argparse.ArgumentParser, *, label: bool) -> None:
+    """Names of the columns in the user's own file."""
+    add_text_column_option(parser)
     parser.add_argument("--second_text_column", metavar="NAME", help="name of the second text's column, for pairs")
     if label:
         parser.add_argument("--label_column", metavar="NAME", help="name of the label's column")
@@ -104,6 +110,14 @@ def add_data_options(parser: argparse.ArgumentParser, *, split: str, file_names:
         "--bad_rows", default="error", choices=("error", "skip"), help="what to do with rows that do not fit"
     )
     group.add_argument("--max_samples", metavar="N", type=int, help="use only the first so many examples")
+
+
+def input_lines() -> list[str]:
+    """The lines of standard input, each a text; ``ValueError`` where there is none."""
+    lines = [line.rstrip("\r\n") for line in sys.stdin]
+    if not lines:
+        raise ValueError("standard input holds no text; give one text in each line")
+    return lines
 
 
 def add_threshold_option(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+SHOWN_CHARACTERS = 60
 PLAIN_WIDTH = 140  # where the output is no terminal, rich would cut tables at 80 columns
 
 
@@ -34,6 +35,13 @@ def print_table(
         # Not the table's own title: that would be broken at the width of a narrow table.
         console.print(escape(title), style="bold", highlight=False, soft_wrap=True)
     console.print(table)
+
+
+def short_text(text: str) -> str:
+    """A text as a cell of a table: of at most 60 characters."""
+    # A terminal would obey control characters, such as those that set its colours.
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[: SHOWN_CHARACTERS + 1])
+    return shown if len(shown) <= SHOWN_CHARACTERS else shown[: SHOWN_CHARACTERS - 1] + "…"
 
 
 def say(text: str) -> None:

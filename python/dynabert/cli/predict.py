@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,13 @@ from dynabert.cli.options import (
     add_command,
     add_model_options,
     add_threshold_option,
+    input_lines,
 )
-from dynabert.cli.output import print_json, print_table, say
+from dynabert.cli.output import print_json, print_table, say, short_text
 from dynabert.cli.pick_files import say_if_untrained
 
 if TYPE_CHECKING:
     from dynabert.engine import InferenceEngine, Prediction
-
-SHOWN_CHARACTERS = 60
 
 
 def add_parser(commands: Any) -> None:
@@ -118,9 +116,7 @@ def run(args: argparse.Namespace) -> None:
 def _texts(args: argparse.Namespace) -> list[Any]:
     """Texts or pairs from the arguments or standard input."""
     if args.texts == ["-"]:
-        lines = [line.rstrip("\r\n") for line in sys.stdin]
-        if not lines:
-            raise ValueError("standard input holds no text; give one text in each line")
+        lines = input_lines()
         if not args.pairs:
             return list(lines)
         split = [tuple(line.split("\t")) for line in lines]
@@ -170,10 +166,7 @@ def _to_file(args: argparse.Namespace, engine: InferenceEngine, subnets: list[An
 
 
 def _short(text: Any) -> str:
-    joined = text if isinstance(text, str) else " | ".join(text)
-    # A terminal would obey control characters, such as those that set its colours.
-    joined = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in joined[: SHOWN_CHARACTERS + 1])
-    return joined if len(joined) <= SHOWN_CHARACTERS else joined[: SHOWN_CHARACTERS - 1] + "…"
+    return short_text(text if isinstance(text, str) else " | ".join(text))
 
 
 def _cell(answer: Prediction) -> str:

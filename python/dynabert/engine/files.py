@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -36,7 +37,8 @@ ANSWER_COLUMNS = ("predicted_label", "predicted_score")
 
 @dataclass(frozen=True)
 class FileSummary:
-    """What `predict_file` did: rows answered, sub-networks used, where the answers are, and the time it took."""
+    """What `predict_file` or `embed_file` did: rows answered, sub-networks used, where the answers are, and the time it
+    took."""
 
     rows: int
     subnets: tuple[str, ...]
@@ -90,12 +92,7 @@ def predict_file(
         raise ValueError(
             f"predict_file: cannot write {target.name!r}; allowed: .tsv, .csv or .jsonl, each also with .gz"
         )
-    if target.is_dir():
-        raise IsADirectoryError(f"predict_file: {target} is a folder; give the name of a file in it")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"predict_file: there is no folder {target.parent}; make it, or give another path")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"predict_file: {target} exists; give another name or ask for overwriting")
+    check_target("predict_file", target, overwrite)
     checked_count("predict_file", "lookahead", lookahead)
     many = listed_subnets(subnets)
     if not many:
@@ -123,7 +120,7 @@ def predict_file(
         )
         try:
             with writer, tqdm(unit=" rows", disable=None if progress is None else not progress) as bar:
-                for rows in _windows(iter(reader), lookahead):
+                for rows in row_windows(iter(reader), lookahead):
                     texts: list[Any] = [row_text(reader, row, columns.text) for row in rows]
                     if columns.second is not None:
                         texts = [
@@ -142,7 +139,19 @@ def predict_file(
     return FileSummary(count, tuple(names), str(target), time.perf_counter() - started)
 
 
-def _windows(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+def check_target(call: str, target: Path, overwrite: bool) -> None:
+    """``OSError`` where a file cannot be written under this name: a folder, a folder that is not there, or, unless
+    ``overwrite``, a file that is."""
+    if target.is_dir():
+        raise IsADirectoryError(f"{call}: {target} is a folder; give the name of a file in it")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{call}: there is no folder {target.parent}; make it, or give another path")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{call}: {target} exists; give another name or ask for overwriting")
+
+
+def row_windows(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    """So many rows at a time."""
     while window := list(itertools.islice(rows, size)):
         yield window
 
@@ -151,13 +160,29 @@ def _answer(
     engine: InferenceEngine, texts: list[Any], subnets: list[Any], truncate: bool, reader: RowReader, rows: list[Row]
 ) -> list[list[Prediction]]:
     """Answers of each sub-network."""
-    try:
+    with errors_named_by_line(reader, rows):
         return engine.predict_each(texts, subnets, truncate=truncate, progress=False)
+
+
+@contextmanager
+def errors_named_by_line(reader: RowReader, rows: list[Row]) -> Iterator[None]:
+    """What is wrong with the texts of these rows is said with the file and the line."""
+    try:
+        yield
     except TextError as error:
         line = rows[error.index].line
         raise ValueError(f"{reader.name}: {error.named(f'the text of line {line}')}") from error
     except ValueError as error:
         raise ValueError(f"{reader.name}, lines {rows[0].line} to {rows[-1].line}: {error}") from error
+
+
+@contextmanager
+def errors_of_the_target(draft: Path) -> Iterator[None]:
+    """An ``OSError`` names the file that the caller named, not the draft beside it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(draft).removesuffix(PART)) from error
 
 
 class _Writer:
@@ -186,10 +211,8 @@ class _Writer:
         clash = [column for column in added if column in columns]
         if clash:
             raise ValueError(f"predict_file: {source} already has a column {clash[0]!r}; rename it")
-        try:
+        with errors_of_the_target(path):
             raw: Any = gzip.open(path, "wb") if compressed else path.open("wb")  # noqa: SIM115  (closed by __exit__)
-        except OSError as error:  # of the file that the caller named, not of the draft beside it
-            raise OSError(error.errno, error.strerror, str(path).removesuffix(PART)) from error
         self._stream: IO[str] = io.TextIOWrapper(raw, encoding="utf-8", newline="")
         self._csv = csv.writer(self._stream) if kind == "csv" else None
         self._header = [*columns, *added]

@@ -33,7 +33,9 @@ from dynabert_kernels.ops.providers import forced_provider
 from dynabert_kernels.triton.tiles import ATTENTION_HEAD_SIZES
 
 if TYPE_CHECKING:
-    from dynabert.modeling import ElasticBertForSequenceClassification
+    from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification, Pooling
+
+    PackedNetwork: TypeAlias = ElasticBertForSentenceEmbedding | ElasticBertForSequenceClassification
 
 MAX_GRAPHS = 64  # kept at a time; the one that was not used for longest goes first
 MAX_GRAPH_TOKENS = 8192  # of a batch; larger ones keep the device busy for longer than the host needs to launch them
@@ -43,6 +45,7 @@ SLOTS = 2  # pinned buffers of a graph: the host fills one while the other is co
 MOST_FAILURES = 3  # captures that failed one after the other, after which none is tried again
 KNOWN_FRAMES = 4096  # frames that were met once, and not captured yet
 _ALIGNMENT = 16  # bytes; what a 16-byte load wants
+_ENGINE = "InferenceEngine"
 
 
 class Replay(Protocol):
@@ -120,7 +123,13 @@ class Frame(NamedTuple):
         )
 
 
-_Key: TypeAlias = tuple[Frame, str | None]  # and the provider that was asked for: another one, other kernels
+class _Key(NamedTuple):
+    """What a graph was captured for: a frame, the provider that was asked for (another one, other kernels), and how an
+    embedder makes its vectors."""
+
+    frame: Frame
+    provider: str | None
+    pooling: Pooling | None
 
 
 class _Parts(NamedTuple):
@@ -207,7 +216,7 @@ class _Slot:
 class _Captured:
     """A frame's graph with its inputs."""
 
-    def __init__(self, model: ElasticBertForSequenceClassification, frame: Frame, capture: Capture) -> None:
+    def __init__(self, model: PackedNetwork, frame: Frame, capture: Capture) -> None:
         self.frame = frame
         layout = _Layout(frame)
         pinned = model.device.type == "cuda"
@@ -226,10 +235,10 @@ class _Captured:
         )
         plan = Plan(parts.table, frame.groups, frame.max_heads, frame.max_neurons, frame.max_seqlen, frame.rows)
         # All inputs are 0 now: ids that exist, and not one sequence.
-        self._replay = capture(lambda: model.packed_logits(batch, plan))
+        self._replay = capture(lambda: model.packed_outputs(batch, plan))
 
     def run(self, batch: PackedBatch, plan: Plan) -> Tensor:
-        """(B, labels) in packed order, a copy."""
+        """(B, outputs) in packed order, a copy."""
         slot = self._slots[self._turn]
         self._turn = (self._turn + 1) % len(self._slots)
         if slot.copied is not None and slot.used:
@@ -244,7 +253,7 @@ class _Captured:
 
 
 class GraphRunner:
-    """Logits of packed batches through graphs, where that is the faster way.
+    """What a network gives for packed batches, logits or vectors, through graphs, where that is the faster way.
 
     A frame is captured when it is met for the second time: a capture takes longer than many passes, and what comes once
     may not come again. Safe to call from several threads: one at a time.
@@ -254,17 +263,19 @@ class GraphRunner:
         capture: see `Capture`.
         max_graphs: kept at a time.
         max_tokens: of a batch that goes through a graph.
+        name: of the engine, as its messages begin.
     """
 
     def __init__(
         self,
-        model: ElasticBertForSequenceClassification,
+        model: PackedNetwork,
         capture: Capture,
         *,
         max_graphs: int = MAX_GRAPHS,
         max_tokens: int = MAX_GRAPH_TOKENS,
+        name: str = _ENGINE,
     ) -> None:
-        self._model, self._capture = model, capture
+        self._model, self._capture, self._name = model, capture, name
         self.max_graphs, self.max_tokens = max_graphs, max_tokens
         self._graphs: OrderedDict[_Key, _Captured] = OrderedDict()
         self._met: OrderedDict[_Key, None] = OrderedDict()
@@ -276,7 +287,7 @@ class GraphRunner:
     @property
     def frames(self) -> list[Frame]:
         """Of the graphs that are kept, the one used last at the end."""
-        return [frame for frame, _ in self._graphs]
+        return [key.frame for key in self._graphs]
 
     @property
     def why_off(self) -> str | None:
@@ -289,14 +300,14 @@ class GraphRunner:
             return False
         return self._model.device == self._capture.device and not self._model.encoder.has_hooks()
 
-    def logits(self, batch: PackedBatch, plan: Plan, *, capture_now: bool = False) -> Tensor:
-        """(B, labels) on the model's device, in the batch's packed order. Batch and plan lie on the host.
+    def outputs(self, batch: PackedBatch, plan: Plan, *, capture_now: bool = False) -> Tensor:
+        """(B, outputs) on the model's device, in the batch's packed order. Batch and plan lie on the host.
 
         ``capture_now``: also where the frame is met for the first time.
         """
         config = self._model.config
         frame = Frame.of(batch, plan, (config.layer_heads, config.layer_neurons), config.max_sequence_length)
-        key = frame, forced_provider()
+        key = _Key(frame, forced_provider(), getattr(self._model, "pooling", None))
         with self._lock, torch.inference_mode():
             self._forget_moved()
             captured = self._graphs.get(key)
@@ -311,7 +322,7 @@ class GraphRunner:
         device = self._model.device
         with torch.inference_mode():
             there = replace(batch, order=None).to(device, non_blocking=True)
-            return self._model.packed_logits(there, plan.to(device, non_blocking=True))
+            return self._model.packed_outputs(there, plan.to(device, non_blocking=True))
 
     def forget(self) -> None:
         """Drops all graphs."""
@@ -326,7 +337,7 @@ class GraphRunner:
                 self._graphs.popitem(last=False)
         self._met.pop(key, None)
         try:
-            captured = _Captured(self._model, key[0], self._capture)
+            captured = _Captured(self._model, key.frame, self._capture)
         except Exception as error:  # a compiler's own errors too: without a graph the same batch may well run
             self._failures += 1
             why, _, _ = str(error).strip().partition("\n")
@@ -336,7 +347,7 @@ class GraphRunner:
                 self._why_off, after = why, "so are all batches from now on, kernel by kernel; graphs=False says so"
                 with self._capture.alone():
                     self._graphs.clear()
-            warnings.warn(f"InferenceEngine: a CUDA graph could not be captured ({why}); {after}", stacklevel=2)
+            warnings.warn(f"{self._name}: a CUDA graph could not be captured ({why}); {after}", stacklevel=2)
             return None
         self._failures = 0
         self._graphs[key] = captured
@@ -375,26 +386,26 @@ class _Weights:
         return list(map(Tensor.data_ptr, self._tensors)) != self._addresses
 
 
-def graphs_for(model: ElasticBertForSequenceClassification, wanted: bool | None, max_graphs: int) -> GraphRunner | None:
+def graphs_for(
+    model: PackedNetwork, wanted: bool | None, max_graphs: int, *, name: str = _ENGINE
+) -> GraphRunner | None:
     """The runner of an engine's model; None where there are to be no graphs.
 
-    ``wanted``: None for graphs on a GPU and none elsewhere. Raises ``ValueError`` where they are wanted and the model
-    is not on a GPU, or for a number of graphs below 1.
+    ``wanted``: None for graphs on a GPU and none elsewhere. ``name``: of the engine. Raises ``ValueError`` where they
+    are wanted and the model is not on a GPU, or for a number of graphs below 1.
     """
     if max_graphs < 1:
-        raise ValueError(
-            f"InferenceEngine: max_graphs is {max_graphs}; allowed: 1 or more; graphs=False turns them off"
-        )
+        raise ValueError(f"{name}: max_graphs is {max_graphs}; allowed: 1 or more; graphs=False turns them off")
     on_gpu = model.device.type == "cuda"
     if wanted and not on_gpu:
         raise ValueError(
-            f"InferenceEngine: graphs is True and the model is on {model.device}; CUDA graphs need a GPU; leave graphs "
+            f"{name}: graphs is True and the model is on {model.device}; CUDA graphs need a GPU; leave graphs "
             "out, or load the model with device='cuda'"
         )
     size = model.config.hidden_size // model.config.num_attention_heads
     if wanted and size not in ATTENTION_HEAD_SIZES:
         raise ValueError(
-            f"InferenceEngine: graphs is True and heads have {size} numbers; allowed: "
+            f"{name}: graphs is True and heads have {size} numbers; allowed: "
             f"{', '.join(map(str, ATTENTION_HEAD_SIZES))}; other sizes are computed by plain PyTorch, which reads the "
             "plan on the host"
         )
@@ -402,4 +413,4 @@ def graphs_for(model: ElasticBertForSequenceClassification, wanted: bool | None,
         return None
     from dynabert.engine.cuda_capture import CudaCapture
 
-    return GraphRunner(model, CudaCapture(model.device), max_graphs=max_graphs)
+    return GraphRunner(model, CudaCapture(model.device), max_graphs=max_graphs, name=name)

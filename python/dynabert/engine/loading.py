@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -13,7 +14,10 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from dynabert.modeling import ElasticBertForSequenceClassification
+    from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification, Pooling
+    from dynabert.modeling.base import ElasticBertPreTrainedModel
+
+Network = TypeVar("Network", bound="ElasticBertPreTrainedModel")
 
 # Any of these holds a vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
@@ -101,14 +105,9 @@ def load_model(
             CPU.
         OSError: no such model.
     """
-    from dynabert.configuration.run_folder import checked_source
-    from dynabert.engine.device import checked_device
     from dynabert.modeling import ElasticBertForSequenceClassification
 
-    if int8 and not str(device).startswith("cpu"):
-        raise ValueError(f"from_pretrained: int8 runs on the CPU; device is {device}; use float16 or bfloat16 there")
-    target = checked_device(device)
-    check_there(checked_source(path))
+    target = _target(path, device, int8)
     loaded: Any = ElasticBertForSequenceClassification.from_pretrained(
         str(path), dtype=dtype, output_loading_info=True, **options
     )
@@ -120,7 +119,87 @@ def load_model(
             "answers would be random; "
             "fine-tune it first, or give a fine-tuned checkpoint"
         )
-    placed: ElasticBertForSequenceClassification = model.to(target).eval()
+    return _placed(model, target, int8)
+
+
+def load_embedder(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    int8: bool = False,
+    pooling: Pooling | None = None,
+    **options: Any,
+) -> ElasticBertForSentenceEmbedding:
+    """Open a sentence embedder, in eval mode, on a device and in a dtype.
+
+    Args:
+        path: folder or hub id of sentence-transformers, or of a network alone.
+        device, dtype, int8: as in `load_model`.
+        pooling: how a text's vector is made; None as the folder says
+            (`ElasticBertForSentenceEmbedding.from_pretrained`).
+        options: passed to ``from_pretrained`` (``depth_rule``, ...).
+
+    Raises:
+        ValueError: a folder of sentence-transformers that makes its vectors in a way that cannot be computed here; a
+            device that is not there, or int8 elsewhere than on the CPU.
+        OSError: no such model.
+    """
+    from dynabert.modeling import ElasticBertForSentenceEmbedding
+
+    target = _target(path, device, int8)
+    model = ElasticBertForSentenceEmbedding.from_pretrained(str(path), dtype=dtype, pooling=pooling, **options)
+    return _placed(model, target, int8)
+
+
+def load_served(
+    load: Callable[..., Network],
+    path: str | Path,
+    *,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    pack_weights: bool,
+    **options: Any,
+) -> tuple[Network, PreTrainedTokenizerBase]:
+    """A model as an engine serves it, and its tokenizer.
+
+    Args:
+        load: `load_model` or `load_embedder`.
+        path, device: as there.
+        dtype: a dtype of `dynabert.engine.torch_dtype`, or int8.
+        pack_weights: on a CPU, whether the weights are brought into the order in which products read them.
+        options: passed to ``load``.
+
+    Raises:
+        ValueError: an unknown dtype; int8 weights that are not to be packed; no tokenizer; what ``load`` raises.
+        OSError: no such model.
+    """
+    from dynabert.engine.device import INT8, torch_dtype
+
+    int8 = dtype == INT8 or dtype is torch.int8
+    if int8 and not pack_weights:
+        raise ValueError("from_pretrained: pack_weights is False with int8; int8 weights always are packed")
+    model = load(path, device=device, dtype=torch.float32 if int8 else torch_dtype(dtype), int8=int8, **options)
+    if not int8 and pack_weights and model.device.type == "cpu":
+        model.pack_weights()
+    return model, load_tokenizer(path)
+
+
+def _target(path: str | Path, device: str | torch.device, int8: bool) -> torch.device:
+    """Where a network is to go; refused before anything is read where it cannot."""
+    from dynabert.configuration.run_folder import checked_source
+    from dynabert.engine.device import checked_device
+
+    if int8 and not str(device).startswith("cpu"):
+        raise ValueError(f"from_pretrained: int8 runs on the CPU; device is {device}; use float16 or bfloat16 there")
+    target = checked_device(device)
+    check_there(checked_source(path))
+    return target
+
+
+def _placed(model: Network, target: torch.device, int8: bool) -> Network:
+    movable: Any = model  # transformers' own signature of `to` is not torch's
+    placed: Network = movable.to(target).eval()
     return placed.quantise_weights() if int8 else placed
 
 

@@ -69,6 +69,25 @@ def output_names(config: PreTrainedConfig, outputs: int) -> tuple[str, ...]:
     return names
 
 
+def check_finite(
+    call: str, values: npt.NDArray[np.floating], subnets: list[str], places: Sequence[int] | None = None
+) -> None:
+    """`TextError` where a network's numbers (N, outputs), one row a text, are not all finite.
+
+    ``subnets``: the text form of each row's sub-network; ``places``: of the rows among all texts; None: from 0.
+    """
+    if np.isfinite(values).all():
+        return
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    first = int(broken[0])
+    raise TextError(
+        f"{call}: the network's outputs are not finite for {len(broken)} of {len(values)} texts (the first: "
+        f"{{text}}, sub-network {subnets[first]}); its weights hold NaN or infinity, or its dtype overflows; check "
+        "the checkpoint, or run it in float32",
+        first if places is None else places[first],
+    )
+
+
 def interpret(
     logits: npt.NDArray[np.floating],
     problem: str,
@@ -89,15 +108,7 @@ def interpret(
         places: of the rows among all texts, for messages; None: from 0.
     """
     values = logits.astype(np.float64)
-    if not np.isfinite(values).all():
-        broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        first = int(broken[0])
-        raise TextError(
-            f"predict: the network's outputs are not finite for {len(broken)} of {len(values)} texts (the first: "
-            f"{{text}}, sub-network {subnets[first]}); its weights hold NaN or infinity, or its dtype overflows; check "
-            "the checkpoint, or run it in float32",
-            first if places is None else places[first],
-        )
+    check_finite("predict", values, subnets, places)
     if problem == SINGLE_LABEL:
         exponentials = np.exp(values - values.max(axis=1, keepdims=True))
         scores = exponentials / exponentials.sum(axis=1, keepdims=True)

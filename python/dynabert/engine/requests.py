@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from dynabert.configuration import Subnet, SubnetConfig
@@ -16,9 +16,20 @@ Text: TypeAlias = str | tuple[str, str]
 def as_list(texts: object, call: str = "predict") -> list[Any]:
     """The texts of an iterable; ``TypeError`` for what holds none, for one text, and for what has no order."""
     if not isinstance(texts, Iterable) or isinstance(texts, (str, tuple, bytes, Mapping, set, frozenset)):
-        one = "a str, a pair (str, str), or a list of them" if call == "predict" else "a list of str or of pairs"
-        raise TypeError(f"{call}: texts are no texts; got {type(texts).__name__}; allowed: {one}")
+        one = {"predict": "a str, a pair (str, str), or a list of them", "embed": "a str, or a list of them"}
+        allowed = one.get(call, "a list of str or of pairs")
+        raise TypeError(f"{call}: texts are no texts; got {type(texts).__name__}; allowed: {allowed}")
     return list(texts)
+
+
+def checked_stream(texts: object, call: str) -> Iterator[Any]:
+    """An iterator over texts; ``TypeError`` for what holds none, for one text, and for a pair. ``call``: what takes
+    one text."""
+    if isinstance(texts, (str, bytes, tuple, dict)) or not isinstance(texts, Iterable):
+        raise TypeError(
+            f"{call}_iter: an iterable of texts is needed; got {type(texts).__name__}; for one text use {call}"
+        )
+    return iter(texts)
 
 
 def other_count(call: str, found: int, count: int) -> str:

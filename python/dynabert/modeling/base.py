@@ -420,8 +420,12 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
             dtype=self.dtype,
             max_shard_size=max_shard_size,
         )
+        self._write_beside(folder)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), max_shard_size=max_shard_size, **kwargs)
+
+    def _write_beside(self, folder: Path) -> None:
+        """Writes what a model of this kind has beside its network; nothing here."""
 
     def push_to_hub(  # type: ignore[override]
         self,

@@ -327,6 +327,10 @@ class ElasticBertForSequenceClassification(ElasticBertPreTrainedModel):
             logits = torch.empty_like(logits).index_copy(0, batch.order, logits)
         return logits
 
+    def packed_outputs(self, batch: PackedBatch, plan: Plan) -> Tensor:
+        """:meth:`packed_logits`, by the name that it has in every network that an engine serves."""
+        return self.packed_logits(batch, plan)
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -53,10 +53,13 @@ class Pooling:
         has a vector of zeros.
         """
         wide = x if x.dtype == torch.float64 else x.float()
+        counts = cu_seqlens.diff()[:, None]
         if self.mode == "cls":
-            found = wide.index_select(0, cu_seqlens[:-1].clamp(max=x.shape[0] - 1))
+            # An empty sequence begins at another's row, or past the last.
+            first = wide.index_select(0, cu_seqlens[:-1].clamp(max=x.shape[0] - 1))
+            found = torch.where(counts > 0, first, 0.0)
         else:
-            found = _sums(wide, cu_seqlens) / cu_seqlens.diff().clamp(min=1)[:, None]
+            found = _sums(wide, cu_seqlens) / counts.clamp(min=1)
         return F.normalize(found, dim=1) if self.normalize else found
 
     @classmethod
@@ -102,7 +105,9 @@ class Pooling:
             if kind == "Pooling":
                 _write(folder / path / "config.json", pooling)
         _write(folder / MODULES_FILE, modules)
-        if self.max_seq_length is not None:
+        if self.max_seq_length is None:
+            (folder / LENGTH_FILE).unlink(missing_ok=True)  # of an earlier save
+        else:
             _write(folder / LENGTH_FILE, {"max_seq_length": self.max_seq_length, "do_lower_case": False})
 
 
@@ -112,7 +117,7 @@ def _sums(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     if x.device.type != "cpu":
         # Each sum is one thread's, so the same sequence gives the same bits; adding by index would not.
         return torch.segment_reduce(x, "sum", offsets=cu_seqlens, axis=0, unsafe=True)
-    places = torch.arange(x.shape[0], dtype=cu_seqlens.dtype)
+    places = torch.arange(x.shape[0], dtype=cu_seqlens.dtype, device=x.device)
     owners = torch.searchsorted(cu_seqlens, places, right=True) - 1  # ``count`` for rows past the last border
     return x.new_zeros(count + 1, x.shape[1]).index_add(0, owners, x)[:count]
 

@@ -125,15 +125,9 @@ class ElasticBertForSentenceEmbedding(ElasticBertModel):
         small.pooling = self.pooling
         return small
 
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
-    ) -> None:
-        """As :meth:`ElasticBertPreTrainedModel.save_pretrained`, with the files that sentence-transformers reads."""
-        if is_main_process and not Path(save_directory).is_file():
-            folder = Path(save_directory)
-            folder.mkdir(parents=True, exist_ok=True)
-            self.pooling.save(folder, self.config.hidden_size)
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
+    def _write_beside(self, folder: Path) -> None:
+        """The files that sentence-transformers opens a folder by."""
+        self.pooling.save(folder, self.config.hidden_size)
 
 
 def check_embedder(name: str, model: object) -> None:

@@ -58,5 +58,5 @@ class ServedPass:
         runner, batch = self._runner, self._batch
         if runner is None:
             return lambda: self._model.packed_logits(batch, plan)
-        runner.logits(batch, plan, capture_now=True)
-        return lambda: runner.logits(batch, plan)
+        runner.outputs(batch, plan, capture_now=True)
+        return lambda: runner.outputs(batch, plan)
