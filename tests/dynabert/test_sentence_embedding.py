@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from dynabert import ElasticBertConfig, ElasticBertForSentenceEmbedding, Pooling
+from dynabert import ElasticBertConfig, ElasticBertForSentenceEmbedding, Importance, Pooling, rewire
 from dynabert.modeling.pooling import LENGTH_FILE, MODULES_FILE
 from tests.dynabert.test_real_models import TEXTS
 from tests.dynabert.tiny_networks import close, padded_batch, plain_model, slow_model, text_of
@@ -179,6 +179,55 @@ def test_a_network_alone_is_the_mean_and_says_so(tmp_path: Path, caplog: pytest.
         model = ElasticBertForSentenceEmbedding.from_pretrained(tmp_path, pooling=Pooling("cls"))
     assert model.pooling == Pooling("cls")
     assert "sentence-transformers" not in caplog.text
+
+
+def test_unused_weights_are_told_but_not_berts_pooler(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, plain in enumerate((plain_model("bert").base_model, plain_model("bert"))):
+        plain.save_pretrained(tmp_path / str(number))
+        ElasticBertForSentenceEmbedding.from_pretrained(tmp_path / str(number), pooling=Pooling())
+        assert ("are not used" in caplog.text) == bool(number)
+        assert "pooler" not in caplog.text
+    assert "are not used: classifier.bias, classifier.weight" in caplog.text
+
+
+def test_pooling_is_a_pooling(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"pooling is 'cls'; allowed: None, or a Pooling, such as Pooling\('cls'\)"):
+        ElasticBertForSentenceEmbedding.from_pretrained(tmp_path, pooling="cls")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="ElasticBertForSentenceEmbedding: pooling is 'mean'; allowed"):
+        ElasticBertForSentenceEmbedding(tiny_model().config, "mean")  # type: ignore[arg-type]
+
+
+def test_rewired_and_saved_it_stays_the_same(tmp_path: Path, architecture: str) -> None:
+    model, batch = tiny_embedder(architecture), padded_batch(plain_model(architecture), LENGTHS)
+    with torch.no_grad():
+        wanted = model(**batch).pooler_output
+        narrow = model(**batch, subnet="w0.5").pooler_output
+        rewire(model, Importance(torch.rand(4, 4), torch.rand(4, 40)))
+        close(model(**batch).pooler_output, wanted)
+        rewired = model(**batch, subnet="w0.5").pooler_output
+        assert (rewired - narrow).abs().max() > 0.01
+        model.save_pretrained(tmp_path)
+        again = ElasticBertForSentenceEmbedding.from_pretrained(tmp_path)
+        assert torch.equal(again(**batch, subnet="w0.5").pooler_output, rewired)
+
+
+def test_one_graph_of_a_compiler_serves_every_width() -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
+
+    model = tiny_embedder()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    with torch.no_grad():
+        for lengths in ([3, 5], [4, 9, 2], [2, 7, 7, 3]):
+            ids = [[5 + j % 30 for j in range(length)] for length in lengths]
+            batch, plan = model.pack(ids, subnet=["w0.5", "w1", "w0.25", "w1-d0.5"][: len(ids)])
+            found = compiled(batch=batch, plan=plan).pooler_output
+            close(found, model.packed_outputs(batch, plan))
+    assert len(graphs) <= 2  # one for the first sizes, one for all others
 
 
 def test_a_length_beyond_the_positions_is_the_positions(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -45,6 +45,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
     config: ElasticBertConfig
     base_model_prefix = "encoder"
     scores: tuple[Tensor, Tensor] | None
+    _expected_unused: ClassVar[str | None] = None  # names of a checkpoint's tensors that this kind never uses
 
     def __init__(self, config: PreTrainedConfig) -> None:
         if not isinstance(config, ElasticBertConfig):
@@ -348,6 +349,7 @@ class ElasticBertPreTrainedModel(PreTrainedModel):
             use_safetensors=use_safetensors,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             model_name=cls.__name__,
+            expected_unused=cls._expected_unused,
         )
         nn.Module.load_state_dict(model, loaded.state, strict=True, assign=True)
         model.scores = loaded.scores

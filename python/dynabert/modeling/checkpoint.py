@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,13 @@ def load(
     use_safetensors: bool | None,
     ignore_mismatched_sizes: bool,
     model_name: str,
+    expected_unused: str | None = None,
 ) -> Loaded:
     """Reads the checkpoint ``source`` for a model of ``config`` and ``parts``, cast to ``dtype`` (None: the file's).
 
     A pooler or classification head that the file lacks altogether is drawn from torch's default generator and said
-    aloud; every other tensor must be there, in its shape, and no unknown one may be.
+    aloud; every other tensor must be there, in its shape, and no unknown one may be. ``expected_unused``: a pattern of
+    names that such a model never uses: they are not told.
     """
     tensors = files.read_tensors(files.weight_files(source, hub, use_safetensors))
     names, ignored, unknown = canonical_names(tensors, config, parts)
@@ -132,8 +135,9 @@ def load(
             source,
             ", ".join(fresh),
         )
-    if ignored:
-        logger.warning("%s: these weights of %s are not used: %s", model_name, source, _listed(ignored))
+    told = [name for name in ignored if expected_unused is None or not re.search(expected_unused, name)]
+    if told:
+        logger.warning("%s: these weights of %s are not used: %s", model_name, source, _listed(told))
     state = to_elastic({plain: tensor.to(dtype) for plain, tensor in found.items()}, config, parts)
     orders, scores = _read_orders(source, config, hub)
     prefix = encoder_prefix(parts)

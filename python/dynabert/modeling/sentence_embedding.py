@@ -31,7 +31,11 @@ class ElasticBertForSentenceEmbedding(ElasticBertModel):
     that library opens while transformers' own class can hold the network.
     """
 
+    # BERT's own pooler, of its first token: sentence-transformers' folders hold it, and their vectors are made without.
+    _expected_unused = r"^(\w+\.)?pooler\."
+
     def __init__(self, config: PreTrainedConfig, pooling: Pooling | None = None) -> None:
+        _check_pooling(type(self).__name__, pooling)
         super().__init__(config, add_pooling_layer=False)
         self.pooling = Pooling() if pooling is None else pooling
 
@@ -97,6 +101,7 @@ class ElasticBertForSentenceEmbedding(ElasticBertModel):
         Raises also ``ValueError`` for a folder of sentence-transformers that pools in another way, or has more modules
         than that.
         """
+        _check_pooling("from_pretrained", pooling)
         source = checked_source(pretrained_model_name_or_path)
         if not kwargs.get("subfolder"):
             source = network_folder(source)
@@ -128,6 +133,11 @@ class ElasticBertForSentenceEmbedding(ElasticBertModel):
     def _write_beside(self, folder: Path) -> None:
         """The files that sentence-transformers opens a folder by."""
         self.pooling.save(folder, self.config.hidden_size)
+
+
+def _check_pooling(name: str, pooling: object) -> None:
+    if pooling is not None and not isinstance(pooling, Pooling):
+        raise TypeError(f"{name}: pooling is {pooling!r}; allowed: None, or a Pooling, such as Pooling('cls')")
 
 
 def check_embedder(name: str, model: object) -> None:
