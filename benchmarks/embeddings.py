@@ -148,6 +148,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "scored_on": {"task": SCORED_ON, "pairs": len(pairs), "texts": len(distinct)},
         "steps": args.max_steps,
         "epochs": options.epochs,
+        "learning_rate": json.loads((options.output_dir / "settings.json").read_text())["arguments"]["learning_rate"],
         "batch": args.per_device_train_batch_size,
         "seed": options.seed,
         "bf16": options.bf16,

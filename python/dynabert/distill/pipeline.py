@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 ROBERTA_WARMUP = 0.06  # of a stage's steps
 SMALL_HIDDEN, SMALL_RATE = 512, 1e-4  # a network narrower than this learns at this rate
+SMALL_EMBEDDER_RATE = 3e-4  # and a sentence embedder at this one
+IMPORTANCE_TEXTS = 8192  # of a sentence embedder, evenly taken: millions of texts would say no more
 RESULTS = "results.json"
 SECONDS = "seconds.json"
 
@@ -166,12 +168,14 @@ def with_defaults(
         if args.step != step:
             say(f"--step {args.step}, as this folder was begun; the default is {step} here")
     if not args.rate_is_given:
-        usual_rate = SMALL_RATE if model.config.hidden_size < SMALL_HIDDEN else USUAL_RATE
+        small_rate = SMALL_EMBEDDER_RATE if is_embedder(model) else SMALL_RATE
+        usual_rate = small_rate if model.config.hidden_size < SMALL_HIDDEN else USUAL_RATE
         args.learning_rate = begun.get("learning_rate", usual_rate)
         if args.learning_rate != usual_rate:
             say(f"--learning_rate {args.learning_rate:g}, as this folder was begun; the default is {usual_rate:g} here")
-        elif usual_rate == SMALL_RATE:
-            say(f"--learning_rate {usual_rate:g}: the default of networks narrower than {SMALL_HIDDEN}")
+        elif usual_rate == small_rate:
+            kind = "sentence embedders" if is_embedder(model) else "networks"
+            say(f"--learning_rate {usual_rate:g}: the default of {kind} narrower than {SMALL_HIDDEN}")
     if not args.warmup_is_given:
         usual = ROBERTA_WARMUP if model.config.architecture == "roberta" else 0
         args.warmup_steps = begun.get("warmup_steps", usual)
@@ -347,15 +351,17 @@ def _train_parts(
             begun = time.perf_counter()
             student = copy.deepcopy(teacher)
             if rewiring:
-                say("rewired: importance of heads and neurons on the training data")
+                some = _some(train, IMPORTANCE_TEXTS) if is_embedder(teacher) else train
+                told_of = "the training data" if some is train else f"{len(some)} of {len(train)} texts, evenly taken"
+                say(f"rewired: importance of heads and neurons on {told_of}")
                 size = args.per_device_train_batch_size
                 if isinstance(teacher, ElasticBertForSequenceClassification):
-                    rows_of = labelled_batches(teacher, train, size)
+                    rows_of = labelled_batches(teacher, some, size)
                 else:
-                    rows_of = packed_batches(teacher, train, size)
+                    rows_of = packed_batches(teacher, some, size)
                 batches = told(
                     rows_of,
-                    -(-len(train) // size),
+                    -(-len(some) // size),
                     "importance",
                     say,
                     quiet=bool(args.disable_tqdm),
@@ -441,6 +447,13 @@ def run_stage(
         _finish(folder, chosen, tokenizer, rows, clock.seconds(), args, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
     return _result(stage.name, folder)
+
+
+def _some(encoded: Encoded, most: int) -> Encoded:
+    """At most so many of them, evenly taken; all of them where there are no more."""
+    if len(encoded) <= most:
+        return encoded
+    return encoded.select([place * len(encoded) // most for place in range(most)])
 
 
 def _scores(
