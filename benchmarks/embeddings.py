@@ -220,8 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    found = run(options)
-    found["environment"] = environment(torch.device("cpu"), given, module="benchmarks.embeddings")
+    facts = environment(torch.device("cpu"), given, module="benchmarks.embeddings")  # the code as it is now
+    found = run(options) | {"environment": facts}
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
