@@ -4,7 +4,8 @@ Takes ``benchmarks/results/demo/results.json``, which ``make demo`` left there, 
 ``benchmarks/results/cpu-suite.json``, rows of ``dynabert-bench --suite cpu``, and
 ``benchmarks/results/cpu-peers-*.json``, rows of ``benchmarks.cpu_peers``, and writes the tables between the markers of
 README.md (two threads) and docs/run.md (one), where ``serving.json``, of ``benchmarks.serving``, and
-``http-overhead.json``, of ``benchmarks.http_overhead``, have tables too.
+``http-overhead.json``, of ``benchmarks.http_overhead``, and ``embeddings.json``, of ``benchmarks.embeddings``, have
+tables too.
 ``cpu-tiles-*.json`` are rows of ``dynabert-bench`` on a processor with
 tile registers, with them and without; their table stands in docs/kernels.md. ``cascades.json``, of
 ``benchmarks.cascades``, has one in docs/pick.md. A test holds the pages to them.
@@ -22,6 +23,7 @@ from typing import Any
 from benchmarks.cascades import report as cascade_table
 from benchmarks.cpu_peers.report import lengths_table
 from benchmarks.cpu_peers.report import readme as peer_table
+from benchmarks.embeddings import report as embedding_table
 from benchmarks.http_overhead import report as http_table
 from benchmarks.serving import report as serving_table
 from benchmarks.serving import urgent_report
@@ -39,6 +41,7 @@ LENGTHS = ROOT / "benchmarks" / "results" / "cpu-peers-lengths.json"
 SERVING = ROOT / "benchmarks" / "results" / "serving.json"
 URGENT = ROOT / "benchmarks" / "results" / "serving-urgent.json"
 HTTP = ROOT / "benchmarks" / "results" / "http-overhead.json"
+EMBEDDINGS = ROOT / "benchmarks" / "results" / "embeddings.json"
 CASCADES = ROOT / "benchmarks" / "results" / "cascades.json"
 FUSED_GOAL = 1.2
 WIDTHS, DEPTHS = ("1", "0.75", "0.5", "0.25"), ("1", "0.75", "0.5")
@@ -217,6 +220,7 @@ def tables() -> dict[str, dict[str, str]]:
             "serving": serving_table(_read(SERVING)),
             "urgent": urgent_report(_read(URGENT)),
             "http": http_table(_read(HTTP)),
+            "embedding": embedding_table(_read(EMBEDDINGS)),
         },
         "docs/pick.md": {"cascade": cascade_table(_read(CASCADES))},
         "docs/kernels.md": {"tile": tile_table(*(_read(path) for path in TILES.values()))},
