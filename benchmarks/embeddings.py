@@ -108,8 +108,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = load_tokenizer(path)
     train, scored = read_texts(options.data_dir, options.tasks)
     model = ElasticBertForSentenceEmbedding.from_pretrained(path)
-    encoded = tokenise(train, tokenizer, LENGTH, True)
-    firsts, seconds = (tokenise(Examples(own), tokenizer, LENGTH, True) for own in (scored.texts, scored.seconds or ()))
+    length = min(LENGTH, model.config.max_sequence_length)
+    encoded = tokenise(train, tokenizer, length, True)
+    firsts, seconds = (tokenise(Examples(own), tokenizer, length, True) for own in (scored.texts, scored.seconds or ()))
     labels: Any = scored.labels
     pairs = SimilaritySet(firsts, seconds, labels, TASKS[SCORED_ON].title)
     args = DistillationArguments(
@@ -121,7 +122,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         bf16=options.bf16,
         save_strategy="steps",
         save_steps=200,
-        disable_tqdm=True,
     )
     results = train_elastic(
         model, args, encoded, tokenizer=tokenizer, say=lambda line: print(line, file=sys.stderr, flush=True)
@@ -160,7 +160,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cost(model: ElasticBertForSentenceEmbedding, name: str) -> dict[str, Any]:
-    cost = subnet_cost(model.config, name, seq_length=LATENCY_TOKENS)
+    cost = subnet_cost(model.config, name, seq_length=min(LATENCY_TOKENS, model.config.max_sequence_length))
     return {"parameters": cost.parameters, "gflop": round(cost.gflop, 4)}
 
 
