@@ -16,6 +16,7 @@ FOLDER = ROOT / "examples"
 RUNS = {
     "from_csv_to_export.py": (["--tiny", "--min_retention", "0.1", "--output_dir", "out"], " times as fast"),
     "own_encoder_ops.py": ([], "one call, packed weights"),
+    "search_with_narrow_queries.py": (["--tiny", "a dull plot"], "w0.25-d0.5: "),
     "serve_mixed_widths.py": (["--tiny", "--requests", "60"], "w0.25-d0.5: "),
     "train_elastic.py": (["--tiny", "--output_dir", "out", "--max_steps", "3"], "saved: "),
 }
