@@ -184,3 +184,31 @@ def test_eval_cuts_at_the_length_of_the_training(run: Run, tmp_path: Path) -> No
     code, out, _ = run("eval", *argv, "--truncate", "--json")
     assert code == 0
     assert json.loads(out)["truncated"] == sum(len(text.split()) > 4 for text in FIRSTS)
+
+
+def test_card(run: Run, pairs: str, tmp_path: Path) -> None:
+    code, card, _ = run("card")
+    assert code == 0
+    assert "bert sentence embedder of 4 layers" in card
+    assert "pipeline_tag: sentence-similarity" in card
+    assert "EmbeddingEngine.from_pretrained" in card
+    assert "ForSequenceClassification" not in card
+    assert "Labels:" not in card
+    (tmp_path / "scores.json").write_text(run("eval", "--file", pairs, "--json")[1])
+    card = run("card", "--scores", str(tmp_path / "scores.json"))[1]
+    assert "Score: spearman on 20 examples of pairs.tsv." in card
+
+
+def test_card_of_a_run(run: Run, folder: str, pairs: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    argv = ("--train_file", pairs, "--validation_file", pairs, "--max_steps", "1", "--cache_dir", str(tmp_path / "c"))
+    assert run("train", "--recipe", "embedding", "--output_dir", str(out), *argv)[0] == 0
+    score = json.loads((out / "results.json").read_text())["parts"][-1]["rows"][0]["score"]
+    for model in (out, *(path.parent for path in out.glob("*/config.json") if path.parent.name != "rewired")):
+        code, card, err = run("card", "--model_name_or_path", str(model), "--run_dir", str(out))
+        assert code == 0, err
+        assert "sentence embedder" in card
+        assert "Score: spearman on 20 examples of pairs.tsv." in card
+        assert "it was its own teacher, as it came" in card
+    found = json.loads(run("eval", "--model_name_or_path", str(out), "--file", pairs, "--json")[1])
+    assert found["subnets"][0]["score"] == pytest.approx(score, abs=1e-5)
