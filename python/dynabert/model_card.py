@@ -559,8 +559,8 @@ def _limits(
                 "good."
             )
     if scores is None:
-        how = "" if embedder else " (`dynabert eval`)"
-        lines.append(f"No score is known; try it on labelled text of your own{how} before you rely on it.")
+        text = "pairs of texts" if embedder else "labelled text"
+        lines.append(f"No score is known; try it on {text} of your own (`dynabert eval`) before you rely on it.")
     if latency is not None:
         lines.append("Latencies hold for the named device and conditions alone; on yours: `dynabert profile`.")
     if embedder:

@@ -86,6 +86,7 @@ def compute_vectors(
     subnets: Sequence[Subnet],
     *,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_size: int | None = None,
     stacked: bool | None = None,
     progress: bool | None = False,
 ) -> dict[str, Vectors]:
@@ -98,6 +99,7 @@ def compute_vectors(
         subnets,
         model.packed_outputs,
         max_batch_tokens=max_batch_tokens,
+        max_batch_size=max_batch_size,
         stacked=stacked,
         progress=progress,
     )
@@ -138,6 +140,8 @@ def score_similarity(
     texts: SimilaritySet,
     subnets: Sequence[Subnet],
     *,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_size: int | None = None,
     progress: bool | None = False,
 ) -> list[EvaluationRow]:
     """Score every sub-network of a sentence embedder on texts or pairs.
@@ -146,6 +150,7 @@ def score_similarity(
         model: the network; what its mode is is put back.
         texts: see `SimilaritySet`.
         subnets: each once.
+        max_batch_tokens, max_batch_size: as in `dynabert.evaluation.compute_logits`.
         progress: True shows a bar, False none, None one where stderr is a terminal.
 
     Returns:
@@ -159,7 +164,14 @@ def score_similarity(
     full = subnet_text(None)
     whole = texts.whole
     wanted = list(subnets) if whole is not None or full in asked else [None, *subnets]
-    vectors = compute_vectors(model, texts.texts, wanted, progress=progress)
+    vectors = compute_vectors(
+        model,
+        texts.texts,
+        wanted,
+        max_batch_tokens=max_batch_tokens,
+        max_batch_size=max_batch_size,
+        progress=progress,
+    )
     if whole is None:
         whole = vectors[full]
     return score_vectors(texts, {name: vectors[name] for name in asked}, whole)

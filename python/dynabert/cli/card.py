@@ -22,9 +22,9 @@ def add_parser(commands: Any) -> None:
         "card",
         run,
         "write a model card",
-        "Write a model card (README.md) of a checkpoint: a table of its sub-networks, how to load it, recipe and "
-        "limits. Every number comes from the files given; what was not given is said to be not measured. dynabert "
-        "train writes one beside the network it ends with.",
+        "Write a model card (README.md) of a checkpoint, a classifier's or a sentence embedder's: a table of its "
+        "sub-networks, how to load it, recipe and limits. Every number comes from the files given; what was not given "
+        "is said to be not measured. dynabert train writes one beside the network it ends with.",
     )
     parser.add_argument(
         "--model_name_or_path", metavar="PATH", required=True, help="folder or hub id of the checkpoint"
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {path} is there; give another file, or --overwrite")
 
     from dynabert.configuration import ElasticBertConfig
+    from dynabert.engine.loading import is_embedder
     from dynabert.model_card import model_card
     from dynabert.modeling.checkpoint import check_source
 
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
         license=args.license,
         language=args.language,
         datasets=args.datasets or datasets,
+        embedder=is_embedder(args.model_name_or_path),
     )
     if path is None:
         sys.stdout.write(text)

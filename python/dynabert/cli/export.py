@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dynabert.cli.options import add_command
@@ -11,6 +12,7 @@ from dynabert.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from dynabert.export import ExportReport
+    from dynabert.export.kinds import Exported
 
 FORMATS = ("hf", "hf-remote", "onnx", "elastic")
 
@@ -26,7 +28,10 @@ def add_parser(commands: Any) -> None:
         "compared with the source; only then does the folder appear.",
     )
     parser.add_argument(
-        "--model_name_or_path", metavar="PATH", required=True, help="folder or hub id of a fine-tuned checkpoint"
+        "--model_name_or_path",
+        metavar="PATH",
+        required=True,
+        help="folder or hub id of a fine-tuned checkpoint, or of a sentence embedder",
     )
     parser.add_argument(
         "--subnet", metavar="SUBNET", default="w1-d1", help="such as w0.5-d0.75 or h12,6,0-n3072,1536,0"
@@ -35,8 +40,9 @@ def add_parser(commands: Any) -> None:
         "--format",
         default="hf",
         choices=FORMATS,
-        help="hf: plain BERT, RoBERTa or MPNet (all heads, equal layers; else --pad); hf-remote: any, with its own "
-        "code, for trust_remote_code; onnx: any, for ONNX Runtime; elastic: any, to be trained further by dynabert",
+        help="hf: plain BERT, RoBERTa or MPNet (all heads, equal layers; else --pad); hf-remote: any classifier, with "
+        "its own code, for trust_remote_code; onnx: any, for ONNX Runtime; elastic: any, to be trained further by "
+        "dynabert",
     )
     parser.add_argument("--output_dir", metavar="FOLDER", required=True, help="folder to make")
     parser.add_argument(
@@ -59,10 +65,12 @@ def run(args: argparse.Namespace) -> None:
 
     checked_target(args.output_dir, args.overwrite, args.model_name_or_path)  # before the model is opened
 
-    from dynabert.engine import load_model, load_tokenizer
+    from dynabert.engine import load_embedder, load_model, load_tokenizer
+    from dynabert.engine.loading import is_embedder
     from dynabert.export import export_subnet
 
-    model = load_model(args.model_name_or_path)
+    load: Callable[[str], Exported] = load_embedder if is_embedder(args.model_name_or_path) else load_model
+    model = load(args.model_name_or_path)
     try:
         tokenizer = load_tokenizer(args.model_name_or_path)
     except ValueError as error:
@@ -108,7 +116,10 @@ def _show(report: ExportReport) -> None:
         ["weights stored as", report.dtype],
         ["size", f"{sum(report.files.values()) / 1e6:.1f} MB in {len(report.files)} files"],
         ["opened again with", parity.opened_with],
-        ["largest difference of a logit", f"{parity.max_difference:.2g} (allowed {parity.bound:.2g})"],
+        [
+            f"largest difference of {'a logit' if report.answers == 'logits' else 'a number of a vector'}",
+            f"{parity.max_difference:.2g} (allowed {parity.bound:.2g})",
+        ],
     ]
     if parity.stored_max_difference is not None:
         rows.append(

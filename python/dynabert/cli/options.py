@@ -8,13 +8,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from dynabert.configuration import ElasticBertConfig
     from dynabert.data import Encoded, Examples
-    from dynabert.modeling import ElasticBertForSequenceClassification
+    from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification
+    from dynabert.modeling.base import ElasticBertPreTrainedModel
+
+    Network = TypeVar("Network", bound=ElasticBertPreTrainedModel)
 
 
 # transformers' names, and what `dynabert.data.read_examples` calls them.
@@ -23,6 +27,7 @@ PROBLEMS = {
     "multi_label_classification": "multi_label",
     "regression": "regression",
 }
+DEFAULT_THRESHOLD = 0.5
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -126,7 +131,7 @@ def add_threshold_option(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         metavar="P",
         type=float,
-        default=0.5,
+        default=DEFAULT_THRESHOLD,
         help="least probability at which a multi-label model assigns a label",
     )
 
@@ -138,26 +143,31 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC",
         help="accuracy, f1, matthews_correlation, pearson or spearman; for several labels a text micro_f1, macro_f1 or "
         "subset_accuracy; agreement, with the whole network, for text without labels; default: the task's own, or the "
-        "first of its kind",
+        "first of its kind; a sentence embedder, in dynabert eval: spearman, pearson or cosine",
     )
     add_threshold_option(parser)
+
+
+def check_data_options(args: argparse.Namespace) -> None:
+    """Refuses options of `add_data_options` that contradict each other."""
+    if (args.task_name is None) == (args.file is None):
+        raise UsageError("give either --task_name or --file")
+    if args.max_samples is not None and args.max_samples < 1:
+        raise ValueError(f"--max_samples is {args.max_samples}; allowed: 1 or more")
+    if args.file is not None and args.data_dir is not None:
+        raise UsageError("--data_dir belongs to --task_name; with --file leave it out")
 
 
 def read_data(args: argparse.Namespace, *, labels: bool = True) -> Examples:
     """The labelled examples that the options name; ``labels`` False: their text alone, labelled or not."""
     from dynabert.data import load_task, read_examples
 
-    if (args.task_name is None) == (args.file is None):
-        raise UsageError("give either --task_name or --file")
+    check_data_options(args)
     if not labels:
         for name in ("label_column", "label_separator", "problem_type"):
             if getattr(args, name) is not None:
                 raise UsageError(f"--{name} is of labels, and --metric {args.metric} takes none; leave one of them out")
-    if args.max_samples is not None and args.max_samples < 1:
-        raise ValueError(f"--max_samples is {args.max_samples}; allowed: 1 or more")
     if args.file is not None:
-        if args.data_dir is not None:
-            raise UsageError("--data_dir belongs to --task_name; with --file leave it out")
         examples = read_examples(
             args.file,
             text_column=args.text_column,
@@ -209,7 +219,20 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 def open_model(args: argparse.Namespace) -> tuple[ElasticBertForSequenceClassification, PreTrainedTokenizerBase]:
     """The model and tokenizer that the options name."""
-    from dynabert.engine import load_model, load_tokenizer, torch_dtype
+    from dynabert.engine import load_model
+
+    return _opened(args, load_model)
+
+
+def open_embedder(args: argparse.Namespace) -> tuple[ElasticBertForSentenceEmbedding, PreTrainedTokenizerBase]:
+    """The sentence embedder and tokenizer that the options name."""
+    from dynabert.engine import load_embedder
+
+    return _opened(args, load_embedder)
+
+
+def _opened(args: argparse.Namespace, load: Callable[..., Network]) -> tuple[Network, PreTrainedTokenizerBase]:
+    from dynabert.engine import load_tokenizer, torch_dtype
 
     for name in ("max_batch_tokens", "per_device_eval_batch_size", "per_device_train_batch_size"):
         if (count := getattr(args, name, None)) is not None and count < 1:
@@ -217,7 +240,25 @@ def open_model(args: argparse.Namespace) -> tuple[ElasticBertForSequenceClassifi
     tokenizer = load_tokenizer(args.model_name_or_path)
     int8 = args.dtype == "int8"
     dtype = torch_dtype("float32" if int8 else args.dtype)
-    return load_model(args.model_name_or_path, device=args.device, dtype=dtype, int8=int8), tokenizer
+    return load(args.model_name_or_path, device=args.device, dtype=dtype, int8=int8), tokenizer
+
+
+def checked_length(
+    asked: int | None, config: ElasticBertConfig, trained: int | None, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Most tokens of a text: as ``asked``, else as in the training (``trained``, else what the tokenizer says).
+
+    Raises ``ValueError`` for more than the model has positions, and for a tokenizer of another model.
+    """
+    from dynabert.data.tokenisation import check_tokenizer, usual_length
+
+    check_tokenizer(config.name_or_path or "model", tokenizer, config.vocab_size)
+    positions = config.max_sequence_length
+    if asked is not None and asked > positions:
+        raise ValueError(f"--max_seq_length is {asked}; allowed: up to the model's {positions} positions")
+    if asked is not None:
+        return asked
+    return usual_length(tokenizer, positions) if trained is None else min(trained, positions)
 
 
 def encode(
@@ -235,18 +276,14 @@ def encode(
     ``cache``: `dynabert.data.tokenise_once`, with its folder; None: tokenised now, and not kept.
     """
     from dynabert.data import align_labels, model_labels, model_problem, tokenise
-    from dynabert.data.tokenisation import check_tokenizer, usual_length
 
     config = model.config
-    check_tokenizer(config.name_or_path or "model", tokenizer, config.vocab_size)
-    positions = config.max_sequence_length
-    if max_seq_length is not None and max_seq_length > positions:
-        raise ValueError(f"--max_seq_length is {max_seq_length}; allowed: up to the model's {positions} positions")
+    length = checked_length(max_seq_length, config, None, tokenizer)
     aligned = align_labels(examples, model_labels(config), model_problem(config)) if labels else examples
     return (tokenise if cache is None else cache)(
         aligned,
         tokenizer,
-        usual_length(tokenizer, positions) if max_seq_length is None else max_seq_length,
+        length,
         truncate,
         token_types=None if config.type_vocab_size > 1 else False,
     )

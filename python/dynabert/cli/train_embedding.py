@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynabert.cli.options import UsageError
 from dynabert.cli.output import print_table, say
+from dynabert.cli.similarity_texts import only_numbers_of_pairs, read_scored, similarity_set
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from dynabert.cli.train import InputArguments
     from dynabert.data import Encoded, Examples
     from dynabert.distill import DistillationArguments
-    from dynabert.similarity import SimilaritySet
 
 RECIPE = "embedding"
 _OF_LABELS = ("label_separator", "problem_type", "fine_tuned")
@@ -56,7 +56,7 @@ def train_embedder(
     model.pooling = replace(model.pooling, max_seq_length=length)
     encode = partial(_encoded, inputs, tokenizer, length, token_types=model.config.type_vocab_size > 1, tell=tell)
     with args.main_process_first(local=True, desc="token ids"):  # the others find them kept
-        data, scored = encode(train), None if validation is None else _pairs(validation, encode)
+        data, scored = encode(train), None if validation is None else similarity_set(validation, encode)
     tell(
         f"vectors: {model.pooling.mode} of the tokens{', of length 1' if model.pooling.normalize else ''}; "
         f"{len(data)} texts to distil on, {0 if scored is None else len(scored)} to score; {args.world_size} "
@@ -130,27 +130,15 @@ def read_texts(inputs: InputArguments, tell: Callable[[str], None]) -> tuple[Exa
         }
         train = read_examples(str(inputs.train_file), **columns, need_labels=False)
         if inputs.validation_file is not None:
-            validation = _read_scored(inputs.validation_file, inputs.label_column, columns)
+            validation = read_scored(inputs.validation_file, inputs.label_column, columns)
     for own in (train, validation):
         if own is not None and own.skipped:
             tell(f"{own.source}: {own.skipped} bad rows left out")
-    if validation is not None and (validation.seconds is None or validation.problem_type != "regression"):
-        validation = replace(validation, labels=None, label_names=())
+    if validation is not None:
+        validation = only_numbers_of_pairs(validation)
     if validation is not None and inputs.max_eval_samples is not None:
         validation = validation.head(inputs.max_eval_samples)
     return _once(train, inputs.max_train_samples), validation
-
-
-def _read_scored(path: str, label_column: str | None, columns: dict[str, Any]) -> Examples:
-    """With its numbers, where it has pairs and a column of them; by name, or by one of the usual names."""
-    from dynabert.data import read_examples
-    from dynabert.data.tables import LABEL_COLUMNS
-
-    alone = read_examples(path, **columns, need_labels=False)
-    usual = [name for name in alone.unused if name.lower() in LABEL_COLUMNS]
-    if label_column is None and (alone.seconds is None or len(usual) != 1):
-        return alone
-    return read_examples(path, **columns, label_column=label_column or usual[0], problem="regression")
 
 
 def _once(examples: Examples, most: int | None) -> Examples:
@@ -185,13 +173,3 @@ def _encoded(
     if found.num_truncated:
         tell(f"{examples.source}: {found.num_truncated} of {len(found)} texts cut to {length} tokens")
     return found
-
-
-def _pairs(examples: Examples, encode: Callable[[Examples], Encoded]) -> SimilaritySet:
-    from dynabert.data.examples import Examples
-    from dynabert.similarity import SimilaritySet
-
-    labels: Any = examples.labels
-    firsts = encode(Examples(examples.texts, source=examples.source))
-    seconds = None if examples.seconds is None else encode(Examples(examples.seconds, source=examples.source))
-    return SimilaritySet(firsts, seconds, labels, examples.source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -101,13 +102,19 @@ def load_model(
         options: passed to ``from_pretrained`` (``num_labels``, ``id2label``, ...).
 
     Raises:
-        ValueError: no classification head in the checkpoint; a device that is not there, or int8 elsewhere than on the
-            CPU.
+        ValueError: no classification head in the checkpoint, as in a sentence embedder's; a device that is not there,
+            or int8 elsewhere than on the CPU.
         OSError: no such model.
     """
     from dynabert.modeling import ElasticBertForSequenceClassification
 
     target = _target(path, device, int8)
+    if not fresh_head and is_embedder(path):
+        raise ValueError(
+            f"from_pretrained: {path} is a sentence embedder (modules.json, and no classification head), whose answers "
+            "are vectors; allowed: a classifier; dynabert embed, eval, card and export take an embedder, and so does "
+            "EmbeddingEngine"
+        )
     loaded: Any = ElasticBertForSequenceClassification.from_pretrained(
         str(path), dtype=dtype, output_loading_info=True, **options
     )
@@ -120,6 +127,37 @@ def load_model(
             "fine-tune it first, or give a fine-tuned checkpoint"
         )
     return _placed(model, target, int8)
+
+
+def is_embedder(path: str | Path) -> bool:
+    """Whether a folder or hub id is a sentence embedder: it has a `modules.json`, and its configuration names no
+    classifier. A training run's folder is what the run ended with. False where there is nothing of the kind, or nothing
+    at all.
+    """
+    from transformers.utils import cached_file
+
+    from dynabert.configuration.run_folder import checked_source, network_folder
+    from dynabert.modeling.pooling import MODULES_FILE
+
+    try:
+        source = network_folder(checked_source(path))
+        check_there(source)
+        found = [
+            cached_file(
+                source,
+                name,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+            for name in (MODULES_FILE, "config.json")
+        ]
+        if None in found:
+            return False
+        content = json.loads(Path(str(found[1])).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # said by whoever opens it
+        return False
+    names = content.get("architectures") if isinstance(content, dict) else None
+    return not any("ForSequenceClassification" in str(name) for name in names or ())
 
 
 def load_embedder(

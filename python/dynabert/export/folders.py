@@ -20,7 +20,10 @@ _MODEL_FILES = (
     "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json", "model.onnx", "model.onnx.data",
     "modeling_*.py", "elastic_bert.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "chat_template.jinja", "complete.json",
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
 )  # fmt: skip
+# Folders of sentence-transformers, with nothing but their configuration.
+_MODEL_FOLDERS = ("1_Pooling", "2_Normalize")
 
 
 def checked_target(output_dir: str | os.PathLike[str], overwrite: bool, source: str) -> Path:
@@ -64,7 +67,7 @@ def checked_target(output_dir: str | os.PathLike[str], overwrite: bool, source: 
             f"export: output_dir {output_dir} holds files that are no model's, which overwriting would lose: "
             f"{', '.join(others[:6])}; move them, or give another folder"
         )
-    folders = sorted(path.name for path in target.iterdir() if path.is_dir())
+    folders = sorted(path.name for path in target.iterdir() if path.is_dir() and not _is_module(path))
     if folders:
         raise ValueError(
             f"export: output_dir {output_dir} holds folders, which overwriting would lose: {', '.join(folders[:6])}; "
@@ -81,6 +84,10 @@ def _is_model(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "model_type" in content
+
+
+def _is_module(folder: Path) -> bool:
+    return folder.name in _MODEL_FOLDERS and all(path.name == "config.json" for path in folder.iterdir())
 
 
 @contextmanager

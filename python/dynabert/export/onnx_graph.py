@@ -6,7 +6,8 @@ Arithmetic is float32; weights stored in half precision are cast where they are 
 load. Padding is masked as transformers masks it; the head reads each row's first real token, as our model does.
 
 Inputs ``input_ids``, ``attention_mask`` and, in BERT, ``token_type_ids``: (batch, sequence) int64. Output ``logits``:
-(batch, labels) float32. RoBERTa's token type is always 0, the only one that its checkpoints have.
+(batch, labels) float32; of a sentence embedder ``sentence_embedding``: (batch, hidden size) float32. RoBERTa's token
+type is always 0, the only one that its checkpoints have.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynabert.export.kinds import Exported, is_embedder
 from dynabert.export.plain import class_name, padded_sizes
 from dynabert.export.remote import elastic_values, head_orders
-from dynabert.export.report import ONNX_FILE
-from dynabert.modeling import ElasticBertForSequenceClassification
+from dynabert.export.report import LOGITS, ONNX_FILE, VECTORS
+from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification
 from dynabert.modeling.encoder import relative_position_buckets
 
 OPSET = 17
+SHORTEST = 1e-12  # a vector is divided by its length, or by this where it is shorter, as torch does
 IR_VERSION = 8
 MASKED = torch.finfo(torch.float32).min
 PROTOBUF_LIMIT = 1_900_000_000  # a single file holds 2 GB at most; beyond it, weights lie in a file of their own
@@ -43,7 +46,7 @@ def need_packages() -> None:
         )
 
 
-def has_token_types(small: ElasticBertForSequenceClassification) -> bool:
+def has_token_types(small: Exported) -> bool:
     """Whether the graph has the input ``token_type_ids``."""
     return small.config.architecture == "bert" and small.config.type_vocab_size > 1
 
@@ -114,7 +117,7 @@ class _Graph:
         return self.op("Mul", self.op("Mul", x, self.op("Add", inner, self.number(1.0))), self.number(0.5))
 
 
-def _embedded(graph: _Graph, small: ElasticBertForSequenceClassification) -> str:
+def _embedded(graph: _Graph, small: Exported) -> str:
     """(B, S, C): the embedding output."""
     config, part = small.config, small.encoder.embeddings
     x = graph.op("Gather", graph.weight("word_embeddings", part.word_embeddings.weight), "input_ids")
@@ -144,7 +147,7 @@ def _mask(graph: _Graph) -> str:
     return graph.op("Mul", mask, graph.number(MASKED))
 
 
-def _position_bias(graph: _Graph, small: ElasticBertForSequenceClassification) -> str | None:
+def _position_bias(graph: _Graph, small: Exported) -> str | None:
     """(heads of the table, S, S): MPNet's bias, looked up by distance."""
     part, longest = small.encoder.relative_position_bias, small.config.max_sequence_length
     if part is None:
@@ -160,9 +163,7 @@ def _position_bias(graph: _Graph, small: ElasticBertForSequenceClassification) -
     return graph.op("Transpose", bias, perm=[2, 0, 1])
 
 
-def _layer(
-    graph: _Graph, small: ElasticBertForSequenceClassification, index: int, x: str, mask: str, bias: str | None
-) -> str:
+def _layer(graph: _Graph, small: Exported, index: int, x: str, mask: str, bias: str | None) -> str:
     """(B, S, C) to (B, S, C)."""
     config, part, name = small.config, small.encoder.elastic_layers[index], f"layers.{index}"
     heads, size = config.layer_heads[index], config.head_dim
@@ -188,11 +189,16 @@ def _layer(
     return graph.norm(graph.op("Add", inner, x), f"{name}.ffn_norm", part.ffn_norm)
 
 
-def _head(graph: _Graph, small: ElasticBertForSequenceClassification, x: str) -> None:
-    """Adds ``logits`` from each row's first real token."""
+def _first(graph: _Graph, x: str) -> str:
+    """(B, C): the state of each row's first real token."""
     mask = graph.op("Cast", "attention_mask", to=graph.onnx.TensorProto.INT32)  # ONNX Runtime has no int64 ArgMax
     place = graph.op("ArgMax", mask, axis=1, keepdims=1)
-    first = graph.op("GatherND", x, place, batch_dims=1)
+    return graph.op("GatherND", x, place, batch_dims=1)
+
+
+def _head(graph: _Graph, small: ElasticBertForSequenceClassification, x: str) -> None:
+    """Adds ``logits`` from each row's first real token."""
+    first = _first(graph, x)
     pooler, head = small.encoder.pooler, small.classifier
     dense = pooler.dense if pooler is not None else head.dense
     if dense is not None:
@@ -201,18 +207,40 @@ def _head(graph: _Graph, small: ElasticBertForSequenceClassification, x: str) ->
     graph.nodes.append(graph.onnx.helper.make_node("Identity", [logits], ["logits"], name="logits"))
 
 
-def build(small: ElasticBertForSequenceClassification) -> Any:
+def _vectors(graph: _Graph, small: ElasticBertForSentenceEmbedding, x: str) -> None:
+    """Adds ``sentence_embedding``, as `dynabert.modeling.Pooling` makes it: the mean of each row's real tokens, or its
+    first one, of length 1 where the pooling says so. A row without a token has zeros as its mean."""
+    if small.pooling.mode == "cls":
+        found = _first(graph, x)
+    else:
+        mask = graph.op("Cast", "attention_mask", to=graph.onnx.TensorProto.FLOAT)
+        mask = graph.op("Unsqueeze", mask, graph.integers([2]))
+        axis = graph.integers([1])
+        total = graph.op("ReduceSum", graph.op("Mul", x, mask), axis, keepdims=0)
+        count = graph.op("Max", graph.op("ReduceSum", mask, axis, keepdims=0), graph.number(1.0))
+        found = graph.op("Div", total, count)
+    if small.pooling.normalize:
+        length = graph.op("ReduceL2", found, axes=[1], keepdims=1)
+        found = graph.op("Div", found, graph.op("Max", length, graph.number(SHORTEST)))
+    graph.nodes.append(graph.onnx.helper.make_node("Identity", [found], [VECTORS], name=VECTORS))
+
+
+def build(small: Exported) -> Any:
     """The ``onnx.ModelProto`` of a cut-out network, weights in its dtype."""
     graph = _Graph()
     with torch.no_grad():
         x, mask, bias = _embedded(graph, small), _mask(graph), _position_bias(graph, small)
         for index in range(small.config.num_hidden_layers):
             x = _layer(graph, small, index, x, mask, bias)
-        _head(graph, small, x)
+        if isinstance(small, ElasticBertForSentenceEmbedding):
+            _vectors(graph, small, x)
+        else:
+            _head(graph, small, x)
     helper, kinds = graph.onnx.helper, graph.onnx.TensorProto
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_token_types(small) else [])]
     inputs = [helper.make_tensor_value_info(name, kinds.INT64, ["batch", "sequence"]) for name in names]
-    output = helper.make_tensor_value_info("logits", kinds.FLOAT, ["batch", small.config.num_labels])
+    name, size = (VECTORS, small.config.hidden_size) if is_embedder(small) else (LOGITS, small.config.num_labels)
+    output = helper.make_tensor_value_info(name, kinds.FLOAT, ["batch", size])
     made = helper.make_graph(graph.nodes, "elastic_bert", inputs, [output], graph.initializers)
     model = helper.make_model(
         made,
@@ -224,7 +252,7 @@ def build(small: ElasticBertForSequenceClassification) -> Any:
     return model
 
 
-def write(small: ElasticBertForSequenceClassification, folder: Path) -> None:
+def write(small: Exported, folder: Path) -> None:
     """Writes ``model.onnx`` and, for tools that read names of labels and kinds of tokenizers there, ``config.json``.
 
     The configuration is the plain one of the architecture, with the sizes of each layer in its ``elastic`` block; the
@@ -244,7 +272,7 @@ def write(small: ElasticBertForSequenceClassification, folder: Path) -> None:
         onnx.checker.check_model(folder / ONNX_FILE)
     try:
         content = padded_sizes(small.config).to_plain().to_diff_dict() | {"elastic": small.config.elastic_block()}
-        content["architectures"] = [class_name(small.config)]
+        content["architectures"] = [class_name(small)]
     except ValueError:  # a head size that no plain class has; the graph does not mind
         content = elastic_values(small) | {"model_type": small.config.model_type}
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"

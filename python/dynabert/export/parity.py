@@ -8,9 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from dynabert.configuration import Subnet
-from dynabert.export.report import ONNX_FILE, Parity
-from dynabert.modeling import ElasticBertForSequenceClassification
+from dynabert.export.kinds import Exported, answer_of, is_embedder
+from dynabert.export.report import LOGITS, ONNX_FILE, VECTORS, Parity
+from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification, Pooling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +56,7 @@ class Probe:
     lengths: tuple[int, ...]
 
 
-def probe(model: ElasticBertForSequenceClassification, tokenizer: PreTrainedTokenizerBase | None) -> Probe:
+def probe(model: Exported, tokenizer: PreTrainedTokenizerBase | None) -> Probe:
     """Real texts where there is a tokenizer, random ids of several lengths in one batch, the longest among them, and
     one row alone."""
     config = model.config
@@ -86,7 +88,7 @@ def probe(model: ElasticBertForSequenceClassification, tokenizer: PreTrainedToke
     return Probe(batches, 0 if tokenizer is None else len(TEXTS), (*lengths, min(7, longest)))
 
 
-def in_float32(model: ElasticBertForSequenceClassification) -> ElasticBertForSequenceClassification:
+def in_float32(model: Exported) -> Exported:
     """The model where it is a float32 one on the CPU in eval mode, else such a copy. Exact: float32 holds them all."""
     if model.dtype == torch.float32 and model.device.type == "cpu" and not model.training:
         return model
@@ -94,14 +96,15 @@ def in_float32(model: ElasticBertForSequenceClassification) -> ElasticBertForSeq
 
 
 def answers(model: Any, batches: list[dict[str, Tensor]], **arguments: Any) -> list[Tensor]:
-    """Logits in float32 of every batch."""
+    """Logits, or an embedder's vectors, in float32 of every batch."""
     with torch.no_grad():
-        return [model(**batch, **arguments).logits.float() for batch in batches]
+        return [answer_of(model, model(**batch, **arguments)).float() for batch in batches]
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """What came back: logits in float32 arithmetic, and as stored where that is another dtype; the tool's name."""
+    """What came back: logits (or vectors) in float32 arithmetic, and as stored where that is another dtype; the tool's
+    name."""
 
     logits: list[Tensor]
     stored: list[Tensor] | None
@@ -123,6 +126,17 @@ def _no_progress() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _own_class(model: Any, info: Any) -> Any:
+    """The model in eval mode; ``RuntimeError`` where it is not transformers' own, or a tensor is missing or unknown."""
+    faults = {*map(str, info["missing_keys"]), *map(str, info["unexpected_keys"])}
+    if faults or not type(model).__module__.startswith("transformers."):
+        raise RuntimeError(
+            f"export: transformers did not open the export as it should: {type(model).__name__}, "
+            f"{', '.join(sorted(faults)[:6]) or 'no tensor missing'}; nothing was exported"
+        )
+    return model.eval()
+
+
 def opened_hf(folder: Path, dtype: torch.dtype, batches: list[dict[str, Tensor]]) -> Opened:
     """By transformers' own class."""
     import transformers
@@ -133,14 +147,7 @@ def opened_hf(folder: Path, dtype: torch.dtype, batches: list[dict[str, Tensor]]
             opened: Any = AutoModelForSequenceClassification.from_pretrained(
                 folder, dtype=asked, output_loading_info=True
             )
-        model, info = opened
-        faults = {*map(str, info["missing_keys"]), *map(str, info["unexpected_keys"])}
-        if faults or not type(model).__module__.startswith("transformers."):
-            raise RuntimeError(
-                f"export: transformers did not open the export as it should: {type(model).__name__}, "
-                f"{', '.join(sorted(faults)[:6]) or 'no tensor missing'}; nothing was exported"
-            )
-        return model.eval()
+        return _own_class(*opened)
 
     model = one(torch.float32)
     stored = None if dtype == torch.float32 else answers(one("auto"), batches)
@@ -184,24 +191,57 @@ def opened_remote(
     return Opened([found[i] for i in numbers], stored, tool, said.get("ids"))
 
 
-def opened_onnx(folder: Path, dtype: torch.dtype, batches: list[dict[str, Tensor]]) -> Opened:
+def opened_embedder(folder: Path, dtype: torch.dtype, batches: list[dict[str, Tensor]]) -> Opened:
+    """By transformers' own class, and vectors of its states as the folder's files of sentence-transformers say."""
+    import transformers
+    from transformers import AutoModel
+
+    pooling = Pooling.of_checkpoint(str(folder), {})
+    if pooling is None:
+        raise RuntimeError("export: the export has no modules.json; nothing was exported")
+
+    def one(asked: Any) -> Any:
+        with _no_progress():
+            opened: Any = AutoModel.from_pretrained(
+                folder, dtype=asked, output_loading_info=True, add_pooling_layer=False
+            )
+        return _own_class(*opened)
+
+    def vectors(model: Any) -> list[Tensor]:
+        found = []
+        with torch.no_grad():
+            for batch in batches:
+                real = batch["attention_mask"].bool()
+                borders = torch.nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).int()
+                found.append(pooling(model(**batch).last_hidden_state[real], borders))
+        return found
+
+    model = one(torch.float32)
+    stored = None if dtype == torch.float32 else vectors(one("auto"))
+    return Opened(vectors(model), stored, f"transformers {transformers.__version__}, {type(model).__name__}")
+
+
+def opened_onnx(folder: Path, dtype: torch.dtype, batches: list[dict[str, Tensor]], output: str = LOGITS) -> Opened:
     """By ONNX Runtime on the CPU. Its arithmetic is float32 whatever the weights are stored in."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(folder / ONNX_FILE), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
     logits = [
-        torch.from_numpy(session.run(["logits"], {name: batch[name].numpy() for name in names})[0]) for batch in batches
+        torch.from_numpy(session.run([output], {name: batch[name].numpy() for name in names})[0]) for batch in batches
     ]
     return Opened(logits, None, f"ONNX Runtime {onnxruntime.__version__}, CPUExecutionProvider")
 
 
-def opened_elastic(folder: Path, dtype: torch.dtype, batches: list[dict[str, Tensor]]) -> Opened:
+def opened_elastic(
+    folder: Path,
+    dtype: torch.dtype,
+    batches: list[dict[str, Tensor]],
+    kind: type[Exported] = ElasticBertForSequenceClassification,
+) -> Opened:
     """By our own class."""
-    model = ElasticBertForSequenceClassification.from_pretrained(folder)
-    stored = None
-    if dtype != torch.float32:
-        stored = answers(ElasticBertForSequenceClassification.from_pretrained(folder, dtype="auto"), batches)
+    model = kind.from_pretrained(folder)
+    stored = None if dtype == torch.float32 else answers(kind.from_pretrained(folder, dtype="auto"), batches)
     return Opened(answers(model, batches), stored, f"dynabert, {type(model).__name__}")
 
 
@@ -223,7 +263,7 @@ def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
 def compare(
     form: str,
     folder: Path,
-    model: ElasticBertForSequenceClassification,
+    model: Exported,
     tokenizer: PreTrainedTokenizerBase | None,
     subnet: Subnet,
     dtype: torch.dtype,
@@ -236,8 +276,9 @@ def compare(
     source = in_float32(model)
     inputs = probe(source, tokenizer)
     wanted = answers(source, inputs.batches, subnet=subnet)
+    what = "vectors" if is_embedder(model) else "logits"
     if not all(bool(torch.isfinite(one).all()) for one in wanted):
-        raise ValueError("export: the source's own logits are not finite; there is nothing to compare with")
+        raise ValueError(f"export: the source's own {what} are not finite; there is nothing to compare with")
     exact = wanted
     if dtype != torch.float32:
         rounded = nn.Module.to(copy.deepcopy(source), dtype).float()
@@ -245,15 +286,25 @@ def compare(
     if form == "hf-remote":
         back = opened_remote(folder, dtype, inputs.batches, TEXTS if tokenizer is not None else ())
     else:
-        openers = {"hf": opened_hf, "onnx": opened_onnx, "elastic": opened_elastic}
+        openers: dict[str, Callable[..., Opened]] = {
+            "hf": opened_hf,
+            "onnx": opened_onnx,
+            "elastic": opened_elastic,
+        }
+        if is_embedder(model):
+            openers = {
+                "hf": opened_embedder,
+                "onnx": partial(opened_onnx, output=VECTORS),
+                "elastic": partial(opened_elastic, kind=ElasticBertForSentenceEmbedding),
+            }
         back = openers[form](folder, dtype, inputs.batches)
     largest = max(float(one.abs().max()) for one in wanted)
-    far = reach(source)
+    far = largest if isinstance(source, ElasticBertForSentenceEmbedding) else reach(source)  # no head scales a vector
     bound = max(min(BOUND, REACH_SHARE * far), ROUNDINGS * largest)
     off = difference(back.logits, exact)
     if not off <= bound:
         raise RuntimeError(
-            f"export: {back.tool} answers otherwise than the source: logits differ by {off:.3g}; allowed: {bound:.3g}; "
+            f"export: {back.tool} answers otherwise than the source: {what} differ by {off:.3g}; allowed: {bound:.3g}; "
             "nothing was exported"
         )
     stored_off = stored_bound = None
@@ -262,7 +313,7 @@ def compare(
         stored_bound = STORED_BOUNDS[dtype] * max(min(1.0, far), largest)
         if not stored_off <= stored_bound:
             raise RuntimeError(
-                f"export: stored as {dtype} the logits differ from float32's by {stored_off:.3g}; allowed: "
+                f"export: stored as {dtype} the {what} differ from float32's by {stored_off:.3g}; allowed: "
                 f"{stored_bound:.3g}; export in float32; nothing was exported"
             )
     if tokenizer is not None:

@@ -18,16 +18,16 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from dynabert.configuration.elastic import ElasticBertConfig
-from dynabert.modeling import ElasticBertForSequenceClassification
+from dynabert.export.kinds import Exported, is_embedder
 from dynabert.modeling.names import qkv_tensors, same_tensors, to_plain
 from dynabert_kernels import SubnetShape
 
 _STEMS = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet"}
 
 
-def class_name(config: ElasticBertConfig) -> str:
-    """transformers' own classifier of this architecture."""
-    return f"{_STEMS[config.architecture]}ForSequenceClassification"
+def class_name(model: Exported) -> str:
+    """transformers' own class of this architecture: the classifier, or for an embedder the network alone."""
+    return f"{_STEMS[model.config.architecture]}{'Model' if is_embedder(model) else 'ForSequenceClassification'}"
 
 
 class PlainForm(NamedTuple):
@@ -38,8 +38,8 @@ class PlainForm(NamedTuple):
     sizes: ElasticBertConfig
 
 
-def room_for_heads(config: ElasticBertConfig) -> int:
-    """How many heads a plain class gives each layer of this hidden and head size.
+def room_for_heads(config: ElasticBertConfig, others: str = "hf-remote, onnx, elastic") -> int:
+    """How many heads a plain class gives each layer of this hidden and head size. ``others``: formats that need none.
 
     Raises ``ValueError`` where that is not a whole number, or MPNet's bias table has another number of heads.
     """
@@ -47,7 +47,7 @@ def room_for_heads(config: ElasticBertConfig) -> int:
     if rest or (config.has_relative_bias and config.relative_attention_heads != heads):
         raise ValueError(
             f"export: no plain {config.architecture} has heads of {config.head_dim} at a hidden size of "
-            f"{config.hidden_size}; allowed formats for this network: hf-remote, onnx, elastic"
+            f"{config.hidden_size}; allowed formats for this network: {others}"
         )
     return heads
 
@@ -92,7 +92,7 @@ def padded_sizes(config: ElasticBertConfig) -> ElasticBertConfig:
     return type(config)(**values)
 
 
-def plain_form(small: ElasticBertForSequenceClassification) -> PlainForm:
+def plain_form(small: Exported) -> PlainForm:
     """A cut-out network's plain configuration and tensors, padded where it is narrower than a plain class is."""
     config = small.config
     sizes = padded_sizes(config)

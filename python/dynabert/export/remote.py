@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from dynabert.configuration.elastic import ELASTIC_KEYS, ElasticBertConfig
+from dynabert.export.kinds import Exported
 from dynabert.modeling import ElasticBertForSequenceClassification, checkpoint, files
 from dynabert.modeling.names import to_plain
 
@@ -17,7 +18,7 @@ AUTO_MAP = {
 }
 
 
-def head_orders(small: ElasticBertForSequenceClassification) -> list[list[int]] | None:
+def head_orders(small: Exported) -> list[list[int]] | None:
     """The place of each layer's heads in MPNet's bias table; None where they are the leading ones, or without one."""
     if not small.config.has_relative_bias:
         return None
@@ -25,7 +26,7 @@ def head_orders(small: ElasticBertForSequenceClassification) -> list[list[int]] 
     return None if all(order == list(range(len(order))) for order in orders) else orders
 
 
-def elastic_values(small: ElasticBertForSequenceClassification) -> dict[str, object]:
+def elastic_values(small: Exported) -> dict[str, object]:
     """The whole configuration, defaults and all (another class has others), with the block that the code reads."""
     left_out = (*ELASTIC_KEYS, "_name_or_path")  # where the source lay is the report's to say
     values = {key: value for key, value in small.config.to_dict().items() if key not in left_out}

@@ -10,6 +10,7 @@ from typing import Any
 FORMATS = ("hf", "hf-remote", "onnx", "elastic")
 REPORT_FILE = "export_report.json"
 ONNX_FILE = "model.onnx"
+LOGITS, VECTORS = "logits", "sentence_embedding"  # a graph's output
 
 _OPENING = {
     "hf": (
@@ -29,20 +30,48 @@ _OPENING = {
         'model = ElasticBertForSequenceClassification.from_pretrained("{folder}")',
     ),
 }
+_EMBEDDER_OPENING = _OPENING | {
+    "hf": (
+        "from transformers import AutoModel",
+        'model = AutoModel.from_pretrained("{folder}", add_pooling_layer=False)',
+    ),
+    "elastic": (
+        "from dynabert import ElasticBertForSentenceEmbedding",
+        'model = ElasticBertForSentenceEmbedding.from_pretrained("{folder}")',
+    ),
+}
+# Whole scripts, with their tokenizer.
+_EMBEDDER_ENCODING = {
+    "hf": (
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'model = SentenceTransformer("{folder}")',
+        'vectors = model.encode(["a text", "another, longer text"])',
+    ),
+    "elastic": (
+        "from dynabert import EmbeddingEngine",
+        "",
+        'engine = EmbeddingEngine.from_pretrained("{folder}")',
+        'vectors = engine.embed(["a text", "another, longer text"])',
+    ),
+}
 
 
-def snippet(form: str, folder: Path, tokenizer: bool) -> str:
+def snippet(form: str, folder: Path, tokenizer: bool, embedder: bool = False) -> str:
     """Python that opens an export of a format and, with its tokenizer, answers two texts."""
-    first, opening = _OPENING[form]
+    first, opening = (_EMBEDDER_OPENING if embedder else _OPENING)[form]
+    output, answer = (VECTORS, "vectors") if embedder else (LOGITS, "logits")
     if not tokenizer:
         lines = [first.removesuffix(", AutoTokenizer"), "", opening]
+    elif embedder and form in _EMBEDDER_ENCODING:
+        lines = [*_EMBEDDER_ENCODING[form]]
     else:
         # A graph takes the inputs it has, no fewer and no more; a tokenizer may leave token types out, or give them.
         tensors = '"np", return_token_type_ids=True' if form == "onnx" else '"pt"'
         # The tokenizer is found by the model's type, which transformers alone does not know: it would ask.
         trusted = ", trust_remote_code=True" if form == "hf-remote" else ""
         inputs = "{one.name: batch[one.name] for one in session.get_inputs()}"
-        last = f'session.run(["logits"], {inputs})[0]' if form == "onnx" else "model(**batch).logits"
+        last = f'session.run(["{output}"], {inputs})[0]' if form == "onnx" else "model(**batch).logits"
         lines = [
             first,
             *(["from transformers import AutoTokenizer"] if "AutoTokenizer" not in first else []),
@@ -50,7 +79,7 @@ def snippet(form: str, folder: Path, tokenizer: bool) -> str:
             f'tokenizer = AutoTokenizer.from_pretrained("{{folder}}"{trusted})',
             opening,
             f'batch = tokenizer(["a text", "another, longer text"], padding=True, return_tensors={tensors})',
-            f"logits = {last}",
+            f"{answer} = {last}",
         ]
     text = "\n".join(lines) + "\n"
     for place in (f"{{folder}}/{ONNX_FILE}", "{folder}"):  # a path may hold a quote
@@ -74,6 +103,8 @@ class Size:
 @dataclass(frozen=True)
 class Parity:
     """How closely the export, loaded back, matched the source running the sub-network.
+
+    Of a sentence embedder the numbers of its vectors stand for logits here.
 
     ``max_difference``: largest absolute difference of two logits, in float32 arithmetic on both sides, with the
     source's weights rounded to the stored dtype; ``bound``: what was allowed.
@@ -100,7 +131,8 @@ class ExportReport:
     ``subnet``: text form; ``subnet_heads``, ``subnet_neurons``: of each layer of the source, 0 where it is skipped.
     ``size``: of the sub-network; ``padded``: of the network as it is stored where ``--pad`` made it larger, which is
     the one whose speed and memory count; else None. ``padding_side_changed``: the tokenizer padded on the left, and the
-    saved one does not. ``files``: size in bytes. ``load``: Python that opens it.
+    saved one does not. ``answers``: ``"logits"``, or ``"vectors"`` of a sentence embedder. ``files``: size in
+    bytes. ``load``: Python that opens it.
     """
 
     format: str
@@ -115,6 +147,7 @@ class ExportReport:
     dtype: str
     tokenizer: bool
     padding_side_changed: bool
+    answers: str
     parity: Parity
     versions: dict[str, str]
     files: dict[str, int]

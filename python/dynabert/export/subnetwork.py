@@ -19,9 +19,9 @@ from dynabert.configuration.grid import subnet_text
 from dynabert.cost import subnet_cost
 from dynabert.export import onnx_graph, parity, plain, remote
 from dynabert.export.folders import checked_target, staged, writing
+from dynabert.export.kinds import Exported, check_exported, is_embedder, other_formats
 from dynabert.export.report import FORMATS, ExportReport, Size, snippet
-from dynabert.modeling import ElasticBertForSequenceClassification, files
-from dynabert.modeling.model import check_classifier
+from dynabert.modeling import ElasticBertForSentenceEmbedding, ElasticBertForSequenceClassification, files
 from dynabert_kernels import SubnetShape
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _PACKAGES = {"hf": (), "hf-remote": (), "onnx": ("onnx", "onnxruntime"), "elasti
 
 
 def export_subnet(
-    model: ElasticBertForSequenceClassification,
+    model: ElasticBertForSequenceClassification | ElasticBertForSentenceEmbedding,
     tokenizer: PreTrainedTokenizerBase | None,
     subnet: Subnet,
     output_dir: str | os.PathLike[str],
@@ -54,7 +54,8 @@ def export_subnet(
     roundings of the largest logit in any case). Only then is it renamed into place: a refused, failed or interrupted
     export leaves nothing, and what was there stays.
 
-    ``model``: any elastic classifier; it is not changed. ``tokenizer``: saved beside the weights; None for none.
+    ``model``: any elastic classifier or sentence embedder; it is not changed. ``tokenizer``: saved beside the weights;
+    None for none.
     ``subnet``: a ``SubnetConfig``, its text form, a ``SubnetShape``, or None for the whole network.
     ``output_dir``: the folder to make; it must not hold anything, unless ``overwrite``.
     ``format``:
@@ -67,6 +68,11 @@ def export_subnet(
     * ``"onnx"``: any sub-network, as a graph for ONNX Runtime, batch and sequence dynamic, arithmetic in float32. Needs
       ``pip install 'dynabert-kernels[onnx]'``.
     * ``"elastic"``: a smaller elastic checkpoint, to be trained further by our trainer, with sub-networks of its own.
+
+    Of a sentence embedder vectors are compared, whose numbers may differ by 2^-16 of the largest. The folder has
+    sentence-transformers' files (how a vector is made); that library opens the format hf, and elastic where
+    transformers' own class can hold the network. In onnx the graph itself pools, and divides by the length. hf-remote
+    is for classifiers.
 
     ``dtype``: how weights are stored, ``"float32"``, ``"bfloat16"`` or ``"float16"``. In half precision the bound above
     holds against the source with its weights rounded alike; the report also says how far the answers lie from float32.
@@ -82,7 +88,7 @@ def export_subnet(
     """
     if format not in FORMATS:
         raise ValueError(f"export: format is {format!r}; allowed: {', '.join(FORMATS)}")
-    check_classifier("export", model)
+    check_exported(model, format)
     if model.has_packed_weights:
         raise ValueError(
             "export: the model's weights are packed or in int8, for inference only; open the checkpoint anew in "
@@ -101,7 +107,7 @@ def export_subnet(
             "tokenizer, or None for none"
         )
     if format == "hf":
-        _check_plain(config, shape, pad)
+        _check_plain(config, shape, pad, other_formats(model))
     if format == "onnx":
         onnx_graph.need_packages()
 
@@ -133,6 +139,8 @@ def export_subnet(
                 onnx_graph.write(small, work)
             else:
                 small.save_pretrained(work)
+            if is_embedder(small):
+                small.pooling.save(work, config.hidden_size)
         held = parity.compare(format, work, model, tokenizer, shape, stored)
         report = ExportReport(
             format=format,
@@ -147,10 +155,15 @@ def export_subnet(
             dtype=str(stored).removeprefix("torch."),
             tokenizer=tokenizer is not None,
             padding_side_changed=turned,
+            answers="vectors" if is_embedder(model) else "logits",
             parity=held,
             versions=_versions(format),
-            files={path.name: path.stat().st_size for path in sorted(work.iterdir())},
-            load=snippet(format, target, tokenizer is not None),
+            files={
+                path.relative_to(work).as_posix(): path.stat().st_size
+                for path in sorted(work.rglob("*"))
+                if path.is_file()
+            },
+            load=snippet(format, target, tokenizer is not None, is_embedder(model)),
         )
         with writing(target):
             report.write(work)
@@ -164,25 +177,25 @@ def _stored_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_plain(config: ElasticBertConfig, shape: SubnetShape, pad: bool) -> None:
-    """Raises ``ValueError`` where the format hf cannot hold the sub-network, saying what can."""
-    plain.room_for_heads(config)
+def _check_plain(config: ElasticBertConfig, shape: SubnetShape, pad: bool, others: str) -> None:
+    """Raises ``ValueError`` where the format hf cannot hold the sub-network, naming the others, which can."""
+    plain.room_for_heads(config, others)
     reason = plain.obstacle(config, shape)
     if reason is None or pad:
         return
     near = plain.nearest_plain(config, shape)
     nearest = f"; the nearest that hf holds as it is: {near}" if near else ""
     raise ValueError(
-        f"export: the format hf cannot hold this sub-network: {reason}; formats that can: hf-remote, onnx, elastic; or "
+        f"export: the format hf cannot hold this sub-network: {reason}; formats that can: {others}; or "
         f"hf with --pad, filled up with zero weights (same answers, no faster than the full width){nearest}"
     )
 
 
-def _write_plain(small: ElasticBertForSequenceClassification, folder: Path, dtype: torch.dtype) -> ElasticBertConfig:
+def _write_plain(small: Exported, folder: Path, dtype: torch.dtype) -> ElasticBertConfig:
     """Writes the plain form; returns the sizes it has."""
     form = plain.plain_form(small)
     content = form.config.to_diff_dict() | {"dtype": str(dtype).removeprefix("torch.")}
-    content["architectures"] = [plain.class_name(small.config)]
+    content["architectures"] = [plain.class_name(small)]
     files.write_weights(folder, form.tensors, "50GB")
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
