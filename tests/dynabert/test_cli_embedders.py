@@ -129,6 +129,17 @@ def test_eval_on_other_texts(run: Run, tmp_path: Path, columns: list[str]) -> No
     assert "--metric spearman needs pairs of texts and a column of numbers, and" in err
 
 
+def test_pairs_with_classes_are_scored_by_the_cosine(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "nli.tsv"
+    rows = [f"{a}\t{b}\tentailment" for a, b in zip(FIRSTS, SECONDS, strict=True)]
+    path.write_text("\n".join(["sentence1\tsentence2\tlabel", *rows]) + "\n")
+    code, _, err = run("eval", "--file", str(path))
+    assert code == 1
+    assert "entailment" in err
+    found = json.loads(run("eval", "--file", str(path), "--metric", "cosine", "--json")[1])
+    assert found["subnets"][0]["metrics"] == {"cosine": pytest.approx(1.0)}
+
+
 def test_eval_on_tasks(run: Run, tmp_path: Path) -> None:
     names = ["index", "genre", "filename", "year", "old_index", "source1", "source2", "sentence1", "sentence2", "score"]
     rows = [["x"] * 7 + [*row] for row in zip(FIRSTS, SECONDS, map(str, NUMBERS), strict=True)]
@@ -157,6 +168,7 @@ def test_eval_on_tasks(run: Run, tmp_path: Path) -> None:
         (("--file", "PAIRS", "--metric", "agreement"), 2, "is a sentence embedder; allowed: spearman, pearson, cosine"),
         (("--file", "PAIRS", "--data_dir", "glue"), 2, "--data_dir belongs to --task_name"),
         (("--task_name", "stsb", "--label_column", "score"), 2, "column names belong to --file"),
+        (("--file", "PAIRS", "--label_column", "score", "--metric", "cosine"), 2, "--metric cosine takes none; leave"),
         (("--file", "nowhere.tsv"), 1, "there is no file nowhere.tsv"),
         (("--file", "PAIRS", "--label_column", "mark"), 1, "mark"),
         (("--file", "LONG"), 1, "the text of line 2 is too long; got 62 tokens; allowed: 50"),

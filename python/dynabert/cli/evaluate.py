@@ -135,16 +135,26 @@ def _run_embedder(args: argparse.Namespace) -> None:
 
 
 def _read_pairs(args: argparse.Namespace) -> Examples:
-    """The texts that the options name, with their numbers where they are pairs that have some."""
+    """The texts that the options name, with their numbers where they are pairs that have some; by the cosine alone
+    numbers are not read."""
+    from dynabert.data import read_examples
+    from dynabert.similarity import COSINE
+
+    by_cosine = args.metric == COSINE
+    if by_cosine and args.label_column is not None:
+        raise UsageError(f"--label_column is of labels, and --metric {COSINE} takes none; leave one of them out")
     if args.task_name is not None or args.file is None:
         return only_numbers_of_pairs(read_data(args))
     check_data_options(args)
-    columns = {
+    columns: dict[str, Any] = {
         "text_column": args.text_column,
         "second_text_column": args.second_text_column,
         "bad_rows": args.bad_rows,
     }
-    examples = read_scored(args.file, args.label_column, columns)
+    if by_cosine:
+        examples = read_examples(args.file, **columns, need_labels=False)
+    else:
+        examples = read_scored(args.file, args.label_column, columns)
     if args.label_column is not None and examples.seconds is None:
         raise ValueError(
             f"--label_column {args.label_column} names numbers of pairs, and {args.file} has single texts; leave it "
