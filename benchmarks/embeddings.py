@@ -188,9 +188,10 @@ def report(found: dict[str, Any]) -> str:
         "",
         f"all-MiniLM-L6-v2, distilled on texts of {titles} without labels, {asked:,.0f} of them in each of two stages, "
         f"{sum(seconds.values()) / 60:.0f} minutes of {facts['device']} beside other work, seed {found['seed']}. "
-        f"Scored on the {found['scored_on']['pairs']:,} pairs of STS-B's dev split, another set of texts: Spearman's "
-        "correlation of cosines with people's scores, times 100. *The same neighbours*: of the ten nearest of each of "
-        f"{found['scored_on']['texts']:,} texts, those that the whole network before training finds too. *Index of the "
+        f"Scored on the {found['scored_on']['pairs']:,} pairs of STS-B's dev split, whose texts were left out of the "
+        "training: Spearman's correlation of cosines with people's scores, times 100. *The same neighbours*: of the "
+        f"ten nearest of each of {found['scored_on']['texts']:,} texts, those that the whole network before training finds "
+        "too. *Index of the "
         "whole*: the first text of each pair has the vector of that network, the second one the sub-network's. "
         f"*Latency*: one text of {LATENCY_TOKENS} tokens, {facts['threads']} thread"
         f"{'s' * (facts['threads'] > 1)}, float32; *texts of a second*: STS-B's own; medians of {found['rounds']} "

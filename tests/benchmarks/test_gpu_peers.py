@@ -69,7 +69,7 @@ def test_dependent_launches_are_compared_with_a_graph_of_the_same_frame(monkeypa
     """Launched at its own size a batch may take other tiles, and answer with other bits: nobody's fault."""
     monkeypatch.setattr(graph_check, "why_not_programmatic", lambda _: None)
     frames: list[Any] = []
-    usual = GraphRunner.logits
+    usual = GraphRunner.outputs
 
     def watched(self: Any, *given: Any, **more: Any) -> Any:
         found = usual(self, *given, **more)
@@ -77,7 +77,7 @@ def test_dependent_launches_are_compared_with_a_graph_of_the_same_frame(monkeypa
             frames.append(self.frames[-1])
         return found
 
-    monkeypatch.setattr(GraphRunner, "logits", watched)
+    monkeypatch.setattr(GraphRunner, "outputs", watched)
     found = check_graphs(rehearsed(), batches=4)
     assert (found["dependent_differ"], found["dependent_off"]) == (0, None)
     assert len(frames) == 8
