@@ -88,7 +88,7 @@ def compute_logits(
         ValueError: no examples; no sub-network, one named twice, or one that does not fit; outputs that are NaN or
             infinite.
     """
-    _check_types(model, encoded, subnets)
+    check_classifier("evaluate", model)
     return compute_outputs(
         model,
         encoded,
@@ -113,6 +113,7 @@ def compute_outputs(
     progress: bool | None = False,
 ) -> dict[str, npt.NDArray[np.floating]]:
     """As `compute_logits`, of any elastic model: ``outputs(batch, plan)`` is a row for each sequence."""
+    check_inputs(encoded, subnets)
     if not len(encoded):
         raise ValueError("evaluate: no examples; at least one is needed")
     check_ids("evaluate", encoded, model.config.vocab_size, model.config.max_sequence_length)
@@ -161,6 +162,11 @@ def compute_outputs(
 
 def _check_types(model: object, encoded: object, subnets: object) -> None:
     check_classifier("evaluate", model)
+    check_inputs(encoded, subnets)
+
+
+def check_inputs(encoded: object, subnets: object) -> None:
+    """``TypeError`` for texts that are no token ids, and for one sub-network in place of a list."""
     if not isinstance(encoded, Encoded):
         raise TypeError(f"evaluate: encoded must be Encoded (dynabert.data.tokenise); got {type(encoded).__name__}")
     if subnets is None or isinstance(subnets, (str, SubnetConfig, SubnetShape)):

@@ -17,7 +17,7 @@ from dynabert.configuration import Subnet
 from dynabert.configuration.grid import subnet_text
 from dynabert.data.metrics import compute_metric
 from dynabert.data.tokenisation import Encoded
-from dynabert.evaluation import MAX_BATCH_TOKENS, EvaluationRow, compute_outputs
+from dynabert.evaluation import MAX_BATCH_TOKENS, EvaluationRow, check_inputs, compute_outputs
 from dynabert.modeling.sentence_embedding import check_embedder
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def score_similarity(
         TypeError: another kind of model; one sub-network in place of a list.
         ValueError: as in `dynabert.evaluation.compute_logits`; vectors of other texts.
     """
+    check_inputs(texts.texts, subnets)
     asked = [subnet_text(subnet) for subnet in subnets]
     full = subnet_text(None)
     whole = texts.whole

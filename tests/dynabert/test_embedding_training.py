@@ -239,6 +239,9 @@ def test_scores(tmp_path: Path) -> None:
         SimilaritySet(scored.firsts, scored.seconds, (1.0, 2.0))
     with pytest.raises(ValueError, match="all labels of texts are equal; at least two must differ"):
         SimilaritySet(scored.firsts, scored.seconds, (1.0,) * 12)
+    for score in (score_similarity, compute_vectors):
+        with pytest.raises(TypeError, match="subnets is one sub-network; give a list of them"):
+            score(model, single if score is score_similarity else single.firsts, "w0.5-d1")  # type: ignore[operator]
     with pytest.raises(TypeError, match="compute_vectors: model must be an ElasticBertForSentenceEmbedding"):
         compute_vectors(torch.nn.Linear(1, 1), scored.firsts, ["w1-d1"])  # type: ignore[arg-type]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -354,12 +354,7 @@ def _train(inputs: InputArguments, args: DistillationArguments, callbacks: Seque
             "sub-networks are parts of these"
         )
     if not quiet:
-        for cost in stage_costs(model, recipe):
-            print_table(
-                ["sub-network", "parameters", "GFLOP, 128 tokens"],
-                [[c["subnet"], f"{c['parameters'] / 1e6:.1f} M", f"{c['gflop']:.2f}"] for c in cost["subnets"]],
-                title=f"stage {cost['stage']}: a step costs {cost['forward_passes']:.1f} forward passes",
-            )
+        show_costs(stage_costs(model, recipe))
     tell(
         f"{len(data)} examples to train on, {'' if others is None else f'{len(others)} texts to distil on, '}"
         f"{0 if scored is None else len(scored)} to score; "
@@ -385,6 +380,16 @@ def _train(inputs: InputArguments, args: DistillationArguments, callbacks: Seque
     if args.world_size > 1:
         # The group's threads, left running, may abort a process at its end.
         PartialState().destroy_process_group()
+
+
+def show_costs(costs: Sequence[Mapping[str, Any]]) -> None:
+    """What `dynabert.distill.pipeline.stage_costs` says: a table for each stage."""
+    for cost in costs:
+        print_table(
+            ["sub-network", "parameters", "GFLOP, 128 tokens"],
+            [[c["subnet"], f"{c['parameters'] / 1e6:.1f} M", f"{c['gflop']:.2f}"] for c in cost["subnets"]],
+            title=f"stage {cost['stage']}: a step costs {cost['forward_passes']:.1f} forward passes",
+        )
 
 
 def show(results: Sequence[StageResult], out: Path) -> None:

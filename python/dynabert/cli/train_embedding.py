@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynabert.cli.options import UsageError
-from dynabert.cli.output import print_table, say
+from dynabert.cli.output import say
 from dynabert.cli.similarity_texts import only_numbers_of_pairs, read_scored, similarity_set
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def train_embedder(
     from accelerate import PartialState
     from transformers.utils.logging import disable_progress_bar
 
-    from dynabert.cli.train import draw, show
+    from dynabert.cli.train import draw, show, show_costs
     from dynabert.data.tokenisation import check_tokenizer
-    from dynabert.distill.pipeline import check_recipe, stage_costs, train_elastic
+    from dynabert.distill.pipeline import check_recipe, stage_costs, student_config, train_elastic
     from dynabert.engine.loading import check_there, load_tokenizer
     from dynabert.modeling import ElasticBertForSentenceEmbedding
 
@@ -63,12 +63,7 @@ def train_embedder(
         f"process(es); --step {args.resolved_step()}"
     )
     if not quiet:
-        for cost in stage_costs(model, recipe):
-            print_table(
-                ["sub-network", "parameters", "GFLOP, 128 tokens"],
-                [[c["subnet"], f"{c['parameters'] / 1e6:.1f} M", f"{c['gflop']:.2f}"] for c in cost["subnets"]],
-                title=f"stage {cost['stage']}: a step costs {cost['forward_passes']:.1f} forward passes",
-            )
+        show_costs(stage_costs(model, recipe))
     results = train_elastic(
         model,
         args,
@@ -81,8 +76,6 @@ def train_embedder(
         callbacks=callbacks,
     )
     if not quiet:
-        from dynabert.distill.pipeline import student_config
-
         show(results, Path(str(args.output_dir)))
         draw(results, student_config(model.config, recipe), Path(str(args.output_dir)))
     if args.world_size > 1:
